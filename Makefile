@@ -1,0 +1,41 @@
+# make demo   watch the bundled model decode in parallel
+# make test   ruff, mypy --strict, pytest
+# Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+USER_STAMP := .venv/.installed
+DEV_STAMP := .venv/.installed-dev
+
+.PHONY: demo test lint clean
+.NOTPARALLEL:
+
+demo: $(USER_STAMP)
+	$(BIN)/dllm generate "Reverse the list: pear, fig, plum, kiwi, lime" --watch
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo >&2 \
+	  "dllm needs Python 3.11 or newer, and '$(PYTHON)' is not. Name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(1)
+	@touch $(2)
+endef
+
+$(USER_STAMP): pyproject.toml constraints.txt
+	$(call install,.,$@)
+
+# The dev set-up contains the user's, so `make demo` after `make test` has nothing to do.
+$(DEV_STAMP): pyproject.toml constraints.txt
+	$(call install,'.[dev]',$(USER_STAMP) $@)

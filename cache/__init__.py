@@ -1,0 +1,7 @@
+"""Which positions a forward queries: key/value store, plan, one file per cache policy."""
+
+if __name__ != "dllm.cache":
+    raise ImportError("this folder is dllm.cache: import it under that name")
+
+# Name a user types -> where it lives; third parties use the entry-point group "dllm.cache".
+POLICIES = {"none": "dllm.cache.none:NoCache"}

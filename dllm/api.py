@@ -1,0 +1,29 @@
+"""`dllm.load`: from a name to an engine."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dllm.engine import Engine
+from dllm.models.loading import load_model, resolve
+from dllm.text import load_text
+
+
+def load(
+    id_or_dir: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+) -> Engine:
+    """An engine from "tiny" (bundled), a directory, or a hub id.
+
+    dtype: "auto" takes the checkpoint's (fp32 for fp16 on CPU), or "float32", "bfloat16",
+    "float16". device: "auto" takes CUDA where there is one. No remote code is run.
+    Raises LoadError naming the file, tensor or key at fault.
+    """
+    path = resolve(id_or_dir, revision)
+    model = load_model(path, dtype=dtype, device=device)
+    return Engine(model, load_text(path, model.spec))

@@ -1,0 +1,1 @@
+"""Measuring what a decoding method costs and what it gets right."""

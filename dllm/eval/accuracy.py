@@ -1,0 +1,77 @@
+"""Accuracy and forwards of an engine on a task's held-out prompts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dllm.config import DecodeConfig
+from dllm.engine import Engine
+from dllm.eval.tasks import Example, Task, examples
+from dllm.output import Output
+
+
+@dataclass(slots=True)
+class Score:
+    """Counts over the prompts of one task; `reasons` are the grader's, "ok" among them."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    nfe: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.reasons.total()
+
+    @property
+    def accuracy(self) -> float:
+        return self.reasons["ok"] / self.count
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Wilson interval of the accuracy (95% by default)."""
+        n, p = self.count, self.accuracy
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def add(self, reason: str, output: Output) -> None:
+        self.reasons[reason] += 1
+        self.nfe += output.nfe
+        self.answer_tokens += output.answer_tokens
+
+
+def held_out(task: Task, count: int, *, seed: int, sizes: tuple[int, ...] | None) -> list[Example]:
+    """`count` different held-out examples, sizes in turn (fewer where a task has no more)."""
+    found: dict[str, Example] = {}
+    for tried, example in enumerate(examples(task, seed, held_out=True, sizes=sizes)):
+        found.setdefault(example.prompt, example)
+        if len(found) == count or tried > 50 * count:
+            break
+    return list(found.values())
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    count: int,
+    config: DecodeConfig,
+    *,
+    seed: int = 1,
+    sizes: tuple[int, ...] | None = None,
+    batch_size: int = 32,
+) -> Score:
+    """Decode and grade `count` held-out prompts of `task`, in batches of like length."""
+    score = Score()
+    chosen = held_out(task, count, seed=seed, sizes=sizes)
+    for batch in batches(sorted(chosen, key=lambda e: len(e.prompt)), batch_size):
+        outputs = engine.generate([e.prompt for e in batch], config)
+        for example, output in zip(batch, outputs, strict=True):
+            score.add(task.grade(example, output.text), output)
+    return score
+
+
+def batches(items: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    for at in range(0, len(items), size):
+        yield items[at : at + size]

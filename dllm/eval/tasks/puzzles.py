@@ -1,0 +1,104 @@
+"""4x4 Latin squares and sudokus with some cells blanked; every puzzle has exactly one solution."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import permutations
+from operator import itemgetter
+
+from dllm.eval.tasks.base import Example, Task
+
+Grid = tuple[int, ...]  # the 16 cells row by row; 0 is a blank
+Line = tuple[int, ...]  # the cells that must hold four different digits
+
+ROWS: tuple[Line, ...] = tuple(tuple(range(start, start + 4)) for start in (0, 4, 8, 12))
+COLUMNS: tuple[Line, ...] = tuple(tuple(range(start, 16, 4)) for start in range(4))
+BOXES: tuple[Line, ...] = tuple((c, c + 1, c + 4, c + 5) for c in (0, 2, 8, 10))
+
+LATIN_RULES = {"row": ROWS, "column": COLUMNS}
+SUDOKU_RULES = LATIN_RULES | {"box": BOXES}
+
+LATIN_WORDINGS = (
+    "Complete the Latin square with the digits 1 to 4:\n{grid}",
+    "Fill the blanks of this Latin square:\n{grid}",
+    "{grid}\nComplete this Latin square.",
+    "Every row and column holds 1 to 4 once. Fill in:\n{grid}",
+)
+SUDOKU_WORDINGS = (
+    "Solve this sudoku of 4 by 4:\n{grid}",
+    "Fill the blanks of this sudoku:\n{grid}",
+    "{grid}\nSolve this sudoku.",
+    "Every row, column and box holds 1 to 4 once. Fill in:\n{grid}",
+)
+
+SOLVED = re.compile(r"[1-4]( [1-4]){3}(\n[1-4]( [1-4]){3}){3}")
+
+
+def keeps(grid: Grid, lines: tuple[Line, ...]) -> bool:
+    """Whether no line of a full grid holds a digit twice."""
+    return all(len({grid[cell] for cell in line}) == 4 for line in lines)
+
+
+def latin_squares() -> tuple[Grid, ...]:
+    """All 576 of them, built row by row."""
+    squares: list[Grid] = [()]
+    for _ in range(4):
+        squares = [
+            square + row
+            for square in squares
+            for row in permutations((1, 2, 3, 4))
+            if all(row[column] not in square[column::4] for column in range(4))
+        ]
+    return tuple(squares)
+
+
+LATIN = latin_squares()
+SUDOKU = tuple(grid for grid in LATIN if keeps(grid, BOXES))
+
+
+def text(grid: Grid) -> str:
+    """Four lines such as `1 _ 3 4`."""
+    return "\n".join(" ".join(str(grid[cell] or "_") for cell in row) for row in ROWS)
+
+
+def is_unique(solution: Grid, blanks: set[int], solutions: tuple[Grid, ...]) -> bool:
+    """Whether `solution` is the only one of all `solutions` with its digits outside `blanks`."""
+    clues = itemgetter(*(cell for cell in range(16) if cell not in blanks))
+    return [clues(other) for other in solutions].count(clues(solution)) == 1
+
+
+def puzzle_task(
+    name: str,
+    sizes: tuple[int, ...],
+    wordings: tuple[str, ...],
+    solutions: tuple[Grid, ...],
+    rules: dict[str, tuple[Line, ...]],
+) -> Task:
+    """The task of completing one of `solutions`, graded by the clues and then by `rules`."""
+
+    def make(rng: random.Random, size: int) -> Example:
+        solution = rng.choice(solutions)
+        blanks = set(rng.sample(range(16), size))
+        # Only the blanks are drawn again: a new grid too would favour grids with many good blanks.
+        while not is_unique(solution, blanks, solutions):
+            blanks = set(rng.sample(range(16), size))
+        puzzle = tuple(0 if cell in blanks else solution[cell] for cell in range(16))
+        prompt = rng.choice(wordings).format(grid=text(puzzle))
+        return Example(name, prompt, text(solution), {"puzzle": puzzle})
+
+    def grade(example: Example, reply: str) -> str:
+        if not SOLVED.fullmatch(reply.strip()):
+            return "parse"
+        grid = tuple(int(digit) for digit in reply.split())
+        if any(clue not in (0, digit) for clue, digit in zip(example.facts["puzzle"], grid)):
+            return "clue"
+        return next((reason for reason, lines in rules.items() if not keeps(grid, lines)), "ok")
+
+    return Task(name, "puzzles", sizes, make, grade)
+
+
+TASKS: tuple[Task, ...] = (
+    puzzle_task("latin", (2, 3, 4, 5, 6), LATIN_WORDINGS, LATIN, LATIN_RULES),
+    puzzle_task("sudoku", (2, 3, 4, 5, 6, 7), SUDOKU_WORDINGS, SUDOKU, SUDOKU_RULES),
+)

@@ -1,0 +1,365 @@
+"""What tells the families apart on disk: how config.json is recognised and read, tensor names, ids.
+
+Every switch is read from the checkpoint's own config.json. A class default is never used: the ones
+of LLaDA's configuration class describe another network (another MLP, no RoPE, a tied head), which
+would load and run without an error. Knows no tensor and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dllm.errors import LoadError
+from dllm.models.spec import ModelSpec
+
+
+class SpecialIds(NamedTuple):
+    """Mask, end of sequence, padding and (where there is one) end of turn."""
+
+    mask: int
+    eos: int
+    pad: int
+    eot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The values of one config.json; every complaint names the key, the family and the file."""
+
+    values: Mapping[str, Any]
+    family: str
+    source: str
+
+    def error(self, problem: str) -> LoadError:
+        return LoadError(f"{self.source}: {problem} (read as family {self.family!r})")
+
+    def need(self, key: str) -> Any:
+        if key not in self.values:
+            raise self.error(f"the key {key!r} is missing; it has no default")
+        return self.values[key]
+
+    def integer(self, key: str, minimum: int = 1) -> int:
+        value = self.need(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self.error(f"{key} is {value!r}, expected an integer >= {minimum}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.need(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+            raise self.error(f"{key} is {value!r}, expected a number > 0")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.need(key)
+        if not isinstance(value, bool):
+            raise self.error(f"{key} is {value!r}, expected true or false")
+        return value
+
+    def expect(self, key: str, *known: object, optional: bool = False) -> None:
+        """Insist on one of the implemented values; an `optional` key may also be absent."""
+        if optional and key not in self.values:
+            return
+        value = self.need(key)
+        if not any(value == k and type(value) is type(k) for k in known):
+            choices = " or ".join(repr(k) for k in known)
+            raise self.error(f"{key} is {value!r}, but only {choices} is implemented")
+
+    def rope_theta(self) -> float:
+        """RoPE base, at top level or (transformers 5) inside `rope_parameters`; plain RoPE only."""
+        places = [self]
+        for key in ("rope_parameters", "rope_scaling"):
+            nested = self.values.get(key)
+            if isinstance(nested, Mapping):
+                places.append(Config(nested, self.family, f"{self.source}, {key}"))
+            elif nested is not None:
+                raise self.error(f"{key} is {nested!r}, expected an object or null")
+        for place in places:
+            place.expect("rope_type", "default", optional=True)
+            place.expect("type", "default", optional=True)
+            place.expect("partial_rotary_factor", 1, 1.0, optional=True)
+        holders = [place for place in places if "rope_theta" in place.values] or [self]
+        bases = {place.number("rope_theta") for place in holders}
+        if len(bases) > 1:
+            raise self.error(f"rope_theta has several values: {sorted(bases)}")
+        return bases.pop()
+
+    def head_dim(self, width: str, heads: str) -> int:
+        """Head size where the architecture defines it as width / heads."""
+        if self.integer(width) % self.integer(heads):
+            raise self.error(
+                f"{width}={self.values[width]} is not a multiple of {heads}={self.values[heads]}"
+            )
+        return self.integer(width) // self.integer(heads)
+
+    def special_ids(self, released: SpecialIds, vocab_size: int) -> SpecialIds:
+        """config.json decides; a key it leaves out (or null) takes the family's released id.
+
+        The released id counts only if it is inside this vocabulary, so that a small checkpoint has
+        to name its own. Only the end of turn may be absent altogether.
+        """
+
+        def read(key: str, default: int | None) -> int | None:
+            if self.values.get(key) is None:
+                return default if default is not None and default < vocab_size else None
+            token = self.integer(key, minimum=0)
+            if token >= vocab_size:
+                raise self.error(f"{key} is {token}, outside the vocabulary [0, {vocab_size})")
+            return token
+
+        def need(key: str, default: int) -> int:
+            token = read(key, default)
+            if token is None:
+                raise self.error(
+                    f"the key {key!r} is missing, and the released id {default} is outside this "
+                    f"vocabulary of {vocab_size} tokens"
+                )
+            return token
+
+        return SpecialIds(
+            need("mask_token_id", released.mask),
+            need("eos_token_id", released.eos),
+            need("pad_token_id", released.pad),
+            read("eot_token_id", released.eot),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One layout on disk.
+
+    kinds: values of `model_type` or `architectures` that mean this family.
+    names: our module -> the checkpoint's, `{i}` is the layer.
+    """
+
+    name: str
+    models: str
+    kinds: frozenset[str]
+    names: Mapping[str, str]
+    read: Callable[[Config], ModelSpec]
+
+    def tensor_name(self, parameter: str) -> str:
+        """Checkpoint name of a parameter as `Decoder.state_dict()` calls it.
+
+        Matches whole module names, since LLaDA uses `ff_out` for the head and, inside a block, for
+        the down projection.
+        """
+        module, _, kind = parameter.rpartition(".")
+        layer = re.match(r"layers\.(\d+)\.", module)
+        if layer is None:
+            return f"{self.names[module]}.{kind}"
+        template = self.names[module.replace(layer[0], "layers.{i}.", 1)]
+        return f"{template.format(i=layer[1])}.{kind}"
+
+
+LLADA_NAMES = {
+    "embed": "model.transformer.wte",
+    "layers.{i}.attn_norm": "model.transformer.blocks.{i}.attn_norm",
+    "layers.{i}.attn.q": "model.transformer.blocks.{i}.q_proj",
+    "layers.{i}.attn.k": "model.transformer.blocks.{i}.k_proj",
+    "layers.{i}.attn.v": "model.transformer.blocks.{i}.v_proj",
+    "layers.{i}.attn.o": "model.transformer.blocks.{i}.attn_out",
+    "layers.{i}.mlp_norm": "model.transformer.blocks.{i}.ff_norm",
+    "layers.{i}.gate": "model.transformer.blocks.{i}.ff_proj",
+    "layers.{i}.up": "model.transformer.blocks.{i}.up_proj",
+    "layers.{i}.down": "model.transformer.blocks.{i}.ff_out",
+    "norm": "model.transformer.ln_f",
+    "head": "model.transformer.ff_out",
+}
+
+QWEN_NAMES = {
+    "embed": "model.embed_tokens",
+    "layers.{i}.attn_norm": "model.layers.{i}.input_layernorm",
+    "layers.{i}.attn.q": "model.layers.{i}.self_attn.q_proj",
+    "layers.{i}.attn.k": "model.layers.{i}.self_attn.k_proj",
+    "layers.{i}.attn.v": "model.layers.{i}.self_attn.v_proj",
+    "layers.{i}.attn.o": "model.layers.{i}.self_attn.o_proj",
+    "layers.{i}.attn.q_norm": "model.layers.{i}.self_attn.q_norm",
+    "layers.{i}.attn.k_norm": "model.layers.{i}.self_attn.k_norm",
+    "layers.{i}.mlp_norm": "model.layers.{i}.post_attention_layernorm",
+    "layers.{i}.gate": "model.layers.{i}.mlp.gate_proj",
+    "layers.{i}.up": "model.layers.{i}.mlp.up_proj",
+    "layers.{i}.down": "model.layers.{i}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def _read_llada(c: Config) -> ModelSpec:
+    # Each of these silently gives another network if it is not what the decoder does.
+    c.expect("activation_type", "silu")  # gate and up apart; "swiglu" chunks one projection
+    c.expect("block_type", "llama")
+    c.expect("block_group_size", 1)
+    c.expect("layer_norm_type", "rms")
+    c.expect("layer_norm_with_affine", True, optional=True)
+    c.expect("multi_query_attention", False, None, optional=True)
+    c.expect("rope", True)
+    for switch in (
+        "alibi",
+        "attention_layer_norm",
+        "bias_for_layer_norm",
+        "include_bias",
+        "include_qkv_bias",
+        "input_emb_norm",
+        "scale_logits",
+    ):
+        c.expect(switch, False)
+    vocab_size = c.integer("vocab_size")
+    c.expect("embedding_size", vocab_size, None)  # rows of the embedding; null means vocab_size
+    ids = c.special_ids(SpecialIds(126336, 126081, 126081, 126348), vocab_size)
+    return ModelSpec(
+        family=c.family,
+        vocab_size=vocab_size,
+        hidden_size=c.integer("d_model"),
+        num_layers=c.integer("n_layers"),
+        num_heads=c.integer("n_heads"),
+        num_kv_heads=c.integer("n_kv_heads"),
+        head_dim=c.head_dim("d_model", "n_heads"),
+        mlp_size=c.integer("mlp_hidden_size"),  # mlp_ratio is ignored by the released code
+        norm_eps=c.number("rms_norm_eps"),
+        rope_theta=c.rope_theta(),
+        rope_fp32=c.flag("rope_full_precision"),
+        tie_head=c.flag("weight_tying"),
+        max_positions=c.integer("max_sequence_length"),
+        mask_id=ids.mask,
+        eos_id=ids.eos,
+        pad_id=ids.pad,
+        eot_id=ids.eot,
+    )
+
+
+def _read_qwen(
+    c: Config,
+    released: SpecialIds,
+    *,
+    shift: Literal[0, 1],
+    block_length: int | None = None,
+    qwen3: bool = False,
+) -> ModelSpec:
+    """The layout of Qwen2 (biases on q, k, v), or with `qwen3` of Qwen3 (per-head q/k norm).
+
+    Both rotate in the model's dtype. Qwen3's head size is a number of its own, Qwen2's is
+    hidden_size / heads unless the config says otherwise.
+    """
+    c.expect("hidden_act", "silu")
+    c.expect("use_sliding_window", False, optional=True)
+    if qwen3:
+        c.expect("attention_bias", False, optional=True)
+    vocab_size = c.integer("vocab_size")
+    ids = c.special_ids(released, vocab_size)
+    own_head_dim = qwen3 or c.values.get("head_dim") is not None
+    return ModelSpec(
+        family=c.family,
+        vocab_size=vocab_size,
+        hidden_size=c.integer("hidden_size"),
+        num_layers=c.integer("num_hidden_layers"),
+        num_heads=c.integer("num_attention_heads"),
+        num_kv_heads=c.integer("num_key_value_heads"),
+        head_dim=c.integer("head_dim")
+        if own_head_dim
+        else c.head_dim("hidden_size", "num_attention_heads"),
+        mlp_size=c.integer("intermediate_size"),
+        norm_eps=c.number("rms_norm_eps"),
+        rope_theta=c.rope_theta(),
+        qkv_bias=not qwen3,
+        qk_norm=qwen3,
+        tie_head=c.flag("tie_word_embeddings"),
+        block_length=block_length,
+        shift=shift,
+        max_positions=c.integer("max_position_embeddings"),
+        mask_id=ids.mask,
+        eos_id=ids.eos,
+        pad_id=ids.pad,
+        eot_id=ids.eot,
+    )
+
+
+def _read_dream(c: Config) -> ModelSpec:
+    return _read_qwen(c, SpecialIds(151666, 151643, 151643, 151645), shift=1)
+
+
+def _read_fast_dllm_v2(c: Config) -> ModelSpec:
+    released = SpecialIds(151665, 151645, 151645, 151645)
+    return _read_qwen(c, released, shift=1, block_length=c.integer("bd_size"))
+
+
+def _read_sdar(c: Config) -> ModelSpec:
+    # The block belongs to the weights, but the first releases (all trained with 4) left it to the
+    # sampler's default and their config.json does not carry it. The wider variants must name it.
+    key = next((k for k in ("block_size", "block_length") if c.values.get(k) is not None), None)
+    block_length = 4 if key is None else c.integer(key)
+    released = SpecialIds(151669, 151643, 151643, 151645)
+    return _read_qwen(c, released, shift=0, block_length=block_length, qwen3=True)
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "llada",
+            "LLaDA-8B Base/Instruct, LLaDA-1.5",
+            frozenset({"llada", "LLaDAModelLM"}),
+            LLADA_NAMES,
+            _read_llada,
+        ),
+        Family(
+            "dream",
+            "Dream-7B, Dream-Coder, DiffuCoder",
+            frozenset({"Dream", "DreamModel"}),
+            QWEN_NAMES,
+            _read_dream,
+        ),
+        Family(
+            "fast_dllm_v2",
+            "Fast-dLLM v2",
+            frozenset({"Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM"}),
+            QWEN_NAMES,
+            _read_fast_dllm_v2,
+        ),
+        Family(
+            "sdar",
+            "SDAR and TraDo, dense",
+            frozenset({"sdar", "SDARForCausalLM"}),
+            QWEN_NAMES,
+            _read_sdar,
+        ),
+    )
+}
+
+EXPERTS = re.compile(r"moe|llada2", re.IGNORECASE)  # llada_moe, LLaDA2MoeModelLM, sdar_moe, olmoe
+
+
+def find_family(config: Mapping[str, Any], source: str) -> Family:
+    """The family a config.json belongs to.
+
+    Raises LoadError naming what the file says and the known families, for an unknown architecture
+    and for a mixture of experts, which none of them implements yet.
+    """
+    listed = config.get("architectures") or []
+    kinds = [config.get("model_type"), *(listed if isinstance(listed, list) else [listed])]
+    found = {f.name: f for f in FAMILIES.values() if f.kinds & set(map(str, kinds))}
+    said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    if any(EXPERTS.search(str(kind)) for kind in kinds):
+        problem = f"mixture-of-experts models are not supported yet ({said})"
+    elif not found:
+        problem = f"unknown architecture ({said})"
+    elif len(found) > 1:
+        problem = f"model_type and architectures name different families ({said})"
+    else:
+        return found.popitem()[1]
+    known = "; ".join(f"{f.name} ({f.models})" for f in FAMILIES.values())
+    raise LoadError(f"{source}: {problem}; known families: {known}")
+
+
+def read_spec(config: Mapping[str, Any], source: str = "config.json") -> ModelSpec:
+    """`ModelSpec` of a config.json's content; `source` names the file in errors (LoadError)."""
+    family = find_family(config, source)
+    try:
+        return family.read(Config(config, family.name, source))
+    except LoadError:
+        raise
+    except ValueError as error:  # what ModelSpec itself refuses
+        raise LoadError(f"{source}: {error}") from error

@@ -1,0 +1,45 @@
+"""What the engine asks of a model, whatever it is made of: `Decoder` and `HFModel` both fit."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dllm.cache.plan import Plan
+from dllm.cache.store import KVStore
+
+
+class TokenIds(Protocol):
+    """The facts about a vocabulary that decoding needs; `ModelSpec` and `HFSpec` have them."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def shift(self) -> Literal[0, 1]: ...
+    @property
+    def block_length(self) -> int | None: ...
+
+
+class Model(Protocol):
+    """`(ids [B, T], plan, store) -> logits [B, R, vocab_size]` of the rows in `plan.head`."""
+
+    @property
+    def spec(self) -> TokenIds: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor: ...
+    def new_store(self, batch: int, length: int) -> KVStore: ...

@@ -1,0 +1,81 @@
+"""What a generation gives back: events while it runs, an `Output` a row at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["eos", "stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Tokens that one forward made known in one row; the parallel lists are in position order.
+
+    nfe: forwards of this row so far, this one included. positions are absolute.
+    """
+
+    row: int
+    nfe: int
+    positions: list[int]
+    token_ids: list[int]
+    confidences: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of wall clock while the row was in the batch: in all, and inside the model."""
+
+    total: float
+    forward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The result of one prompt.
+
+    token_ids: the answer, without the token that ended it, its text cut at a stop string. An
+    interrupted answer holds what was committed, in order, holes left out.
+    nfe: forwards this row took part in. slots: positions committed, end-of-text padding included;
+    answer_tokens: those up to and including the first end token.
+    history: the commits of every step, kept on request.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    nfe: int
+    slots: int
+    answer_tokens: int
+    timings: Timings
+    history: list[Commit] | None = None
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Answer tokens, up to and including the first end token, per forward."""
+        return self.answer_tokens / self.nfe if self.nfe else 0.0
+
+    @property
+    def slots_per_forward(self) -> float:
+        """All committed positions per forward, padding behind the end token included."""
+        return self.slots / self.nfe if self.nfe else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A row entered the batch: its prompt and the number of holes behind it."""
+
+    row: int
+    prompt_ids: list[int]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A row left the batch."""
+
+    row: int
+    output: Output
+
+
+Event = Started | Commit | Finished

@@ -1,0 +1,115 @@
+"""Parts by name: turns "threshold:threshold=0.9" into the object it names.
+
+A part is a dataclass. It is found in a table of this package, in an entry-point group, or as
+"module:Class"; its options are converted by the types of its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from dllm.errors import DllmError
+
+WORDS = {"true": True, "false": False, "none": None}
+
+
+class SpecError(DllmError):
+    """A part or option that does not exist, or a value that does not fit it."""
+
+
+def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
+    """All names of one kind of part, with the "module:Class" each stands for."""
+    return dict(table) | {point.name: point.value for point in entry_points(group=group)}
+
+
+def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
+    """The class behind a part's name or a "module:Class" path."""
+    kind = group.removeprefix("dllm.").removesuffix("s")
+    parts = known_parts(table, group)
+    path = parts.get(name, name)
+    if ":" not in path:
+        raise SpecError(
+            f"unknown {kind} {name!r}: expected one of {', '.join(sorted(parts))}, or module:Class"
+        )
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"cannot load {kind} {name!r} from {path!r}: {error}") from error
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise SpecError(f"{kind} {name!r} is {found!r}: expected a dataclass")
+    return found
+
+
+def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any) -> Any:
+    """The part that `spec` ("name" or "name:key=value,key=value") describes.
+
+    `defaults` are given to the part where it has such a field and the spec does not set it.
+    Raises SpecError naming the value and the known choices.
+    """
+    name, options = split_spec(spec)
+    cls = part_class(name, table, group)
+    hints = get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    values = {key: value for key, value in defaults.items() if key in fields}
+    for key, text in options.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
+        values[key] = convert(text, fields[key], f"{name}:{key}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{spec!r}: {error}") from error
+
+
+def split_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Name (or module:Class) and options of a spec, all as text."""
+    *path, last = spec.strip().split(":")
+    if path and "=" not in last:
+        path, last = [*path, last], ""
+    elif not path:
+        path, last = [last], ""
+    options = {}
+    for item in filter(None, (piece.strip() for piece in last.split(","))):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise SpecError(f"{spec!r}: expected key=value, found {item!r}")
+        if key.strip() in options:
+            raise SpecError(f"{spec!r}: the option {key.strip()!r} is given twice")
+        options[key.strip()] = value.strip()
+    return ":".join(path), options
+
+
+def convert(text: str, hint: Any, name: str) -> Any:
+    """`text` as a value of the type `hint` (int, float, bool, str, Literal, or one of these | None)."""
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for choice in choices:
+        if get_origin(choice) is Literal:
+            if text in get_args(choice):
+                return text
+        elif choice in (bool, type(None)):
+            if text.lower() in WORDS and isinstance(WORDS[text.lower()], choice):
+                return WORDS[text.lower()]
+        elif choice in (int, float, str):
+            try:
+                return choice(text)
+            except ValueError:
+                continue
+    expected = " or ".join(describe(choice) for choice in choices)
+    raise SpecError(f"{name}={text!r}: expected {expected}")
+
+
+def describe(hint: Any) -> str:
+    """A type as a user reads it."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(describe(choice) for choice in get_args(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    return names.get(hint, "text" if hint is str else str(hint))

@@ -1,0 +1,196 @@
+"""Strings to token ids and back: a checkpoint's tokenizer and chat format, without remote code.
+
+Knows tokenizer files and chat templates; knows no model and no canvas. transformers is imported
+only when a tokenizer is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dllm.errors import DllmError, LoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dllm.models.protocol import TokenIds
+
+Messages = Sequence[Mapping[str, str]]  # {"role": ..., "content": ...}
+
+REMOTE_QWEN = ("DreamTokenizer",)  # remote-code classes that are Qwen2's tokenizer, copied
+
+
+def llada_chat(messages: Messages, bos: str) -> str:
+    """LLaDA's format: a header line per message; bos once; always ends as the assistant's turn."""
+    turns = (
+        f"<|start_header_id|>{m['role']}<|end_header_id|>\n\n{m['content'].strip()}<|eot_id|>"
+        for m in messages
+    )
+    return bos + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def chatml(messages: Messages, bos: str) -> str:
+    """ChatML, as Qwen3 and Fast-dLLM v2 use it; it has no bos."""
+    turns = (f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def dream_chat(messages: Messages, bos: str) -> str:
+    """ChatML with Dream's default system line where the messages bring none."""
+    if messages[0]["role"] != "system":
+        default = {"role": "system", "content": "You are a helpful assistant."}
+        messages = [default, *messages]
+    return chatml(messages, bos)
+
+
+CHAT_FORMATS: dict[str, tuple[Callable[[Messages, str], str], tuple[str, ...]]] = {
+    # family -> its published format, and the tokens without which it would be plain text
+    "llada": (llada_chat, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "dream": (dream_chat, ("<|im_start|>", "<|im_end|>")),
+    "fast_dllm_v2": (chatml, ("<|im_start|>", "<|im_end|>")),
+    "sdar": (chatml, ("<|im_start|>", "<|im_end|>")),
+}
+
+
+class Text:
+    """Tokenizer and chat format of one checkpoint; see `load_text`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, family: str) -> None:
+        self.tokenizer = tokenizer
+        self.family = family
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, nothing added. A special token typed in the text becomes its id."""
+        return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`, spaces untouched."""
+        text = self.tokenizer.decode(
+            list(ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+        return cast(str, text)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works: a template in the checkpoint, or its family's format fits."""
+        return bool(self.tokenizer.chat_template) or self._family_format() is not None
+
+    def chat(self, messages: Messages) -> list[int]:
+        """Ids of a conversation up to where the assistant's answer begins.
+
+        The checkpoint's own template decides, else the format its family published. No bos is added
+        beside the one the template may write. Raises DllmError for malformed messages, or for a
+        base model, which has no chat format.
+        """
+        _check_messages(messages)
+        if self.tokenizer.chat_template:
+            rendered = self._render(messages)
+        elif (published := self._family_format()) is not None:
+            rendered = published(messages, self.tokenizer.bos_token or "")
+        else:
+            raise DllmError(
+                f"this {self.family} checkpoint has no chat template (a base model?): "
+                "give the prompt as plain text instead of messages"
+            )
+        return self.encode(rendered)
+
+    def _render(self, messages: Messages) -> str:
+        from jinja2 import TemplateError
+
+        try:  # transformers renders in jinja's sandbox: a template is data, not code
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DllmError(f"the checkpoint's chat template refuses: {error}") from error
+        return cast(str, rendered)
+
+    def _family_format(self) -> Callable[[Messages, str], str] | None:
+        published, needed = CHAT_FORMATS.get(self.family, (None, ()))
+        vocab = self.tokenizer.get_vocab()
+        return published if all(token in vocab for token in needed) else None
+
+
+def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
+    """Tokenizer of the checkpoint directory `path`, checked against the model's `spec`.
+
+    Raises LoadError if there is no tokenizer that can be built without remote code, or if its mask,
+    end of sequence or size contradict the model.
+    """
+    folder = Path(path)
+    tokenizer = _tokenizer(folder)
+    mask = tokenizer.mask_token_id
+    if mask is not None and mask != spec.mask_id:
+        raise LoadError(
+            f"{folder}: the tokenizer's mask token {tokenizer.mask_token!r} is id {mask}, but the "
+            f"model's mask_id is {spec.mask_id}"
+        )
+    eos = tokenizer.eos_token_id
+    # padding is not compared: DiffuCoder and Fast-dLLM v2 pad with an id that their model does not
+    if eos is not None and eos not in spec.stop_ids:
+        raise LoadError(
+            f"{folder}: the tokenizer ends with {tokenizer.eos_token!r}, id {eos}, but the model "
+            f"with one of {list(spec.stop_ids)}"
+        )
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= spec.vocab_size:
+        raise LoadError(
+            f"{folder}: the tokenizer has ids up to {highest}, but the model only "
+            f"{spec.vocab_size} tokens"
+        )
+    return Text(tokenizer, spec.family)
+
+
+def find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the earliest of the stop strings begins in `text`, or None if it holds none."""
+    if isinstance(stops, str) or "" in stops:
+        raise DllmError(f"stop={stops!r}: expected a list of non-empty strings")
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+
+def _check_messages(messages: Messages) -> None:
+    shape = 'a non-empty list like [{"role": "user", "content": "..."}]'
+    if isinstance(messages, (str, Mapping)) or not messages:
+        raise DllmError(f"messages={messages!r}: expected {shape}")
+    for message in messages:
+        ok = isinstance(message, Mapping) and all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        )
+        if not ok:
+            raise DllmError(f"message {message!r}: expected {shape}")
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The first that applies, none of which runs code of the checkpoint.
+
+    tokenizer.json describes itself, so it goes first whatever class the configuration names
+    (LLaDA, SDAR, Fast-dLLM v2). Dream ships vocab.json and merges.txt under a remote class that is
+    Qwen2's. Anything else is left to transformers.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    kind: Any = AutoTokenizer
+    try:
+        if (folder / "tokenizer.json").is_file():
+            kind = PreTrainedTokenizerFast
+        elif _declared_class(folder) in REMOTE_QWEN:
+            kind = Qwen2Tokenizer
+        loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        reason = str(error).partition("\n")[0]
+        raise LoadError(
+            f"{folder}: no tokenizer that works without remote code ({reason}); expected "
+            "tokenizer.json, or vocab.json with merges.txt"
+        ) from error
+    return cast("PreTrainedTokenizerBase", loaded)
+
+
+def _declared_class(folder: Path) -> object:
+    settings = folder / "tokenizer_config.json"
+    return json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None

@@ -1,0 +1,1 @@
+"""Training objectives and recipes, the bundled model's among them."""

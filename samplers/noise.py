@@ -1,0 +1,43 @@
+"""Random numbers that depend on (seed, row, step, position) and on nothing else.
+
+A row therefore draws the same numbers whatever shares its batch, and the global generator is never
+touched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 2**64 / golden ratio, as a signed 64-bit number
+_MIX_1, _MIX_2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of signed 64-bit numbers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: every input bit changes about half of the output bits."""
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def uniform(seed: int, *counters: Tensor) -> Tensor:
+    """Float64 uniforms in the open interval (0, 1), one per broadcast entry of the counters.
+
+    They have 52 random bits: float32 would cut the tail of a Gumbel or exponential made from them
+    (arXiv 2409.02908, section 4).
+    """
+    signed = (seed + 2**63) % 2**64 - 2**63
+    x = torch.full((), signed, dtype=torch.int64, device=counters[0].device)
+    for counter in counters:
+        x = _mix(x * 31 + _GOLDEN + counter.long())
+    return (_shift(_mix(x), 12).double() + 0.5) * 2.0**-52
+
+
+def gumbel(u: Tensor) -> Tensor:
+    """Standard Gumbel variates from uniforms `u` in (0, 1), in float64."""
+    return -(-u.log()).log()

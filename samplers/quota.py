@@ -1,0 +1,45 @@
+"""LLaDA's reference sampler: a fixed number of tokens per step (arXiv 2502.09992, section 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection, steps_of_window, top
+
+
+@dataclass(frozen=True)
+class Quota(CommitRule):
+    """Commit the k best candidates, k fixed by `steps`: the earlier steps of a window get one more.
+
+    steps: forwards for the whole answer (not per block); None commits one token per forward.
+    remasking: "low_confidence" keeps the most confident, "random" keeps random positions.
+    logits_eos_inf: never propose an end token. confidence_eos_eot_inf: commit end tokens last (as
+    intended upstream; the released code edits the logits after the choice and does not get there).
+    """
+
+    paper = "LLaDA, arXiv 2502.09992"
+    steps: int | None = None
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+
+    @property
+    def bans_eos(self) -> bool:
+        return self.logits_eos_inf
+
+    def select(self, view: Candidates) -> Selection:
+        steps = steps_of_window(view, self.steps)
+        count = view.window_holes // steps + (view.window_step < view.window_holes % steps)
+        score = view.uniform() if self.remasking == "random" else None
+        if self.confidence_eos_eot_inf:
+            base = view.conf if score is None else score
+            score = base.masked_fill(view.ends, -torch.inf)
+        return Selection(top(view, count.clamp(min=1), score))

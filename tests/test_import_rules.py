@@ -1,0 +1,156 @@
+"""Who may import whom: the table of the house, checked on the syntax tree of every module.
+
+Imports inside functions and under TYPE_CHECKING count too. A module is named by its file, so a
+package's own file is `<package>.__init__`; `dllm.__init__` is the front door: `import dllm`, or a
+name taken from it.
+"""
+
+import ast
+import sys
+from typing import NamedTuple
+
+import pytest
+
+GROUND = ("dllm.cache.plan", "dllm.cache.store", "dllm.canvas", "dllm.models.spec")
+TENSORS = ("torch", "numpy", "einops")
+BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.models", "dllm.samplers", "dllm.cache")
+ENGINE = (*BELOW_ENGINE, "dllm.engine")
+BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
+LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train", "dllm.verify")
+
+
+class May(NamedTuple):
+    """What a module may import: of dllm, and of other distributions (None: anything)."""
+
+    dllm: tuple[str, ...]
+    others: tuple[str, ...] | None = None
+
+
+# The longest matching name decides, so a single file can be stricter or freer than its folder.
+RULES: dict[str, May] = {
+    # ground floor: tensors and dataclasses only
+    **dict.fromkeys(GROUND, May(GROUND, TENSORS)),
+    # no model, no tokenizer, no cache
+    "dllm.samplers": May(("dllm.samplers", "dllm.canvas"), TENSORS),
+    "dllm.cache": May(GROUND, TENSORS),  # a policy
+    "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
+    "dllm.models": May((*GROUND, "dllm.models")),
+    "dllm.models.decoder": May(GROUND, TENSORS),
+    "dllm.config": May(BELOW_ENGINE, TENSORS),
+    "dllm.engine": May(BELOW_ENGINE, TENSORS),
+    "dllm.verify": May((*GROUND, "dllm.models", "dllm.verify")),
+    "dllm.text": May(BESIDE_ENGINE),
+    "dllm.streaming": May(BESIDE_ENGINE),
+    "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval")),
+    "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
+    "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
+    "dllm.cli": May((*LIBRARY, "dllm.cli")),
+    "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may
+}
+
+
+def covers(prefix: str, name: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def imports(module: str, source: str, known: set[str]) -> set[tuple[int, str]]:
+    """(line, module) of every import in `source`; a package counts as its own `__init__`."""
+
+    def own_file(name: str) -> str:
+        return f"{name}.__init__" if f"{name}.__init__" in known else name
+
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {(node.lineno, own_file(alias.name)) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            here = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*here, *filter(None, [node.module])])
+            for alias in node.names:
+                target = own_file(f"{base}.{alias.name}")  # a submodule, or else a name in `base`
+                found.add((node.lineno, target if target in known else own_file(base)))
+    return found
+
+
+def violations(module: str, source: str, known: set[str]) -> list[str]:
+    rules = [prefix for prefix in RULES if covers(prefix, module)]
+    if not rules:
+        return [f"{module}: has no rule yet, give it one in RULES"]
+    may = RULES[max(rules, key=len)]
+    found = []
+    for line, target in sorted(imports(module, source, known)):
+        top = target.partition(".")[0]
+        if top == "dllm":
+            allowed = any(covers(prefix, target) for prefix in may.dllm)
+        else:
+            allowed = may.others is None or top in may.others or top in sys.stdlib_module_names
+        if not allowed:
+            found.append(f"{module}:{line} may not import {target}")
+    return found
+
+
+def test_every_module_keeps_the_rules(modules):
+    known = set(modules)
+    found = [v for name, file in modules.items() for v in violations(name, file.read_text(), known)]
+    assert found == []
+
+
+KNOWN = {
+    "dllm.__init__",
+    "dllm.cache.__init__",
+    "dllm.cache.plan",
+    "dllm.cache.prefix",
+    "dllm.canvas",
+    "dllm.cli",
+    "dllm.engine",
+    "dllm.models.__init__",
+    "dllm.models.decoder",
+    "dllm.samplers.__init__",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("dllm.samplers.quota", "from dllm.models.decoder import Decoder"),
+        ("dllm.samplers.quota", "from ..cache import plan"),
+        ("dllm.samplers.quota", "from transformers import AutoTokenizer"),
+        ("dllm.samplers.quota", "def late():\n    import tokenizers"),
+        ("dllm.samplers.quota", "import dllm"),
+        ("dllm.samplers.quota", "from .. import engine"),
+        ("dllm.cache.prefix", "from . import other_policy"),
+        ("dllm.cache.prefix", "from dllm.cache import KVStore"),
+        ("dllm.cache.plan", "import dllm.models.decoder"),
+        ("dllm.canvas", "from . import engine"),
+        ("dllm.models.decoder", "import safetensors"),
+        ("dllm.engine", "from .text import Text"),
+        ("dllm.verify.search", "import dllm.engine"),
+        ("dllm.eval.sweep", "from dllm.train import recipe"),
+        ("dllm.streaming", "from . import cli"),
+        ("dllm.__init__", "import torch"),
+        ("dllm.newcomer", ""),
+    ],
+)
+def test_a_violation_is_found(module, source):
+    assert len(violations(module, source, KNOWN)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "dllm.samplers.quota",
+            "import math\nimport torch.nn.functional as F\nfrom ..canvas import Canvas",
+        ),
+        ("dllm.samplers.quota", "from . import __doc__\nfrom dllm.samplers import base"),
+        (
+            "dllm.cache.prefix",
+            "from .plan import Plan\nfrom ..cache import plan\nfrom . import plan",
+        ),
+        ("dllm.verify.target", "import transformers\nfrom ..models import decoder"),
+        ("dllm.train.recipe", "from ..eval.tasks import lists\nimport dllm"),
+        ("dllm.__main__", "from dllm.cli import main"),
+    ],
+)
+def test_what_the_table_allows_passes(module, source):
+    assert violations(module, source, KNOWN) == []
