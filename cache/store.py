@@ -52,7 +52,7 @@ class KVStore:
         self.live = live.scatter(1, slots, True)[:, : self.length]
 
     def update(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, H, Q, D] of `layer` into `slots` [B, Q]; return all T slots of the layer."""
+        """Write k, v [B, H, Q, D] of `layer` into `slots` [B, Q]; return all T slots of it."""
         index = slots[:, None, :, None].expand_as(k)
         self.k[layer].scatter_(2, index, k)
         self.v[layer].scatter_(2, index, v)

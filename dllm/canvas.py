@@ -87,6 +87,4 @@ class Canvas:
         self.ids, self.generated, self.known = (
             t[rows, :size] for t in (self.ids, self.generated, self.known)
         )
-        self.prompt, self.length, self.row = (
-            t[rows] for t in (self.prompt, self.length, self.row)
-        )
+        self.prompt, self.length, self.row = (t[rows] for t in (self.prompt, self.length, self.row))

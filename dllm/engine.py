@@ -81,17 +81,18 @@ class Decoding:
             top_p=config.top_p,
             top_k=config.top_k,
             tempered=self.rule.tempered,
-            banned=(model.spec.mask_id, *(model.spec.stop_ids if self.rule.bans_eos else ())),
+            banned=(model.spec.mask_id, *((model.spec.eos_id,) if self.rule.bans_eos else ())),
             stop_ids=model.spec.stop_ids,
             seed=config.seed,
         )
         self.commits: dict[int, list[Commit]] = {row: [] for row in self.active}
         self.nfe = 0  # forwards run so far; rows still active took part in all of them
-        self.started, self.forward_seconds = time.perf_counter(), 0.0
+        self.seconds = self.forward_seconds = 0.0
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """One step: at least one token committed in every active row; rows that end are finished."""
+        """One step: every active row commits at least one token; rows that end are finished."""
+        began = self._clock()
         windows = self.planner.windows(self.canvas)
         self._enter(windows)
         pos, valid = hole_positions(self.canvas, windows)
@@ -113,7 +114,9 @@ class Decoding:
         self.canvas.commit(view.pos, view.token, chosen)
         committed = torch.zeros_like(self.canvas.known).scatter_(1, view.pos, chosen)
         self.policy.after(self.canvas, committed)
-        return [*self._record(view, chosen), *self._finish_rows()]
+        commits = list(self._record(view, chosen))
+        self.seconds += self._clock() - began
+        return [*commits, *self._finish_rows()]
 
     def _enter(self, windows: Windows) -> None:
         """Reset the window counters of rows whose window is new; count the coming step."""
@@ -137,7 +140,8 @@ class Decoding:
             ids = self.canvas.ids.masked_fill(hidden, self.model.spec.mask_id)
             without = self.model(ids, plan, self.store)
             self.nfe += 1
-            logits = without + (scale + 1) * (logits - without)
+            guided = without + (scale + 1) * (logits - without)
+            logits = guided.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so
         self.forward_seconds += self._clock() - began
         return logits
 
@@ -201,7 +205,7 @@ class Decoding:
         for i, hole in enumerate(first_hole):
             if first_end[i] < hole:
                 reasons.append("eos")
-            elif self.config.stop and self._stop_index(self._tokens(i, upto=hole)) is not None:
+            elif self.config.stop and self._stop_index(self._tokens(i)) is not None:
                 reasons.append("stop")
             else:
                 reasons.append("length" if hole == length[i] else None)
@@ -214,31 +218,35 @@ class Decoding:
         ends &= canvas.generated & canvas.known
         return torch.where(ends, canvas.pos, canvas.ids.shape[1]).amin(1)
 
-    def _tokens(self, i: int, upto: int) -> list[int]:
-        """Committed tokens of canvas row `i` in [prompt, upto), holes left out."""
-        span = slice(int(self.canvas.prompt[i]), upto)
-        tokens: list[int] = self.canvas.ids[i, span][self.canvas.known[i, span]].tolist()
+    def _tokens(self, i: int, past_holes: bool = False) -> list[int]:
+        """Committed tokens of canvas row `i` up to its first hole, or all, holes left out."""
+        span = slice(int(self.canvas.prompt[i]), int(self.canvas.length[i]))
+        known = self.canvas.known[i, span]
+        if not past_holes:
+            known = known.cumprod(0).bool()
+        tokens: list[int] = self.canvas.ids[i, span][known].tolist()
         return tokens
 
     def _stop_index(self, tokens: list[int]) -> int | None:
         """Where the first stop string begins in the text of `tokens`."""
-        if self.text is None:
+        if self.text is None or not self.config.stop:
             return None
         text = self.text.decode(tokens)
         found = [at for stop in self.config.stop if (at := text.find(stop)) >= 0]
         return min(found, default=None)
 
     def _output(self, i: int, reason: FinishReason) -> Output:
-        row, first_end = self.active[i], int(self._first_end()[i])
-        tokens = self._tokens(i, upto=min(first_end, int(self.canvas.length[i])))
-        ended = first_end < int(self.canvas.length[i])
-        answer_tokens = len(tokens) + ended
-        cut = self._stop_index(tokens) if self.config.stop else None
+        row, tokens = self.active[i], self._tokens(i, past_holes=reason == "interrupted")
+        ends = [k for k, token in enumerate(tokens) if token in self.model.spec.stop_ids]
+        answer_tokens = ends[0] + 1 if ends else len(tokens)
+        tokens = tokens[: ends[0]] if ends else tokens
+        text = "" if self.text is None else self.text.decode(tokens)
+        # An interrupted row has holes: text across them may hold a stop string that is not there.
+        cut = None if reason == "interrupted" else self._stop_index(tokens)
         if cut is not None and self.text is not None:
+            reason, text = "stop", text[:cut]
             while tokens and len(self.text.decode(tokens)) > cut:
                 tokens.pop()
-            reason = "stop"
-        text = "" if self.text is None else self.text.decode(tokens)
         return Output(
             text=text,
             token_ids=tokens,
@@ -246,7 +254,7 @@ class Decoding:
             nfe=self.nfe,
             slots=sum(len(commit.positions) for commit in self.commits[row]),
             answer_tokens=answer_tokens,
-            timings=Timings(time.perf_counter() - self.started, self.forward_seconds),
+            timings=Timings(self.seconds, self.forward_seconds),
             history=self.commits[row] if self.config.history else None,
         )
 
@@ -280,13 +288,16 @@ class Engine:
         self._check(prompts, config, row_ids)
         if not prompts:
             return
+        decoding = Decoding(self.model, self.text, prompts, config, row_ids)
         for row, prompt in enumerate(prompts):
             yield Started(row, list(prompt), config.max_new_tokens)
-        decoding = Decoding(self.model, self.text, prompts, config, row_ids)
+        step: Iterator[Event] = iter(())
         try:
             while decoding.active:
-                yield from decoding.step()
+                step = iter(decoding.step())
+                yield from step
         except KeyboardInterrupt:
+            yield from step  # what the interrupted step had still to tell
             yield from decoding.interrupt()
 
     def stream(
@@ -303,7 +314,9 @@ class Engine:
         yield from self.stream_steps([self.encode(prompt, chat) for prompt in batch], config)
 
     @overload
-    def generate(self, prompts: str, config: DecodeConfig | None = ..., **options: Any) -> Output: ...
+    def generate(
+        self, prompts: str, config: DecodeConfig | None = ..., **options: Any
+    ) -> Output: ...
     @overload
     def generate(
         self, prompts: Sequence[Any], config: DecodeConfig | None = ..., **options: Any
@@ -333,7 +346,7 @@ class Engine:
     def encode(self, prompt: Prompt, chat: bool | Literal["auto"] = "auto") -> list[int]:
         """Token ids of a prompt; see `generate` for what it may be."""
         if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
-            return [int(item) for item in prompt]  # type: ignore[call-overload]
+            return [int(item) for item in prompt]  # type: ignore[arg-type]
         if self.text is None:
             raise DecodeError("this engine has no tokenizer: give prompts as lists of token ids")
         if not isinstance(prompt, str):

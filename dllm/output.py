@@ -24,7 +24,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of wall clock while the row was in the batch: in all, and inside the model."""
+    """Seconds the engine spent while the row was in the batch: in all, and inside the model.
+
+    What the consumer of the events does between steps is not in them.
+    """
 
     total: float
     forward: float
@@ -34,8 +37,9 @@ class Timings:
 class Output:
     """The result of one prompt.
 
-    token_ids: the answer, without the token that ended it, its text cut at a stop string. An
-    interrupted answer holds what was committed, in order, holes left out.
+    text: the answer, cut where a stop string begins. token_ids: its tokens, without the one that
+    ended it or those that reach into the stop string. An interrupted answer holds what was
+    committed, in order, holes left out.
     nfe: forwards this row took part in. slots: positions committed, end-of-text padding included;
     answer_tokens: those up to and including the first end token.
     history: the commits of every step, kept on request.

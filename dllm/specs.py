@@ -32,6 +32,9 @@ def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
     kind = group.removeprefix("dllm.").removesuffix("s")
     parts = known_parts(table, group)
     path = parts.get(name, name)
+    first, colon, rest = name.partition(":")
+    if colon and (first in parts or not first or not rest):
+        raise SpecError(f"{kind} {name!r}: expected name:key=value, or module:Class")
     if ":" not in path:
         raise SpecError(
             f"unknown {kind} {name!r}: expected one of {', '.join(sorted(parts))}, or module:Class"
@@ -39,7 +42,7 @@ def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SpecError(f"cannot load {kind} {name!r} from {path!r}: {error}") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise SpecError(f"{kind} {name!r} is {found!r}: expected a dataclass")
@@ -87,7 +90,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def convert(text: str, hint: Any, name: str) -> Any:
-    """`text` as a value of the type `hint` (int, float, bool, str, Literal, or one of these | None)."""
+    """`text` as a value of the type `hint`: int, float, bool, str, Literal, or a union of them."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for choice in choices:
         if get_origin(choice) is Literal:

@@ -147,13 +147,6 @@ def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
     return Text(tokenizer, spec.family)
 
 
-def find_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest of the stop strings begins in `text`, or None if it holds none."""
-    if isinstance(stops, str) or "" in stops:
-        raise DllmError(f"stop={stops!r}: expected a list of non-empty strings")
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
-
-
 def _check_messages(messages: Messages) -> None:
     shape = 'a non-empty list like [{"role": "user", "content": "..."}]'
     if isinstance(messages, (str, Mapping)) or not messages:

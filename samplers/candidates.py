@@ -11,6 +11,7 @@ from dllm.canvas import Canvas, Windows
 from dllm.samplers.noise import uniform
 
 TOKEN_STREAM, RULE_STREAM = 0, 1  # independent random streams of one step
+CHUNK = 2**22  # logits scored at a time: temporaries stay small and in the cache of a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,6 @@ class Candidates:
     conf: Tensor
     log1m: Tensor
     ends: Tensor
-    margin: Tensor | None
-    entropy: Tensor | None
     start: Tensor
     end: Tensor
     window_holes: Tensor
@@ -59,20 +58,26 @@ class Candidates:
     length: Tensor
     row: Tensor
     seed: int
+    margin: Tensor | None = None
+    entropy: Tensor | None = None
 
     def uniform(self) -> Tensor:
         """[B, K] float64 uniforms of this step for the rule's own draws."""
         stream = torch.full_like(self.row, RULE_STREAM)[:, None]
         return uniform(self.seed, self.row[:, None], self.step[:, None], self.pos, stream)
 
-    def rank(self, score: Tensor | None = None) -> Tensor:
-        """[B, K] rank of each candidate: higher score first, then lower position, padding last.
+    @property
+    def certainty(self) -> tuple[Tensor, Tensor]:
+        """Scores for `rank`: confidence, then log(1 - p) to tell saturated values apart."""
+        return self.conf, -self.log1m
 
-        Without a score the order is by confidence, saturated values told apart by log(1 - p).
+    def rank(self, *scores: Tensor) -> Tensor:
+        """[B, K] rank of each candidate: higher first score first, ties by the next score, then
+        lower position first; padding last. Without scores: by `certainty`.
         """
         order = torch.arange(self.pos.shape[1], device=self.pos.device).expand_as(self.pos)
-        keys = [-self.log1m, self.conf] if score is None else [score]
-        for key in (*keys, self.valid.float()):  # stable sorts, least significant key first
+        # stable sorts, least significant key first
+        for key in (*reversed(scores or self.certainty), self.valid.float()):
             by_key = key.gather(1, order).argsort(dim=1, descending=True, stable=True)
             order = order.gather(1, by_key)
         return torch.empty_like(order).scatter_(
@@ -99,31 +104,31 @@ def hole_positions(canvas: Canvas, windows: Windows) -> tuple[Tensor, Tensor]:
 
 def propose(
     logits: Tensor, how: Proposal, needs: frozenset[str], keys: tuple[Tensor, ...]
-) -> dict[str, Tensor | None]:
-    """Tokens and scores of logits [B, K, V]; `keys` are the counters of the token draws."""
+) -> dict[str, Tensor]:
+    """Tokens and scores of logits [B, K, V]; `keys` are the counters of the token draws.
+
+    The result holds the fields of `Candidates` by name, the optional ones only if in `needs`.
+    """
     z = logits.float() if logits.dtype != torch.float64 else logits
     z = z.clone() if z is logits else z
     z[..., list(how.banned)] = -torch.inf
-    law = z
-    if how.temperature > 0:
-        law = truncate(z / how.temperature, how.top_p, how.top_k)
-        token = draw(law, uniform(how.seed, *keys))
-    else:
-        token = z.argmax(-1)
-    scores = law if how.tempered and how.temperature > 0 else z
+    law = z / how.temperature if how.temperature > 0 else z
+    if how.temperature > 0 or how.tempered:
+        law = truncate(law, how.top_p, how.top_k)
+    token = draw(law, uniform(how.seed, *keys)) if how.temperature > 0 else z.argmax(-1)
+    scores = law if how.tempered else z
 
     top = scores.amax(-1, keepdim=True)
     mass = (scores - top).exp_()
-    entropy = None
+    extra = {}
     if "entropy" in needs:
         # H = log S - sum(e * (z - top)) / S; a banned token has e = 0 and must not give 0 * inf
         gap = (scores - top).masked_fill_(mass == 0, 0.0)
         total = mass.sum(-1)
-        entropy = total.log() - (mass * gap).sum(-1) / total
-    margin = None
+        extra["entropy"] = (total.log() - (mass * gap).sum(-1) / total).float()
     if "margin" in needs:
         best = mass.topk(2, dim=-1).values
-        margin = (best[..., 0] - best[..., 1]) / mass.sum(-1)
+        extra["margin"] = ((best[..., 0] - best[..., 1]) / mass.sum(-1)).float()
     own = mass.gather(-1, token[..., None])
     rest = mass.scatter_(-1, token[..., None], 0.0).sum(-1)
     own = own[..., 0]
@@ -132,16 +137,15 @@ def propose(
         "token": token,
         "conf": conf.float(),
         "log1m": (rest.log() - (own + rest).log()).float(),
-        "margin": None if margin is None else margin.float(),
-        "entropy": None if entropy is None else entropy.float(),
         "ends": torch.isin(token, token.new_tensor(how.stop_ids)),
+        **extra,
     }
 
 
 def truncate(z: Tensor, top_p: float, top_k: int) -> Tensor:
     """Keep the smallest set of tokens with mass `top_p`, of those the `top_k` best (0: all)."""
     if top_p < 1.0:
-        best, index = z.sort(-1, descending=True, stable=True)
+        best, index = z.sort(dim=-1, descending=True, stable=True)
         before = best.softmax(-1).cumsum(-1) - best.softmax(-1)
         outside = torch.zeros_like(before, dtype=torch.bool)
         outside.scatter_(-1, index, before >= top_p)
@@ -160,7 +164,8 @@ def draw(z: Tensor, u: Tensor) -> Tensor:
     mass = (z - z.amax(-1, keepdim=True)).double().exp_().cumsum_(-1)
     total = mass[..., -1:]
     goal = torch.minimum(u[..., None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(mass, goal, right=True)[..., 0]
+    token = torch.searchsorted(mass, goal, right=True)[..., 0]
+    return token.clamp(max=z.shape[-1] - 1)  # NaN logits end up behind the last token
 
 
 def make_candidates(
@@ -175,11 +180,16 @@ def make_candidates(
 ) -> Candidates:
     """The view of one step; logits [B, K, V] predict the tokens at `pos` [B, K]."""
     stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
-    keys = (canvas.row[:, None], progress.step[:, None], pos, stream)
+    parts = []
+    size = max(1, CHUNK // (logits.shape[0] * logits.shape[2]))
+    for at in range(0, logits.shape[1], size):
+        cut = slice(at, at + size)
+        keys = (canvas.row[:, None], progress.step[:, None], pos[:, cut], stream)
+        parts.append(propose(logits[:, cut], how, needs, keys))
     return Candidates(
         pos=pos,
         valid=valid,
-        **propose(logits, how, needs, keys),  # type: ignore[arg-type]
+        **{field: torch.cat([part[field] for part in parts], 1) for field in parts[0]},
         start=windows.start,
         end=windows.end,
         window_holes=progress.window_holes,

@@ -35,7 +35,7 @@ class Dream(CommitRule):
             raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps={self.eps}: expected a number between 0 and 1")
-        if self.alg_temp < 0:
+        if not self.alg_temp >= 0:
             raise ValueError(f"alg_temp={self.alg_temp}: expected 0 (off) or a positive number")
 
     @property
@@ -53,11 +53,11 @@ class Dream(CommitRule):
             return Selection(view.valid & (view.uniform() < rate[:, None]))
         masks = view.valid.sum(1)
         count = torch.where(view.window_step + 1 >= steps, masks, (masks * rate).long())
-        score = self.score(view)
+        scores = self.scores(view)
         if self.alg_temp > 0:
             # The k best of score / temperature + Gumbel noise: k draws without replacement.
-            score = score.double() / self.alg_temp + gumbel(view.uniform())
-        return Selection(top(view, count.clamp(min=1), score))
+            scores = (scores[0].double() / self.alg_temp + gumbel(view.uniform()),)
+        return Selection(top(view, count.clamp(min=1), *scores))
 
     def rate(self, step: Tensor, steps: Tensor) -> Tensor:
         """Share of the masks to commit at `step` [B] of `steps` [B], in float64; 1 at the last."""
@@ -65,9 +65,10 @@ class Dream(CommitRule):
         then = 1 - (1 - self.eps) * (step.double() + 1) / steps
         return torch.where(step + 1 >= steps, 1.0, 1 - then / now)
 
-    def score(self, view: Candidates) -> Tensor:
+    def scores(self, view: Candidates) -> tuple[Tensor, ...]:
+        """The score, and what tells saturated values of it apart."""
         if self.alg == "topk_margin" and view.margin is not None:
-            return view.margin
+            return view.margin, -view.log1m
         if self.alg == "entropy" and view.entropy is not None:
-            return -view.entropy
-        return view.conf
+            return -view.entropy, -view.log1m
+        return view.certainty

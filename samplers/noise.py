@@ -32,7 +32,8 @@ def uniform(seed: int, *counters: Tensor) -> Tensor:
     (arXiv 2409.02908, section 4).
     """
     signed = (seed + 2**63) % 2**64 - 2**63
-    x = torch.full((), signed, dtype=torch.int64, device=counters[0].device)
+    # Mixed at once: else seed s and counter c + 31 would give what seed s + 1 and counter c give.
+    x = _mix(torch.full((), signed, dtype=torch.int64, device=counters[0].device))
     for counter in counters:
         x = _mix(x * 31 + _GOLDEN + counter.long())
     return (_shift(_mix(x), 12).double() + 0.5) * 2.0**-52

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import CommitRule, Selection, steps_of_window, top
@@ -17,8 +18,9 @@ class Quota(CommitRule):
 
     steps: forwards for the whole answer (not per block); None commits one token per forward.
     remasking: "low_confidence" keeps the most confident, "random" keeps random positions.
-    logits_eos_inf: never propose an end token. confidence_eos_eot_inf: commit end tokens last (as
-    intended upstream; the released code edits the logits after the choice and does not get there).
+    logits_eos_inf: never propose end of sequence; end of turn stays allowed.
+    confidence_eos_eot_inf: commit end tokens last (as intended upstream; the released code edits
+    the logits after the choice and does not get there).
     """
 
     paper = "LLaDA, arXiv 2502.09992"
@@ -38,8 +40,9 @@ class Quota(CommitRule):
     def select(self, view: Candidates) -> Selection:
         steps = steps_of_window(view, self.steps)
         count = view.window_holes // steps + (view.window_step < view.window_holes % steps)
-        score = view.uniform() if self.remasking == "random" else None
+        scores: tuple[Tensor, ...] = view.certainty
+        if self.remasking == "random":
+            scores = (view.uniform(),)
         if self.confidence_eos_eot_inf:
-            base = view.conf if score is None else score
-            score = base.masked_fill(view.ends, -torch.inf)
-        return Selection(top(view, count.clamp(min=1), score))
+            scores = tuple(score.masked_fill(view.ends, -torch.inf) for score in scores)
+        return Selection(top(view, count.clamp(min=1), *scores))

@@ -23,7 +23,7 @@ class Rule(Protocol):
 
     `needs` names the costly fields of `Candidates` the rule reads ("margin", "entropy");
     `tempered` says that confidences come from the tempered, truncated law; `bans_eos` forbids
-    end tokens altogether. All three have defaults in `CommitRule`.
+    the end-of-sequence token. All three have defaults in `CommitRule`.
     """
 
     @property
@@ -66,6 +66,6 @@ def steps_of_window(view: Candidates, steps: int | None) -> Tensor:
     return (upto_end - upto_start).clamp(min=1)
 
 
-def top(view: Candidates, count: Tensor, score: Tensor | None = None) -> Tensor:
-    """[B, K] the `count` [B] best candidates of each row, by `score` or else by confidence."""
-    return view.valid & (view.rank(score) < count[:, None])
+def top(view: Candidates, count: Tensor, *scores: Tensor) -> Tensor:
+    """[B, K] the `count` [B] best candidates of each row in the order of `Candidates.rank`."""
+    return view.valid & (view.rank(*scores) < count[:, None])

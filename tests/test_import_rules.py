@@ -11,12 +11,19 @@ from typing import NamedTuple
 
 import pytest
 
-GROUND = ("dllm.cache.plan", "dllm.cache.store", "dllm.canvas", "dllm.models.spec")
+GROUND = (
+    "dllm.cache.plan",
+    "dllm.cache.store",
+    "dllm.canvas",
+    "dllm.errors",
+    "dllm.models.spec",
+    "dllm.output",
+)
 TENSORS = ("torch", "numpy", "einops")
-BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.models", "dllm.samplers", "dllm.cache")
+BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
 ENGINE = (*BELOW_ENGINE, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
-LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train", "dllm.verify")
+LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
 class May(NamedTuple):
@@ -36,15 +43,20 @@ RULES: dict[str, May] = {
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models")),
     "dllm.models.decoder": May(GROUND, TENSORS),
+    "dllm.specs": May(("dllm.errors",), ()),
+    "dllm.api": May((*ENGINE, "dllm.text")),
     "dllm.config": May(BELOW_ENGINE, TENSORS),
     "dllm.engine": May(BELOW_ENGINE, TENSORS),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.verify")),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
+    "dllm.view": May(("dllm.output", "dllm.streaming")),
+    "dllm.recording": May((*ENGINE, "dllm.streaming")),
+    "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
     "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval")),
     "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
-    "dllm.cli": May((*LIBRARY, "dllm.cli")),
+    "dllm.cli": May((*LIBRARY, "dllm.view", "dllm.recording", "dllm.batch", "dllm.cli")),
     "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may
 }
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from dllm.errors import DllmError, LoadError
 from dllm.models.hf import HFSpec
-from dllm.text import find_stop, load_text
+from dllm.text import load_text
 
 BYTES = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
 VOCAB = {**BYTES, "he": 256, "Ġw": 257}
@@ -50,6 +50,9 @@ def llada(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in LLADA])
+    # a bos before everything, unless encoding asks for no special tokens
+    bos = ("<|startoftext|>", LLADA["<|startoftext|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(f"{bos[0]} $A", special_tokens=[bos])
     tokenizer.save(str(folder / "tokenizer.json"))
     write_settings(
         folder,
@@ -131,9 +134,10 @@ def test_ids_are_those_of_the_files(request, family):
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
+@example("<|eot_id|> typed by a user")
 @example("  two  spaces , and a comma .\n\n")
 def test_llada_round_trip(llada_text, string):
-    assert llada_text.decode(llada_text.encode(string)) == string
+    assert llada_text.decode(llada_text.encode(string), skip_special_tokens=False) == string
 
 
 def test_dream_splits_like_qwen2(dream_text):
@@ -264,21 +268,6 @@ def test_remote_tokenizer_class_is_not_run(dream, tmp_path):
     copy(dream, tmp_path, tokenizer_class="NewTokenizer")
     with pytest.raises(LoadError, match="no tokenizer that works without remote code"):
         load_text(tmp_path, DREAM_SPEC)
-
-
-# --- stop strings -----------------------------------------------------------------------------
-
-
-@given(st.text("ab", max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
-def test_find_stop_is_the_earliest_cut(text, stops):
-    cuts = [i for i in range(len(text)) if any(text.startswith(s, i) for s in stops)]
-    assert find_stop(text, stops) == (cuts[0] if cuts else None)
-
-
-@pytest.mark.parametrize("stops", ["stop", ["a", ""]])
-def test_bad_stops(stops):
-    with pytest.raises(DllmError, match="expected a list of non-empty strings"):
-        find_stop("text", stops)
 
 
 def test_import_is_light(root):

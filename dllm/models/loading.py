@@ -308,6 +308,7 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     temp = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         write(temp)
+        temp.chmod(0o644)  # safetensors writes for the owner only
         os.replace(temp, file)
     finally:
         temp.unlink(missing_ok=True)

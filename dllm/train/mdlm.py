@@ -1,4 +1,4 @@
-"""Masked-diffusion training (LLaDA, arXiv 2502.09992, section 2): mask l answer tokens, predict them.
+"""Masked-diffusion training (LLaDA, arXiv 2502.09992, section 2): mask answer tokens, predict them.
 
 `loss` is the objective; `Trainer` runs a curriculum of stages with Muon on the matrices and AdamW
 on the rest, checkpoints as safetensors, and resumes bit for bit on the same machine.
@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,9 +111,7 @@ def make_optimizers(model: Decoder, config: TrainConfig) -> list[torch.optim.Opt
     known = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in known]
     return [
-        torch.optim.Muon(
-            matrices, lr=config.muon_lr, weight_decay=0.01, adjust_lr_fn="original"
-        ),
+        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
@@ -157,15 +154,25 @@ class Trainer:
         fall = (self.total_steps - step) / self.config.decay
         return max(0.0, min(1.0, rise, fall))
 
-    def run(self, log_every: int = 50) -> None:
-        """Train to the end of the last stage; one JSONL line per `log_every` steps."""
+    def run(
+        self, log_every: int = 50, on_log: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
+        """Train to the end of the last stage; every `log_every` steps a line goes to log.jsonl.
+
+        `on_log` is given the same numbers: step, loss (nats a row) and tokens_per_second.
+        """
         seen, started, losses = 0, time.perf_counter(), []
         while self.step < self.total_steps:
             losses.append(self.train_step())
             seen += self.last_tokens
             if self.step % log_every == 0:
                 rate = seen / (time.perf_counter() - started)
-                self.log(step=self.step, loss=sum(losses) / len(losses), tokens_per_second=rate)
+                mean = sum(losses) / len(losses)
+                numbers = {"step": self.step, "loss": mean, "tokens_per_second": rate}
+                with (self.out / "log.jsonl").open("a") as f:
+                    f.write(json.dumps({k: round(v, 4) for k, v in numbers.items()}) + "\n")
+                if on_log is not None:
+                    on_log(numbers)
                 seen, started, losses = 0, time.perf_counter(), []
             if self.step % self.config.save_every == 0 or self.step == self.total_steps:
                 self.save()
@@ -193,10 +200,6 @@ class Trainer:
             opt.zero_grad()
         self.step += 1
         return value.item()
-
-    def log(self, **fields: Any) -> None:
-        with (self.out / "log.jsonl").open("a") as f:
-            f.write(json.dumps({k: round(v, 4) for k, v in fields.items()}) + "\n")
 
     def save(self) -> None:
         """Weights, optimizer moments and step, each file replaced whole; the step comes last."""

@@ -7,26 +7,51 @@ minutes. Every later stage adds lengths, operations and families.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from dllm.eval.tasks import TASKS, examples
+from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
 from dllm.train.mdlm import Stage, TrainConfig, Trainer
-from dllm.train.tokenizer import EOS, MASK, build_tokenizer
+from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
-CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=2500, save_every=200)
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1800, save_every=200)
 
 _INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
 _LISTS = (*_INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
 _STRUCTURED = ("json", "records", "table", "function")
 _PUZZLES = ("latin", "sudoku")
+_ALL = {
+    **dict.fromkeys(_LISTS, 1.0),
+    "sort": 2.5,
+    "word_problem": 4.5,
+    "calculation": 3.0,
+    **dict.fromkeys(_STRUCTURED, 1.0),
+    **dict.fromkeys(_PUZZLES, 0.6),
+}
+# The easy operations are learned by now: their share goes to what is not.
+_HARD = {
+    **dict.fromkeys(_INDEXED, 0.5),
+    "sort": 2.0,
+    "shuffle": 1.0,
+    "replace_random": 1.0,
+    "insert_random": 0.8,
+    "remove_random": 0.5,
+    "word_problem": 4.0,
+    "calculation": 5.0,
+    **dict.fromkeys(_STRUCTURED, 2.0),
+    **dict.fromkeys(_PUZZLES, 0.4),
+}
 
 STAGES: tuple[Stage, ...] = (
     Stage(600, Mixture(dict.fromkeys(_INDEXED, 1.0), dict.fromkeys(_INDEXED, (3, 4)))),
@@ -37,20 +62,9 @@ STAGES: tuple[Stage, ...] = (
             {**dict.fromkeys(_LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
         ),
     ),
-    Stage(
-        3000,
-        Mixture(
-            {
-                **dict.fromkeys(_LISTS, 1.0),
-                "sort": 2.5,
-                "word_problem": 4.5,
-                **dict.fromkeys(_STRUCTURED, 1.0),
-                **dict.fromkeys(_PUZZLES, 0.6),
-            },
-            tail=24,
-            tail_share=0.3,
-        ),
-    ),
+    Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
+    Stage(1300, Mixture(_HARD, tail=24, tail_share=0.25)),
+    Stage(1500, Mixture(_HARD, tail=96, tail_share=0.25)),
 )
 
 
@@ -69,7 +83,8 @@ def tokenizer() -> Tokenizer:
 
 def spec(tok: Tokenizer) -> ModelSpec:
     """LLaDA's architecture at width 192 with 6 layers."""
-    eos, mask = tok.token_to_id(EOS), tok.token_to_id(MASK)
+    vocab = tok.get_vocab()
+    eos, mask = vocab[EOS], vocab[MASK]
     return ModelSpec(
         family="llada",
         vocab_size=VOCAB_SIZE,
@@ -90,6 +105,52 @@ def spec(tok: Tokenizer) -> ModelSpec:
 
 
 def trainer(out: Path) -> Trainer:
-    """A trainer at step 0, or where the run in `out` stopped."""
-    tok = tokenizer()
+    """A trainer at step 0, or where the run in `out` stopped, with that run's tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "tokenizer.json"
+    tok = Tokenizer.from_file(str(file)) if file.exists() else tokenizer()
+    tok.save(str(file))
     return Trainer(spec(tok), tok, STAGES, CONFIG, out)
+
+
+def config_json(spec: ModelSpec) -> dict[str, Any]:
+    """The content of config.json, in LLaDA's keys."""
+    return {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "d_model": spec.hidden_size,
+        "n_layers": spec.num_layers,
+        "n_heads": spec.num_heads,
+        "n_kv_heads": spec.num_kv_heads,
+        "mlp_hidden_size": spec.mlp_size,
+        "vocab_size": spec.vocab_size,
+        "embedding_size": spec.vocab_size,
+        "max_sequence_length": spec.max_positions,
+        "rms_norm_eps": spec.norm_eps,
+        "rope": True,
+        "rope_theta": spec.rope_theta,
+        "rope_full_precision": spec.rope_fp32,
+        "weight_tying": spec.tie_head,
+        "mask_token_id": spec.mask_id,
+        "eos_token_id": spec.eos_id,
+        "pad_token_id": spec.pad_id,
+        "activation_type": "silu",
+        "block_type": "llama",
+        "block_group_size": 1,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "bias_for_layer_norm": False,
+        "attention_layer_norm": False,
+        "input_emb_norm": False,
+        "scale_logits": False,
+        "alibi": False,
+    }
+
+
+def export(run: Trainer, directory: Path) -> None:
+    """Write what `run` has learned as a checkpoint directory that `dllm.load` reads (fp16)."""
+    model = copy.deepcopy(run.model).to(torch.float16)
+    write_checkpoint(model, directory, config_json(model.spec))
+    save_tokenizer(run.tokenizer, directory)

@@ -36,7 +36,7 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
     for text in texts:
         for piece, _ in pre_tokenizer.pre_tokenize_str(" " + text):
             vocab.setdefault(piece, len(vocab))
-    # Without merges, ignore_merges takes a piece whole where it is known and byte by byte elsewhere.
+    # Without merges, ignore_merges takes a known piece whole and any other byte by byte.
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])

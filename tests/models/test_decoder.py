@@ -1,5 +1,6 @@
 """The decoder against transformers' own classes, a literal bf16 reference, and itself in fp64."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -310,8 +311,12 @@ def test_ragged_batch_equals_rows_alone(ids, padding, block):
         together = decoder(ids, plan, store)
         CLOSE(together[:1], alone[0])
         CLOSE(together[1:, :6], alone[1])
-    assert store.live.sum(1).tolist() == [T, 6]
-    assert not store.k[:, 1, :, 6:T].any()
+    everything = torch.ones_like(valid)  # a policy's write mask does not overrule `valid`
+    for mask in (None, everything):
+        store = decoder.new_store(2, T)
+        decoder(ids, dataclasses.replace(plan, write=mask), store)
+        assert store.live.sum(1).tolist() == [T, 6]
+        assert not store.k[:, 1, :, 6:T].any()
 
 
 def test_read_mask_hides_slots(decoder, ids):

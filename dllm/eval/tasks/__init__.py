@@ -5,9 +5,7 @@ from dllm.eval.tasks.base import Example, Task, examples, is_held_out
 
 # The order is the order of the bundled tokenizer's ids: new families go to the end.
 TASKS: dict[str, Task] = {
-    task.name: task
-    for module in (lists, arithmetic, puzzles, structured)
-    for task in module.TASKS
+    task.name: task for module in (lists, arithmetic, puzzles, structured) for task in module.TASKS
 }
 
 __all__ = ["TASKS", "Example", "Task", "examples", "is_held_out"]

@@ -1,4 +1,8 @@
-"""Word problems of 1 to 4 steps; the answer shows one calculation per line, then the result."""
+"""Word problems of 1 to 4 steps, whose answer shows one calculation per line, then the result.
+
+Single calculations come as a task of their own: inside a word problem a result stands again in the
+next line, so that a masked model mostly learns to copy it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ THINGS = tuple(
     "apples balls books cards coins cookies cups eggs keys marbles nuts pens plums shells stamps "
     "stones".split()
 )
-LARGEST = 99  # every intermediate result is a whole number from 1 to this
+LARGEST = 50  # every intermediate result is a whole number from 1 to this
+OPERANDS = {"+": 9, "-": 9, "*": 3}  # the largest operand by operation
 
 # Sentences by operation; {n} is the operand, {who} another person.
 SENTENCES: dict[str, tuple[str, ...]] = {
@@ -36,24 +41,26 @@ QUESTIONS = (
     "How many {thing} does that make?",
 )
 
+CALCULATIONS = ("What is {sum}?", "Calculate {sum}.", "{sum} = ?", "How much is {sum}?")
+
 
 def _operand(rng: random.Random, value: int, op: str) -> int | None:
     """An operand that keeps the result between 1 and LARGEST, or None where there is none."""
-    if op == "+":
-        top = min(30, LARGEST - value)
-        return rng.randint(1, top) if top >= 1 else None
-    if op == "-":
-        return rng.randint(1, min(30, value - 1)) if value >= 2 else None
-    top = min(5, LARGEST // value)
-    return rng.randint(2, top) if top >= 2 else None
+    limit = {"+": LARGEST - value, "-": value - 1, "*": LARGEST // value}[op]
+    least, most = 2 if op == "*" else 1, min(OPERANDS[op], limit)
+    return rng.randint(least, most) if least <= most else None
 
 
-def make(rng: random.Random, size: int) -> Example:
+def _result(value: int, op: str, n: int) -> int:
+    return value + n if op == "+" else value - n if op == "-" else value * n
+
+
+def make_word_problem(rng: random.Random, size: int) -> Example:
     name, who = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
-    value = rng.randint(2, 40)
+    value = rng.randint(2, 30)
     text = [rng.choice(OPENINGS).format(name=name, n=value, thing=thing)]
-    lines = []
+    lines: list[str] = []
     while len(lines) < size:
         op = rng.choice("++--*")
         n = _operand(rng, value, op)
@@ -61,15 +68,26 @@ def make(rng: random.Random, size: int) -> Example:
             continue
         sentence = rng.choice(SENTENCES[op]).format(n=n, who=who)
         text.append(f"{name} {sentence}.")
-        result = value + n if op == "+" else value - n if op == "-" else value * n
-        lines.append(f"{value} {op} {n} = {result}")
-        value = result
+        lines.append(f"{value} {op} {n} = {_result(value, op, n)}")
+        value = _result(value, op, n)
     text.append(rng.choice(QUESTIONS).format(name=name, thing=thing))
     lines.append(f"Answer: {value}")
     return Example("word_problem", " ".join(text), "\n".join(lines), {"result": value})
 
 
-def grade(example: Example, reply: str) -> str:
+def make_calculation(rng: random.Random, size: int) -> Example:
+    """One calculation on a number of `size` digits."""
+    while True:
+        value = rng.randint(1, 9) if size == 1 else rng.randint(10, LARGEST)
+        op = rng.choice("++--*")
+        n = _operand(rng, value, op)
+        if n is not None:
+            sum_ = f"{value} {op} {n}"
+            prompt = rng.choice(CALCULATIONS).format(sum=sum_)
+            return Example("calculation", prompt, f"{sum_} = {_result(value, op, n)}")
+
+
+def grade_word_problem(example: Example, reply: str) -> str:
     """Every line must be the right calculation; the reason says where the first fault lies."""
     if reply.strip() == example.answer:
         return "ok"
@@ -79,6 +97,11 @@ def grade(example: Example, reply: str) -> str:
     return "arithmetic" if int(final[1]) != example.facts["result"] else "steps"
 
 
+def grade_calculation(example: Example, reply: str) -> str:
+    return "ok" if reply.strip() == example.answer else "arithmetic"
+
+
 TASKS: tuple[Task, ...] = (
-    Task("word_problem", "word problems", sizes=(1, 2, 3, 4), make=make, grade=grade),
+    Task("word_problem", "word problems", (1, 2, 3, 4), make_word_problem, grade_word_problem),
+    Task("calculation", "calculation", (1, 2), make_calculation, grade_calculation),
 )

@@ -29,7 +29,7 @@ class Example:
 class Task:
     """A family of prompts.
 
-    `make(rng, size)` draws an example of a difficulty in `sizes` (list length, steps, blanks, rows);
+    `make(rng, size)` draws an example of a difficulty in `sizes` (list length, steps, blanks...);
     `grade(example, reply)` returns "ok" or a one-word reason. `is_random` marks tasks with many
     right answers, where `Example.answer` is one draw of them.
     """

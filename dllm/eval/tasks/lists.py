@@ -1,6 +1,7 @@
-"""List operations: copy, reverse, sort, and replace / insert / remove by 1-based index or at random.
+"""List operations: copy, reverse, sort, shuffle; replace, insert, remove by index or at random.
 
-Prompts read "INSTRUCTION: a, b, c"; the answer is the new list, comma-separated.
+Prompts read "INSTRUCTION: a, b, c"; the answer is the new list, comma-separated. Indices count
+from 1.
 """
 
 from __future__ import annotations

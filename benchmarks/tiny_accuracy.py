@@ -1,0 +1,112 @@
+"""How good the bundled model is, and what parallel decoding costs it.
+
+Every task's held-out prompts, never trained on, are decoded one token per forward and with a
+confidence threshold of 0.9, on the same canvas in blocks of 32: 500 prompts of each task, 250 of
+the four structured ones. Run: python -m benchmarks.tiny_accuracy
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import dllm
+from benchmarks.common import write_result
+from dllm.config import DecodeConfig
+from dllm.eval.accuracy import Score, evaluate
+from dllm.eval.tasks import TASKS, Task
+
+SAMPLERS = {"sequential": "quota", "parallel": "threshold:threshold=0.9"}
+LIST_SIZES = (3, 4, 5, 6)  # the promise is for lists of up to 6 items
+# Holes behind a prompt: enough for the longest answer.
+CANVAS = dict.fromkeys(TASKS, 32) | {"word_problem": 64, "json": 64, "records": 96, "table": 128}
+
+
+def measure(name: str, count: int, model: str) -> dict[str, Any]:
+    """One row of the result: both samplers on the same prompts of one task."""
+    torch.set_num_threads(1)
+    engine, task = dllm.load(model), TASKS[name]
+    scores = {
+        way: evaluate(
+            engine,
+            task,
+            count,
+            DecodeConfig(sampler=spec, max_new_tokens=CANVAS[name]),
+            sizes=sizes_of(task),
+        )
+        for way, spec in SAMPLERS.items()
+    }
+    forwards = {way: score.nfe / score.count for way, score in scores.items()}
+    return {
+        "group": task.group,
+        "task": name,
+        "sizes": sizes_of(task),
+        "prompts": scores["sequential"].count,
+        **{way: summary(score) for way, score in scores.items()},
+        "forwards_ratio": round(forwards["parallel"] / forwards["sequential"], 4),
+    }
+
+
+def sizes_of(task: Task) -> tuple[int, ...]:
+    return LIST_SIZES if task.group in ("lists", "random") else task.sizes
+
+
+def summary(score: Score) -> dict[str, Any]:
+    low, high = score.interval()
+    return {
+        "accuracy": round(score.accuracy, 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "forwards_per_prompt": round(score.nfe / score.count, 3),
+        "tokens_per_forward": round(score.answer_tokens / score.nfe, 3),
+        "reasons": dict(score.reasons),
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table("group", "task", "sequential", "95%", "parallel", "forwards", "ratio")
+    for row in rows:
+        one, many = row["sequential"], row["parallel"]
+        low, high = one["interval_95"]
+        table.add_row(
+            row["group"],
+            row["task"],
+            f"{one['accuracy']:.1%}",
+            f"{low:.1%} - {high:.1%}",
+            f"{many['accuracy']:.1%}",
+            f"{one['forwards_per_prompt']:.1f} -> {many['forwards_per_prompt']:.1f}",
+            f"{row['forwards_ratio']:.0%}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--count", type=int, default=500, help="prompts per task (structured: half)"
+    )
+    parser.add_argument("--model", default="tiny", help="tiny, or a checkpoint directory")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    args = parser.parse_args()
+
+    def count(name: str) -> int:
+        return int(args.count // (2 if TASKS[name].group == "structured" else 1))
+
+    with ProcessPoolExecutor(args.workers) as pool:
+        jobs = [pool.submit(measure, name, count(name), args.model) for name in args.tasks]
+        rows = [job.result() for job in track(jobs, "decoding")]
+    show(rows)
+    if args.tasks == list(TASKS):
+        setting = {"samplers": SAMPLERS, "canvas": CANVAS, "block_length": 32}
+        print(write_result("tiny_accuracy", {**setting, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""From events to what is decided: the canvas rebuilt, text pieces, transformers streamers, JSON.
+
+Knows events and how tokens are spelled; knows no model and no sampler. The terminal view (view.py)
+and the recorder (recording.py) are built on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from dllm.errors import DllmError
+from dllm.output import Event, Finished, Output, Started
+
+if TYPE_CHECKING:
+    from dllm.engine import Engine, TextCodec
+
+BROKEN = "\ufffd"  # what decoders write for bytes that are no whole character
+
+
+class Speller:
+    """Text of single tokens as they read inside a text."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.codec = codec
+        self.anchor = codec.encode("x")
+        self.before = codec.decode(self.anchor)
+        self.known: dict[tuple[int, bool], str] = {}
+
+    def spell(self, ids: Sequence[int], first: bool) -> str:
+        """Text of consecutive tokens; `first` says that the answer begins with them."""
+        if first:
+            return self.codec.decode(ids)
+        # Many decoders drop a space that begins a text, so these need something before them.
+        return self.codec.decode([*self.anchor, *ids]).removeprefix(self.before)
+
+    def pieces(self, tokens: Sequence[int | None]) -> list[str]:
+        """The text of every token, nothing for a hole.
+
+        A character whose bytes are spread over neighbours is the piece of the last of them.
+        """
+        pieces = [self._alone(token, first=not i) for i, token in enumerate(tokens)]
+        broken = [BROKEN in piece for piece in pieces]
+        at = 0
+        while True in broken[at:]:
+            at = broken.index(True, at)
+            end = at + len(list(takewhile(bool, broken[at:])))
+            run, shown = cast("Sequence[int]", tokens[at:end]), ""
+            for i in range(1, len(run) + 1):
+                text = self.spell(run[:i], first=at == 0)
+                if i < len(run) and text.endswith(BROKEN):
+                    text = shown
+                pieces[at + i - 1], shown = text[len(shown) :], text
+            at = end
+        return pieces
+
+    def _alone(self, token: int | None, first: bool) -> str:
+        if token is None:
+            return ""
+        if (token, first) not in self.known:
+            self.known[token, first] = self.spell([token], first)
+        return self.known[token, first]
+
+
+@dataclass(slots=True)
+class Row:
+    """The answer of one row so far; a hole has no token, forward 0 and an empty piece.
+
+    forwards: the forward in which each token was committed. steps: all forwards that committed.
+    seconds: what the engine had spent when the row last changed.
+    """
+
+    prompt_ids: list[int]
+    tokens: list[int | None]
+    forwards: list[int]
+    pieces: list[str]
+    steps: list[int] = field(default_factory=lambda: [0])
+    seconds: float = 0.0
+    output: Output | None = None
+
+
+class Follower:
+    """The canvas of every row, rebuilt from events.
+
+    Without a speller, as in a replay, the pieces of text come with the events.
+    """
+
+    def __init__(self, stop_ids: Collection[int], speller: Speller | None = None) -> None:
+        self.stop_ids, self.speller = stop_ids, speller
+        self.rows: dict[int, Row] = {}
+
+    @classmethod
+    def of(cls, engine: Engine) -> Follower:
+        """A follower of what `engine` decodes."""
+        if engine.text is None:
+            raise DllmError("this engine has no tokenizer, so there is no text to show")
+        return cls(engine.model.spec.stop_ids, Speller(engine.text))
+
+    def apply(
+        self, event: Event, seconds: float = 0.0, pieces: Mapping[int, str] | None = None
+    ) -> dict[int, str]:
+        """Take in one event; return the pieces that it changed, by place in the answer."""
+        if isinstance(event, Started):
+            size = event.max_new_tokens
+            self.rows[event.row] = Row(event.prompt_ids, [None] * size, [0] * size, [""] * size)
+            return {}
+        row = self.rows[event.row]
+        row.seconds = seconds
+        if isinstance(event, Finished):
+            row.output = event.output
+            return {}
+        for position, token in zip(event.positions, event.token_ids, strict=True):
+            place = position - len(row.prompt_ids)
+            row.tokens[place], row.forwards[place] = token, event.nfe
+        row.steps.append(event.nfe)
+        if self.speller is not None:
+            now = self.speller.pieces(row.tokens)
+            pieces = {i: piece for i, piece in enumerate(now) if piece != row.pieces[i]}
+        changed = dict(pieces or {})
+        for place, piece in changed.items():
+            row.pieces[place] = piece
+        return changed
+
+    def step_is_complete(self) -> bool:
+        """Whether all rows that still run have seen the same forwards."""
+        return len({row.steps[-1] for row in self.rows.values() if row.output is None}) <= 1
+
+    def end(self, row: Row) -> int:
+        """Place of the first committed end token of `row`, its size where there is none."""
+        ends = (i for i, token in enumerate(row.tokens) if token in self.stop_ids)
+        return next(ends, len(row.tokens))
+
+    def count(self, row: Row) -> int:
+        """Tokens committed up to and including the first end token."""
+        if row.output is not None:
+            return row.output.answer_tokens
+        return sum(token is not None for token in row.tokens[: self.end(row) + 1])
+
+    def text(self, row: Row) -> str:
+        """The text of a row: its output's, or what is committed while there is none."""
+        return row.output.text if row.output else "".join(row.pieces[: self.end(row)])
+
+
+class Consumer(Protocol):
+    """Is shown every event, with the seconds that the engine has spent so far."""
+
+    def show(self, event: Event, seconds: float) -> None: ...
+
+
+def drive(events: Iterator[Event], *consumers: Consumer) -> dict[int, Output]:
+    """Show all events to all consumers; return the outputs by row.
+
+    Ctrl-C while a consumer draws or waits ends the rows as Ctrl-C in the engine does: with what is
+    committed.
+    """
+    done: dict[int, Output] = {}
+    spent, pending = 0.0, events
+    while True:
+        began = time.perf_counter()
+        event = next(pending, None)
+        spent += time.perf_counter() - began
+        if event is None:
+            return done
+        if isinstance(event, Finished):
+            done[event.row] = event.output
+        try:
+            for consumer in consumers:
+                consumer.show(event, spent)
+        except KeyboardInterrupt:
+            pending = chain(_interrupted(events), events)
+
+
+def _interrupted(events: Iterator[Event]) -> Iterator[Event]:
+    try:  # the engine's streams are generators: what is thrown in is raised where they stand
+        yield cast("Generator[Event, None, None]", events).throw(KeyboardInterrupt())
+    except StopIteration:
+        return
+
+
+class Streamer(Protocol):
+    """What transformers calls a streamer; one that also has `put_draft(value)` sees every step."""
+
+    def put(self, value: Any) -> None: ...
+    def end(self) -> None: ...
+
+
+def feed(
+    events: Iterator[Event], streamer: Streamer, engine: Engine, *, stop: Sequence[str] = ()
+) -> Output:
+    """Drive a transformers streamer with the events of one prompt.
+
+    put(prompt ids); then put(ids) whenever the answer is decided a little further, followed by
+    put_draft(ids of the rest, the mask id in holes) where the streamer has it; end() in any case.
+    `stop`: the request's stop strings, so that nothing is put that they would cut off again. All
+    that is put after the prompt is `Output.token_ids`.
+    """
+    import torch
+
+    follower = Follower(engine.model.spec.stop_ids)
+    put_draft = getattr(streamer, "put_draft", None)
+    sent, output = 0, None
+    try:
+        for event in events:
+            follower.apply(event)
+            if len(follower.rows) > 1:
+                raise DllmError("a streamer takes one prompt: give a single one, not a batch")
+            row = follower.rows[event.row]
+            if isinstance(event, Started):
+                streamer.put(torch.tensor(event.prompt_ids, dtype=torch.long))
+                continue
+            if isinstance(event, Finished):
+                output = event.output
+                ready = output.token_ids
+            else:
+                ready = _decided(row.tokens[: follower.end(row)], stop, engine.text)
+            if len(ready) > sent:
+                streamer.put(torch.tensor(ready[sent:]))
+                sent = len(ready)
+            rest = row.tokens[sent : follower.end(row)]
+            if put_draft is not None and rest and output is None:
+                mask = engine.model.spec.mask_id
+                put_draft(torch.tensor([mask if token is None else token for token in rest]))
+    finally:
+        streamer.end()  # also after an error: a thread may be waiting for more
+    if output is None:
+        raise DllmError("the events ended before their prompt was finished")
+    return output
+
+
+def _decided(
+    tokens: Sequence[int | None], stop: Sequence[str], codec: TextCodec | None
+) -> list[int]:
+    """The tokens before the first hole, less those that a stop string may still cut off."""
+    ready = cast("list[int]", list(takewhile(lambda token: token is not None, tokens)))
+    if codec is None or not stop:
+        return ready
+    text = codec.decode(ready)
+    safe = min(_safe_length(text, string) for string in stop)
+    while ready and len(codec.decode(ready)) > safe:
+        ready.pop()
+    return ready
+
+
+def _safe_length(text: str, stop: str) -> int:
+    """How much of `text` stands before `stop`, or before what may become it."""
+    if (at := text.find(stop)) >= 0:
+        return at
+    begun = (n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
+    return len(text) - next(begun, 0)
+
+
+def output_to_dict(output: Output) -> dict[str, Any]:
+    """An output as JSON-ready values, the two ratios included; the history only if it was kept."""
+    values = asdict(output)
+    history = values.pop("history")
+    timings = values.pop("timings")
+    return {
+        **values,
+        "tokens_per_forward": round(output.tokens_per_forward, 4),
+        "slots_per_forward": round(output.slots_per_forward, 4),
+        "timings": timings,
+        **({} if history is None else {"history": history}),
+    }

@@ -1,0 +1,385 @@
+"""The promises of the decode loop, as properties over samplers, blocks, temperatures and shifts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm.canvas import Canvas
+from dllm.config import DecodeConfig
+from dllm.engine import Engine
+from dllm.output import Commit, Finished, Output
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.threshold import Threshold
+from tests.fakes import (
+    EOS,
+    EOT,
+    MASK,
+    PLAIN,
+    VOCAB,
+    FakeModel,
+    Out,
+    constant,
+    hashed,
+    leaning,
+    scripted,
+)
+
+QUOTA = [
+    f"quota:steps={steps},remasking={how},{switch}"
+    for how in ("low_confidence", "random")
+    for steps in ("none", "1", "3", "7")
+    for switch in ("", "confidence_eos_eot_inf=true", "logits_eos_inf=true")
+]
+DREAM = [
+    f"dream:alg={alg},steps={steps},{temp}"
+    for alg in ("origin", "maskgit_plus", "topk_margin", "entropy")
+    for steps in ("none", "1", "4", "11")
+    for temp in ("", "alg_temp=0.5")
+]
+THRESHOLD = [f"threshold:threshold={tau}" for tau in (0, 0.3, 0.6, 0.9, 1)]
+
+samplers = st.one_of(*map(st.sampled_from, (QUOTA, DREAM, THRESHOLD)))
+tokens = st.integers(0, VOCAB - 1)  # mask and end tokens included
+prompts = st.lists(st.lists(tokens, max_size=6), min_size=1, max_size=4)
+configs = st.builds(
+    DecodeConfig,
+    max_new_tokens=st.integers(1, 10),
+    block_length=st.none() | st.integers(1, 12),
+    temperature=st.sampled_from([0.0, 0.0, 0.4, 1.5]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    top_k=st.sampled_from([0, 3]),
+    cfg_scale=st.sampled_from([0.0, 0.0, 0.5]),
+    seed=st.integers(-3, 2**64),
+    sampler=samplers,
+    history=st.just(True),
+)
+shifts = st.sampled_from([0, 1])
+seeds = st.integers(0, 2**32)
+few = settings(max_examples=40)
+
+
+def run(
+    model: FakeModel,
+    prompts: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    row_ids: Sequence[int] | None = None,
+) -> list[Output]:
+    events = list(Engine(model).stream_steps(prompts, config, row_ids=row_ids))
+    done = {event.row: event.output for event in events if isinstance(event, Finished)}
+    assert sorted(done) == list(range(len(prompts)))
+    for row, output in done.items() if config.history else ():
+        assert output.history == [e for e in events if isinstance(e, Commit) and e.row == row]
+    return [done[row] for row in range(len(prompts))]
+
+
+def replay(prompt: Sequence[int], output: Output, size: int) -> Iterator[tuple[list, Commit]]:
+    """The row before each commit (holes are None), with that commit; then a last time without."""
+    row: list[int | None] = [*prompt, *[None] * size]
+    for commit in output.history or ():
+        yield list(row), commit
+        for pos, token in zip(commit.positions, commit.token_ids, strict=True):
+            assert row[pos] is None, "committed twice, or inside the prompt"
+            row[pos] = token
+    yield row, Commit(0, 0, [], [], [])
+
+
+def answer(row: Sequence[int | None], start: int) -> list[int] | None:
+    """Tokens before the first end token if no hole precedes it, or of the full row; else None."""
+    found: list[int] = []
+    for token in row[start:]:
+        if token is None:
+            return None
+        if token in (EOS, EOT):
+            return found
+        found.append(token)
+    return found
+
+
+@few
+@given(prompts, configs, shifts, seeds)
+def test_every_step_commits_in_the_first_open_block(batch, config, shift, seed):
+    outputs = run(FakeModel(hashed(seed), shift), batch, config)
+    size = config.max_new_tokens
+    block = config.block_length or size
+    for prompt, output in zip(batch, outputs):
+        assert output.history
+        for row, commit in list(replay(prompt, output, size))[:-1]:
+            assert commit.positions
+            assert commit.positions == sorted(commit.positions)
+            start = len(prompt) + (row.index(None) - len(prompt)) // block * block
+            end = min(start + block, len(prompt) + size)
+            assert all(start <= pos < end for pos in commit.positions)
+
+
+@few
+@given(prompts, configs, shifts, seeds)
+def test_a_row_ends_exactly_when_it_may(batch, config, shift, seed):
+    """Not before its first end token has no hole before it, and not a forward later."""
+    outputs = run(FakeModel(leaning(EOS, 3.0, hashed(seed)), shift), batch, config)
+    for prompt, output in zip(batch, outputs):
+        *before, (last, _) = replay(prompt, output, config.max_new_tokens)
+        assert all(answer(row, len(prompt)) is None for row, _ in before)
+        assert output.token_ids == answer(last, len(prompt))
+        ended = len(output.token_ids) < config.max_new_tokens
+        assert output.finish_reason == ("eos" if ended else "length")
+        assert output.answer_tokens == len(output.token_ids) + ended
+        assert output.slots == sum(token is not None for token in last[len(prompt) :])
+        assert output.tokens_per_forward == output.answer_tokens / output.nfe
+        assert output.slots_per_forward == output.slots / output.nfe
+
+
+@few
+@given(prompts, configs, shifts, seeds)
+def test_forwards_are_counted_and_finished_rows_leave_the_batch(batch, config, shift, seed):
+    model = FakeModel(hashed(seed), shift)
+    outputs = run(model, batch, config)
+    per_step = 2 if config.cfg_scale else 1
+    forwards = [output.nfe for output in outputs]
+    assert max(forwards) == model.calls <= config.max_new_tokens * per_step
+    assert model.batches == [sum(n > call for n in forwards) for call in range(model.calls)]
+    for output in outputs:
+        assert output.history is not None
+        assert [c.nfe for c in output.history] == list(range(per_step, output.nfe + 1, per_step))
+
+
+@few
+@given(prompts, configs, shifts, seeds)
+def test_the_prompt_never_changes_and_the_mask_is_never_committed(batch, config, shift, seed):
+    """The model wants the mask token everywhere; prompts hold mask ids, which are no holes."""
+    model = FakeModel(leaning(MASK, 30.0, hashed(seed)), shift)
+    outputs = run(model, batch, config)
+    for output in outputs:
+        assert output.history
+        assert not any(MASK in commit.token_ids for commit in output.history)
+    per_step = 2 if config.cfg_scale else 1
+    for call in range(0, model.calls, per_step):  # the forwards that see the prompt
+        rows = [prompt for prompt, output in zip(batch, outputs) if output.nfe > call]
+        for prompt, ids in zip(rows, model.seen[call].tolist(), strict=True):
+            assert ids[: len(prompt)] == prompt
+
+
+@settings(max_examples=80)
+@given(prompts, configs, shifts, seeds, st.data())
+def test_batch_equals_alone(batch, config, shift, seed, data):
+    """Ragged prompts, rows that finish at different times: tokens, forwards and history agree."""
+    out = leaning(EOS, 1.0, hashed(seed))
+    row_ids = data.draw(st.lists(st.integers(0, 9), min_size=len(batch), max_size=len(batch)))
+    together = run(FakeModel(out, shift), batch, config, row_ids)
+    for prompt, row_id, output in zip(batch, row_ids, together):
+        (alone,) = run(FakeModel(out, shift), [prompt], config, [row_id])
+        assert [dataclasses.replace(c, row=0) for c in output.history or ()] == alone.history
+        same = ("text", "token_ids", "finish_reason", "nfe", "slots", "answer_tokens")
+        assert all(getattr(output, name) == getattr(alone, name) for name in same)
+
+
+@few
+@given(prompts, configs.filter(lambda c: not c.cfg_scale), shifts, seeds)
+def test_the_model_sees_the_committed_tokens_and_masks_elsewhere(batch, config, shift, seed):
+    """History deltas rebuild every canvas the model was shown, so also the final one."""
+    model = FakeModel(hashed(seed), shift)
+    outputs = run(model, batch, config)
+    rows = [list(replay(p, output, config.max_new_tokens)) for p, output in zip(batch, outputs)]
+    for call, ids in enumerate(model.seen):
+        left = [states[call][0] for states, o in zip(rows, outputs, strict=True) if o.nfe > call]
+        for row, seen in zip(left, ids.tolist(), strict=True):
+            assert seen[: len(row)] == [MASK if token is None else token for token in row]
+
+
+class Probe(CommitRule):
+    """A threshold that notes what the view says of each row's progress."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[tuple[int, ...]]] = {}
+
+    def select(self, view: Candidates) -> Selection:
+        names = ("step", "window_step", "window_holes", "start", "end", "prompt", "length")
+        for row, *counters in zip(view.row.tolist(), *(getattr(view, n).tolist() for n in names)):
+            self.seen.setdefault(row, []).append(tuple(counters))
+        return Threshold(0.4).select(view)
+
+
+@few
+@given(prompts, st.integers(2, 10), st.integers(1, 5), seeds)
+def test_rules_are_told_how_far_each_row_has_come(batch, size, block, seed):
+    """Rows that go at their own pace and leave at different times, counted again from history."""
+    probe = Probe()
+    config = DecodeConfig(size, block, sampler=probe, history=True)
+    outputs = run(FakeModel(leaning(EOS, 1.0, hashed(seed))), batch, config)
+    for i, (prompt, output) in enumerate(zip(batch, outputs)):
+        expected: list[tuple[int, ...]] = []
+        for step, (row, _) in enumerate(list(replay(prompt, output, size))[:-1]):
+            start = len(prompt) + (row.index(None) - len(prompt)) // block * block
+            end = min(start + block, len(prompt) + size)
+            spent, holes = 0, row[start:end].count(None)
+            if expected and expected[-1][3] == start:
+                spent, holes = expected[-1][1] + 1, expected[-1][2]
+            expected.append((step, spent, holes, start, end, len(prompt), len(prompt) + size))
+        assert probe.seen[i] == expected
+
+
+@few
+@given(prompts, configs.filter(lambda c: not c.temperature), seeds)
+def test_shift_reads_the_row_before(batch, config, seed):
+    """With shift 1 a model that puts everything out one row early decodes the same."""
+    base = hashed(seed)
+
+    def early(ids):
+        logits = base(ids)
+        return logits[[*range(1, len(ids)), 0]]
+
+    batch = [[3, *prompt] for prompt in batch]  # a first position has no row before it
+    straight, shifted = (run(FakeModel(*m), batch, config) for m in ((base, 0), (early, 1)))
+    assert [o.history for o in straight] == [o.history for o in shifted]
+
+
+SCORED = [s for s in QUOTA + DREAM + THRESHOLD if not any(w in s for w in ("random", "origin"))]
+SCORED = [s for s in SCORED if "alg_temp" not in s]
+
+
+@few
+@given(st.sampled_from(SCORED), st.integers(1, 9), st.integers(1, 12), st.integers(0, 4), shifts)
+def test_ties_go_left_to_right(sampler, size, block, prompt, shift):
+    config = DecodeConfig(size, block, sampler=sampler, history=True)
+    (output,) = run(FakeModel(constant(), shift), [[MASK] * prompt], config)
+    order = [pos for commit in output.history or () for pos in commit.positions]
+    assert order == list(range(prompt, prompt + len(order)))
+
+
+SATURATED = [
+    "quota",
+    "quota:confidence_eos_eot_inf=true",
+    "dream:alg=maskgit_plus",
+    "dream:alg=topk_margin",
+    "dream:alg=entropy",
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sampler", SATURATED)
+@given(order=st.permutations(range(7)))
+@settings(max_examples=15)
+def test_saturated_confidences_go_by_how_far_they_are_from_one(sampler, dtype, order):
+    """All of them are 1.0 in float32; the surest still goes first."""
+    heights = {pos: 30.0 + 5 * rank for pos, rank in enumerate(order)}
+    model = FakeModel(scripted(dict.fromkeys(range(7), 7), heights), dtype=dtype)
+    (output,) = run(model, [[]], DecodeConfig(7, sampler=sampler, history=True))
+    assert output.history
+    assert [c.confidences for c in output.history] == [[1.0]] * 7
+    assert [c.positions[0] for c in output.history] == sorted(range(7), key=lambda p: -heights[p])
+
+
+@few
+@given(configs, st.lists(tokens, max_size=3))
+def test_all_eos_ends_with_an_empty_answer(config, prompt):
+    (output,) = run(FakeModel(leaning(EOS, 60.0)), [prompt], config)
+    if "logits_eos_inf" in config.sampler:
+        assert all(EOS not in c.token_ids for c in output.history)  # end of turn is allowed
+    else:
+        assert (output.token_ids, output.text, output.finish_reason) == ([], "", "eos")
+        assert output.answer_tokens == 1
+
+
+def test_an_end_token_behind_a_hole_does_not_end_the_row():
+    """The tail is surest and holds EOS (full-length decoding floods it); the front follows."""
+    tokens = {0: 7, 1: 8, 2: 9, 3: EOS, 4: EOS}
+    heights = {0: 3.0, 1: 4.0, 2: 5.0, 3: 6.0, 4: 9.0}
+    (output,) = run(
+        FakeModel(scripted(tokens, heights)), [[]], DecodeConfig(5, sampler="quota", history=True)
+    )
+    assert [c.positions for c in output.history or ()] == [[4], [3], [2], [1], [0]]
+    assert (output.token_ids, output.nfe, output.slots, output.answer_tokens) == (
+        [7, 8, 9],
+        5,
+        5,
+        4,
+    )
+
+
+def test_padding_behind_the_end_counts_as_slots_only():
+    out = scripted({0: 7, 1: EOS, 2: EOS, 3: EOS})
+    (output,) = run(FakeModel(out), [[]], DecodeConfig(4, sampler="threshold"))
+    assert (output.nfe, output.tokens_per_forward, output.slots_per_forward) == (1, 2.0, 4.0)
+    assert output.history is None
+
+
+def test_confidence_switch_commits_end_tokens_last_and_left_to_right():
+    tokens = dict(enumerate([EOS, 7, EOT, 8]))
+    heights = {0: 9.0, 1: 3.0, 2: 20.0, 3: 4.0}
+    model = FakeModel(scripted(tokens, heights))
+    sampler = "quota:confidence_eos_eot_inf=true"
+    (output,) = run(model, [[]], DecodeConfig(4, sampler=sampler, history=True))
+    assert [c.positions for c in output.history or ()] == [[3], [1], [0]]
+
+
+@pytest.mark.parametrize("sampler", ["quota", "quota:remasking=random", *THRESHOLD[3:]])
+def test_one_token_for_an_empty_prompt(sampler):
+    for shift in (0, 1):
+        model = FakeModel(hashed(5), shift)
+        (output,) = run(model, [[]], DecodeConfig(1, sampler=sampler))
+        assert (model.calls, output.slots) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "steps", "commits"),
+    [
+        (10, 4, 5, [2, 2, 2, 2, 2]),  # shares 2, 2, 1 by length: the short last block gets one
+        (10, 4, 10, [1] * 10),
+        (10, 4, 40, [1] * 10),  # more steps than tokens: no forward on a full block
+        (10, 4, 1, [4, 4, 2]),  # fewer steps than blocks: one for each
+        (7, None, 3, [3, 2, 2]),
+        (5, 64, 2, [3, 2]),
+    ],
+)
+def test_quotas_where_nothing_divides(size, block, steps, commits):
+    model = FakeModel(scripted({}))
+    config = DecodeConfig(size, block, sampler=f"quota:steps={steps}", history=True)
+    (output,) = run(model, [[3]], config)
+    assert [len(c.positions) for c in output.history or ()] == commits
+    assert model.calls == len(commits)
+
+
+@settings(max_examples=10)
+@given(prompts, seeds)
+def test_nothing_is_random_but_the_noise(batch, seed):
+    config = DecodeConfig(8, temperature=1.0, sampler="dream:alg_temp=1", history=True)
+    state = torch.get_rng_state()
+    first, second = (run(FakeModel(hashed(seed)), batch, config) for _ in range(2))
+    assert [o.history for o in first] == [o.history for o in second]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def forbids(out: Out, tokens: Sequence[int]) -> Out:
+    def forbidding(ids):
+        logits = out(ids).copy()
+        logits[:, tokens] = -float("inf")
+        return logits
+
+    return forbidding
+
+
+@few
+@given(configs, st.lists(st.sampled_from(PLAIN), min_size=1, max_size=8), seeds)
+def test_minus_infinity_forbids_a_token(config, tokens, seed):
+    (output,) = run(FakeModel(forbids(hashed(seed), tokens)), [[4]], config)
+    assert not any(token in tokens for c in output.history or () for token in c.token_ids)
+
+
+def test_a_rule_that_chooses_nothing_still_progresses():
+    class Lazy(CommitRule):
+        def select(self, view):
+            return Selection(torch.zeros_like(view.valid))
+
+    (output,) = run(FakeModel(constant()), [[]], DecodeConfig(4, sampler=Lazy()))
+    assert (output.nfe, output.slots) == (4, 4)
+
+
+def test_holes_are_what_the_canvas_says():
+    canvas = Canvas.from_prompts([[MASK, 3], [4]], 2, MASK)
+    assert canvas.holes.tolist() == [[False, False, True, True], [False, True, True, False]]

@@ -1,0 +1,281 @@
+"""Consumers of events: spelling, following, driving, transformers streamers, JSON."""
+
+import json
+import re
+import threading
+import time
+from itertools import chain
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
+from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
+
+from dllm.engine import Engine
+from dllm.errors import DllmError
+from dllm.output import Commit, Output, Started, Timings
+from dllm.streaming import Follower, Speller, drive, feed, output_to_dict
+from tests.echo import echo, write_tiny
+
+SEVEN = "one two three four five six seven"
+BYTES = "naïve 日本 🙂👍🏽 x"  # characters of two to four bytes, each byte a token
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return echo(folder).text
+
+
+@pytest.fixture
+def engine(folder):
+    return echo(folder)
+
+
+class TestSpeller:
+    @given(st.lists(st.sampled_from([*SEVEN.split(), ",", "\n", "é", "🙂", "  "])))
+    @example(["🙂"])
+    def test_pieces_join_to_the_text(self, text, words):
+        ids = text.encode(" " + " ".join(words))
+        assert "".join(Speller(text).pieces(ids)) == text.decode(ids)
+
+    @given(st.data())
+    def test_a_hole_changes_no_other_run(self, text, data):
+        ids = text.encode(f" {BYTES} {SEVEN}")
+        cut = data.draw(st.integers(1, len(ids) - 1))
+        pieces = Speller(text).pieces(ids)
+        if "" in (pieces[cut - 1], pieces[cut]):
+            return  # inside a character
+        got = Speller(text).pieces([*ids[:cut], None, *ids[cut + 1 :]])
+        assert got[: cut - 1] == pieces[: cut - 1]
+        assert got[cut] == ""
+
+    def test_words_keep_their_space_wherever_they_stand(self, text):
+        ids = text.encode(f" {SEVEN}")
+        assert Speller(text).pieces([ids[0], None, ids[2]]) == ["one", "", " three"]
+
+    def test_a_character_of_several_tokens_stands_with_the_last(self, text):
+        ids = text.encode(" one🙂")
+        assert Speller(text).pieces(ids) == ["one", "", "", "", "🙂"]
+        assert Speller(text).pieces(ids[:-1]) == ["one", "", "", "\ufffd"]
+
+    def test_a_word_that_begins_inside_a_character_keeps_its_space(self):
+        table = [b"x", b" one", b" \xf0\x9f", b"\x99\x82"]
+
+        class Codec:
+            has_chat_template = False
+
+            def encode(self, text):
+                return [0]
+
+            def decode(self, ids):
+                return b"".join(table[i] for i in ids).decode(errors="replace").removeprefix(" ")
+
+        assert Speller(Codec()).pieces([1, 2, 3]) == ["one", "", " 🙂"]
+        assert Speller(Codec()).pieces([2, 3, 1]) == ["", "🙂", " one"]
+
+    def test_sentencepiece_like_decoders(self):
+        vocab = {"▁x": 0, "▁one": 1, "ly": 2, "▁two": 3}
+        tokenizer = Tokenizer(WordLevel(vocab, unk_token="▁x"))
+        tokenizer.decoder = decoders.Metaspace()
+
+        class Codec:
+            has_chat_template = False
+
+            def encode(self, text):
+                return [0]
+
+            def decode(self, ids):
+                return tokenizer.decode(list(ids))
+
+        assert Speller(Codec()).pieces([1, 2, 3]) == ["one", "ly", " two"]
+        assert Speller(Codec()).pieces([None, 3, 2]) == ["", " two", "ly"]
+
+
+class TestFollower:
+    def test_rebuilds_the_canvas(self, engine):
+        follower = Follower.of(engine)
+        for event in engine.stream(SEVEN):
+            follower.apply(event)
+            if isinstance(event, Commit) and event.nfe == 1:
+                assert follower.text(follower.rows[0]) == " two five"
+                assert follower.count(follower.rows[0]) == 3  # the end of text counts, once
+        row = follower.rows[0]
+        assert row.forwards[:8] == [3, 1, 2, 3, 1, 2, 3, 1]
+        assert follower.text(row) == row.output.text == SEVEN
+        assert follower.count(row) == row.output.answer_tokens == 8
+
+    def test_a_step_is_complete_when_every_row_has_seen_it(self, engine):
+        follower = Follower.of(engine)
+        seen = []
+        for event in engine.stream(["one two three four", "five"], block_length=None):
+            follower.apply(event)
+            seen.append((type(event).__name__, follower.step_is_complete()))
+        commits = [done for kind, done in seen if kind == "Commit"]
+        assert commits == [False, True] * 2 + [True] * (len(commits) - 4)
+
+    def test_needs_a_tokenizer(self, engine):
+        with pytest.raises(DllmError, match="no tokenizer"):
+            Follower.of(Engine(engine.model))
+
+
+class TestDrive:
+    def test_gives_the_outputs(self, engine):
+        done = drive(engine.stream([SEVEN, "one"]))
+        assert {row: output.text for row, output in done.items()} == {0: SEVEN, 1: "one"}
+
+    def test_seconds_are_the_engines(self, engine):
+        seconds = []
+
+        class Slow:
+            def show(self, event, spent):
+                seconds.append(spent)
+                time.sleep(0.1)
+
+        drive(engine.stream(SEVEN), Slow())
+        assert seconds == sorted(seconds)
+        assert seconds[-1] < 0.1 * (len(seconds) - 1)
+
+    def test_ctrl_c_in_a_consumer_keeps_what_is_committed(self, engine):
+        class Impatient:
+            def show(self, event, spent):
+                if isinstance(event, Commit) and event.nfe == 2:
+                    raise KeyboardInterrupt
+
+        output = drive(engine.stream(SEVEN), Impatient())[0]
+        assert (output.finish_reason, output.nfe) == ("interrupted", 2)
+        assert output.text == "two three five six"
+
+
+class Collector:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self):
+        self.puts, self.drafts, self.ends = [], [], 0
+
+    def put(self, value):
+        self.puts.append(value.tolist())
+
+    def put_draft(self, value):
+        self.drafts.append(value.tolist())
+
+    def end(self):
+        self.ends += 1
+
+
+class TestFeed:
+    @pytest.mark.parametrize("prompt", [SEVEN, BYTES, "one\ntwo three\n"])
+    def test_text_iterator_streamer(self, engine, prompt):
+        streamer = TextIteratorStreamer(
+            engine.text.tokenizer, skip_prompt=True, timeout=20, skip_special_tokens=True
+        )
+        outputs = []
+        thread = threading.Thread(
+            target=lambda: outputs.append(feed(engine.stream(prompt), streamer, engine))
+        )
+        thread.start()
+        streamed = "".join(streamer)
+        thread.join()
+        assert streamed == outputs[0].text == prompt.strip()
+
+    def test_text_streamer(self, engine, capsys):
+        output = feed(
+            engine.stream(SEVEN), TextStreamer(engine.text.tokenizer, skip_prompt=True), engine
+        )
+        assert capsys.readouterr().out == output.text + "\n"
+
+    def test_text_diffusion_streamer(self, engine, capsys):
+        streamer = TextDiffusionStreamer(engine.text.tokenizer, skip_prompt=True)
+        output = feed(engine.stream(SEVEN), streamer, engine)
+        shown = capsys.readouterr().out
+        drafts = re.findall(r"\x1b7\x1b\[33m(.*?)\x1b\[0m", shown, re.DOTALL)
+        mask = "<|mask|>"
+        assert drafts == [
+            f"{mask} two{mask}{mask} five{mask}{mask}",
+            f"{mask} two three{mask} five six{mask}",
+        ]
+        final = re.sub(r"\x1b7.*?\x1b8\x1b\[J", "", shown, flags=re.DOTALL)
+        assert final == output.text + "\n"
+
+    def test_prefixes_as_soon_as_they_are_decided(self, engine):
+        streamer = Collector()
+        output = feed(engine.stream(SEVEN, block_length=3), streamer, engine)
+        prompt, *puts = streamer.puts
+        assert prompt == engine.encode(SEVEN)
+        assert list(chain(*puts)) == output.token_ids
+        assert len(puts) > 1
+        assert streamer.ends == 1
+
+    def test_drafts_hold_masks_and_end_before_the_end_token(self, engine):
+        streamer = Collector()
+        feed(engine.stream(SEVEN), streamer, engine)
+        one, two, three, four, five, six, seven = engine.text.encode(f" {SEVEN}")
+        mask = engine.model.spec.mask_id
+        assert streamer.drafts == [
+            [mask, two, mask, mask, five, mask, mask],
+            [mask, two, three, mask, five, six, mask],
+        ]
+        assert one != four != seven
+
+    @pytest.mark.parametrize("stop", ["three", "e f", "four five", "ven", "x", "e", "two t"])
+    @pytest.mark.parametrize("block_length", [1, 2, None])
+    def test_nothing_is_put_that_a_stop_string_cuts(self, engine, stop, block_length):
+        streamer = Collector()
+        events = engine.stream(SEVEN, stop=stop, block_length=block_length)
+        output = feed(events, streamer, engine, stop=[stop])
+        assert list(chain(*streamer.puts[1:])) == output.token_ids
+        assert engine.text.decode(output.token_ids) in SEVEN.partition(stop)[0]
+        assert len(streamer.drafts) <= output.nfe  # none behind the end
+
+    def test_an_interrupted_answer_is_put_whole(self, folder):
+        engine, streamer = echo(folder, interrupt_at=3), Collector()
+        output = feed(engine.stream(SEVEN), streamer, engine)
+        assert output.finish_reason == "interrupted"
+        assert list(chain(*streamer.puts[1:])) == output.token_ids
+
+    def test_one_prompt_only(self, engine):
+        streamer = Collector()
+        with pytest.raises(DllmError, match="takes one prompt"):
+            feed(engine.stream([SEVEN, SEVEN]), streamer, engine)
+        assert streamer.ends == 1  # a thread that waits for text must not wait for ever
+
+    def test_an_error_ends_the_stream(self, engine):
+        def broken():
+            yield Started(0, [1], 4)
+            raise DllmError("broken")
+
+        streamer = Collector()
+        with pytest.raises(DllmError, match="broken"):
+            feed(broken(), streamer, engine)
+        assert streamer.ends == 1
+
+    def test_values_are_tensors(self, engine):
+        class Check(Collector):
+            def put(self, value):
+                assert isinstance(value, torch.Tensor)
+                assert value.dtype == torch.int64
+                super().put(value)
+
+        feed(engine.stream(""), Check(), engine)
+
+
+def test_output_to_dict():
+    output = Output("a b", [3, 4], "eos", 2, 8, 3, Timings(0.5, 0.25))
+    assert json.loads(json.dumps(output_to_dict(output))) == {
+        "text": "a b",
+        "token_ids": [3, 4],
+        "finish_reason": "eos",
+        "nfe": 2,
+        "slots": 8,
+        "answer_tokens": 3,
+        "tokens_per_forward": 1.5,
+        "slots_per_forward": 4.0,
+        "timings": {"total": 0.5, "forward": 0.25},
+    }
