@@ -52,7 +52,7 @@ class Dream(CommitRule):
         if self.alg == "origin":
             return Selection(view.valid & (view.uniform() < rate[:, None]))
         masks = view.valid.sum(1)
-        count = torch.where(view.window_step + 1 >= steps, masks, (masks * rate).long())
+        count = (masks * rate).long()
         scores = self.scores(view)
         if self.alg_temp > 0:
             # The k best of score / temperature + Gumbel noise: k draws without replacement.

@@ -1,0 +1,53 @@
+import itertools
+import re
+
+from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.arithmetic import LARGEST
+
+WORD, SUM = TASKS["word_problem"], TASKS["calculation"]
+
+
+def draw(task, count=400):
+    return list(itertools.islice(examples(task, 0, held_out=False), count))
+
+
+def test_every_line_is_a_right_calculation_and_goes_on_from_the_last():
+    for e in draw(WORD):
+        *lines, last = e.answer.split("\n")
+        value = None
+        for line in lines:
+            a, op, b, result = re.fullmatch(r"(\d+) ([-+*]) (\d+) = (\d+)", line).groups()
+            assert value is None or int(a) == value
+            value = int(result)
+            assert value == {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[op]
+            assert 1 <= value <= LARGEST
+        assert last == f"Answer: {value}"
+        assert 1 <= len(lines) <= 4
+
+
+def test_operands_stand_in_the_question_in_order():
+    for e in draw(WORD, 100):
+        said = re.findall(r"\d+", e.prompt)
+        used = [re.findall(r"\d+", line) for line in e.answer.split("\n")[:-1]]
+        assert said == [used[0][0], *(numbers[1] for numbers in used)]
+
+
+def test_grades():
+    for e in draw(WORD, 100):
+        *lines, last = e.answer.split("\n")
+        result = int(last.split()[-1])
+        assert WORD.grade(e, e.answer) == "ok"
+        assert WORD.grade(e, "\n".join(lines)) == "parse"
+        assert WORD.grade(e, "\n".join([*lines, f"Answer: {result + 1}"])) == "arithmetic"
+        assert WORD.grade(e, last) == "steps"
+        assert WORD.grade(e, e.answer + " apples") == "parse"
+
+
+def test_single_calculations():
+    for e in draw(SUM):
+        left, right = e.answer.split(" = ")
+        assert eval(left) == int(right)
+        assert left in e.prompt
+        assert SUM.grade(e, e.answer) == "ok"
+        assert SUM.grade(e, f"{left} = {int(right) + 1}") == "arithmetic"
+        assert SUM.grade(e, right) == "arithmetic"

@@ -1,0 +1,67 @@
+"""The worked examples of CONTRIBUTING.md, run as a reader would run them."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dllm.config import DecodeConfig
+from dllm.engine import Engine
+from dllm.models.decoder import Decoder
+from dllm.models.spec import ModelSpec
+
+PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
+PROMPTS = [[4, 5, 6], [7, 8, 9, 10, 11, 4]]
+
+
+@pytest.fixture(autouse=True)
+def example_files(tmp_path, monkeypatch):
+    """Every code block of the page as the file its first line names."""
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        name = re.match(r"# (\w+\.py)\n", block)
+        assert name, "a code block must begin with its file name"
+        (tmp_path / name[1]).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("halving", None)
+    sys.modules.pop("frozen_prompt", None)
+
+
+def engine(shift):
+    spec = ModelSpec("llada", 23, 16, 2, 2, 2, 8, 24, 1e-5, 1e4, mask_id=1, eos_id=0, pad_id=0)
+    spec = ModelSpec(**{**{f: getattr(spec, f) for f in spec.__dataclass_fields__}, "shift": shift})
+    torch.manual_seed(0)
+    return Engine(Decoder(spec).double())
+
+
+def test_the_sampler_commits_its_share():
+    config = DecodeConfig(
+        max_new_tokens=16, block_length=None, sampler="halving:Halving:share=0.25", history=True
+    )
+    out = engine(0).generate([PROMPTS[0]], config)[0]
+    assert [len(c.positions) for c in out.history][:4] == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_policy_refreshed_at_every_step_is_exact(shift):
+    tiny = engine(shift)
+    exact = tiny.generate(PROMPTS, max_new_tokens=12, sampler="quota")
+    cached = tiny.generate(
+        PROMPTS, max_new_tokens=12, sampler="quota", cache="frozen_prompt:FrozenPrompt:refresh=1"
+    )
+    assert [o.token_ids for o in cached] == [o.token_ids for o in exact]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_policy_reads_the_prompt_from_the_store(shift):
+    tiny, sizes = engine(shift), []
+    forward = tiny.model.forward
+    tiny.model.forward = lambda ids, plan, store: (
+        sizes.append(plan.pos.shape[1]) or forward(ids, plan, store)
+    )
+    out = tiny.generate(
+        PROMPTS[:1], max_new_tokens=12, sampler="quota", cache="frozen_prompt:FrozenPrompt"
+    )[0]
+    assert sizes == [15] + [12 + shift] * (out.nfe - 1)
