@@ -105,7 +105,7 @@ class LiveView:
         row = self.follower.rows[n]
         if row.output is None:
             below = LEGEND if row is next(iter(self.follower.rows.values())) else None
-            text = self._text(row)
+            text = self.answer(row)
         else:
             below = f"[dim]{REASONS[row.output.finish_reason]}[/]"
             text = Text(row.output.text.translate(CONTROLS))
@@ -128,7 +128,7 @@ class LiveView:
         """Leaves room for the ^C that a terminal echoes: in a new line it would spoil the frame."""
         return max(20, self.console.width - 3)
 
-    def _text(self, row: Row) -> Text:
+    def answer(self, row: Row) -> Text:
         """The answer as it stands; what is behind its first end token is padding and not shown."""
         styles = dict(zip(reversed(row.steps), AGES))
         end = self.follower.end(row)

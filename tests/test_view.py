@@ -82,7 +82,7 @@ class TestLiveView:
             if isinstance(event, Finished):
                 break
             follower.apply(event)
-        shown = view._text(follower.rows[0])
+        shown = view.answer(follower.rows[0])
         styles = {shown.plain[s.start : s.end]: s.style for s in shown.spans}
         assert styles["one"] == "black on bright_green"
         assert styles["three"] == "bright_green"

@@ -52,13 +52,15 @@ def test_wheel_holds_the_tree_once(wheel, root, modules):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_unpacked_wheel_imports_elsewhere(wheel, tmp_path):
+def test_unpacked_wheel_generates_elsewhere(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import dllm, dllm.cache, dllm.samplers, dllm.verify\n"
-        "for m in (dllm, dllm.cache, dllm.samplers, dllm.verify): print(m.__file__)"
+        "for m in (dllm, dllm.cache, dllm.samplers, dllm.verify): print(m.__file__)\n"
+        "out = dllm.load('tiny').generate('Copy the list: fig, plum, kiwi', max_new_tokens=32)\n"
+        "assert out.text == 'fig, plum, kiwi', out"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True

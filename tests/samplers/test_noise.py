@@ -115,6 +115,12 @@ def test_the_ends_are_open_and_the_gumbels_finite():
     assert odd.min() == 1
 
 
+def test_zero_is_a_counter_like_any_other():
+    """Mixing alone would leave it at zero, the lowest number there is."""
+    for n in range(1, 5):
+        assert 1e-3 < uniform(0, *[torch.tensor(0)] * n) < 1 - 1e-3
+
+
 def test_gumbel_moments():
     g = gumbel(uniform(5, grid()))
     assert g.mean() == pytest.approx(0.5772157, abs=4 * math.pi / math.sqrt(6 * N))
