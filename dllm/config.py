@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,9 @@ class DecodeConfig:
         return cast(Planner, part)
 
     def make_cache(self) -> CachePolicy:
-        """A cache policy for one request."""
-        return cast(CachePolicy, self._part("cache", "plan", POLICIES, "dllm.cache"))
+        """A cache policy for one request; one given as an object is copied, as it keeps state."""
+        part = self._part("cache", "plan", POLICIES, "dllm.cache")
+        return cast(CachePolicy, copy.deepcopy(part))
 
     def _part(
         self, option: str, method: str, table: Mapping[str, str], group: str, **defaults: Any

@@ -96,6 +96,10 @@ class Decoding:
         windows = self.planner.windows(self.canvas)
         self._enter(windows)
         pos, valid = hole_positions(self.canvas, windows)
+        if not bool(valid.any(1).all()):
+            raise DecodeError(
+                f"{self.planner!r} chose a window without a hole: expected at least one"
+            )
         logits = self._forward(pos)
         view = make_candidates(
             logits,
@@ -306,12 +310,17 @@ class Engine:
         config: DecodeConfig | None = None,
         *,
         chat: bool | Literal["auto"] = "auto",
+        row_ids: Sequence[int] | None = None,
         **options: Any,
     ) -> Iterator[Event]:
-        """Decode text, messages or ids; events as in `stream_steps`. Options: DecodeConfig's."""
+        """Decode text, messages or ids; events and row_ids as in `stream_steps`.
+
+        Prompts, chat and options are those of `generate`.
+        """
         config = (config or DecodeConfig()).replace(**options)
         batch, _ = as_batch(prompts)
-        yield from self.stream_steps([self.encode(prompt, chat) for prompt in batch], config)
+        ids = [self.encode(prompt, chat) for prompt in batch]
+        yield from self.stream_steps(ids, config, row_ids=row_ids)
 
     @overload
     def generate(
@@ -327,17 +336,19 @@ class Engine:
         config: DecodeConfig | None = None,
         *,
         chat: bool | Literal["auto"] = "auto",
+        row_ids: Sequence[int] | None = None,
         **options: Any,
     ) -> Output | list[Output]:
         """Decode one prompt to an Output, or a list of prompts to a list of Outputs.
 
         A prompt is text, a list of messages ({"role", "content"}) or a list of token ids. chat:
-        wrap text in the chat template ("auto": if there is one). Options are DecodeConfig's
-        fields; an unknown one is an error. Ctrl-C returns what is committed so far.
+        wrap text in the chat template ("auto": if there is one). row_ids: see `stream_steps`.
+        Options are DecodeConfig's fields; an unknown one is an error. Ctrl-C returns what is
+        committed so far.
         """
         batch, single = as_batch(prompts)
         done: dict[int, Output] = {}
-        events = self.stream(batch, config, chat=chat, **options)
+        events = self.stream(batch, config, chat=chat, row_ids=row_ids, **options)
         for event in events:
             if isinstance(event, Finished):
                 done[event.row] = event.output
@@ -379,9 +390,11 @@ class Engine:
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """A list of prompts, and whether the caller gave a single one."""
+    """A list of prompts, and whether the caller gave a single one. Tensors and arrays are ids."""
     if isinstance(prompts, str):
         return [prompts], True
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
     if prompts and isinstance(prompts[0], (int, Mapping)):
         return [prompts], True  # type: ignore[list-item]
     return list(prompts), False  # type: ignore[arg-type]

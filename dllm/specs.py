@@ -23,8 +23,8 @@ class SpecError(DllmError):
 
 
 def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
-    """All names of one kind of part, with the "module:Class" each stands for."""
-    return dict(table) | {point.name: point.value for point in entry_points(group=group)}
+    """All names of one kind of part, with the "module:Class" each stands for; ours come first."""
+    return {point.name: point.value for point in entry_points(group=group)} | dict(table)
 
 
 def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:

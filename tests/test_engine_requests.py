@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dllm.cache.none import NoCache
+from dllm.canvas import Windows
 from dllm.config import DecodeConfig
 from dllm.engine import DecodeError, Engine
 from dllm.errors import DllmError
@@ -305,3 +309,47 @@ def test_timings_are_within_each_other():
 def test_a_prompt_of_masks_is_a_prompt():
     output = Engine(FakeModel()).generate([MASK] * 3, max_new_tokens=3, history=True)
     assert {p for c in output.history for p in c.positions} <= {3, 4, 5}
+
+
+class NoHole:
+    """A planner whose window lies in the prompt."""
+
+    def windows(self, canvas):
+        return Windows(canvas.prompt * 0, canvas.prompt)
+
+
+def test_a_window_without_holes_is_an_error_and_not_a_loop():
+    with pytest.raises(DecodeError, match="chose a window without a hole"):
+        Engine(FakeModel()).generate([[3, 4]], planner=NoHole(), max_new_tokens=4)
+
+
+def test_tensors_and_arrays_are_ids():
+    engine = Engine(FakeModel())
+    expected = [o.token_ids for o in engine.generate([[3, 4], [6, 7]], max_new_tokens=6)]
+    for ids in (torch.tensor([[3, 4], [6, 7]]), np.array([[3, 4], [6, 7]])):
+        assert [o.token_ids for o in engine.generate(ids, max_new_tokens=6)] == expected
+
+
+def test_row_ids_reach_generate():
+    engine = Engine(FakeModel())
+    options = {"max_new_tokens": 8, "temperature": 1.0, "sampler": "quota"}
+    two = engine.generate([[3, 4], [6, 7]], **options)
+    alone = engine.generate([[6, 7]], row_ids=[1], **options)
+    assert alone[0].token_ids == two[1].token_ids
+
+
+@dataclass(frozen=True)
+class Counting(NoCache):
+    """A policy that keeps state."""
+
+    plans: list = field(default_factory=list)
+
+    def plan(self, canvas, want, shift):
+        self.plans.append(want.shape)
+        return super().plan(canvas, want, shift)
+
+
+def test_a_policy_given_as_an_object_serves_every_request_afresh():
+    policy = Counting()
+    Engine(FakeModel()).generate([[3, 4]], cache=policy, max_new_tokens=4)
+    assert policy.plans == []
