@@ -19,7 +19,7 @@ THINGS = tuple(
     "apples balls books cards coins cookies cups eggs keys marbles nuts pens plums shells stamps "
     "stones".split()
 )
-LARGEST = 50  # every intermediate result is a whole number from 1 to this
+LARGEST = 20  # every intermediate result is a whole number from 1 to this
 OPERANDS = {"+": 9, "-": 9, "*": 3}  # the largest operand by operation
 
 # Sentences by operation; {n} is the operand, {who} another person.
@@ -58,7 +58,7 @@ def _result(value: int, op: str, n: int) -> int:
 def make_word_problem(rng: random.Random, size: int) -> Example:
     name, who = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
-    value = rng.randint(2, 30)
+    value = rng.randint(2, 15)
     text = [rng.choice(OPENINGS).format(name=name, n=value, thing=thing)]
     lines: list[str] = []
     while len(lines) < size:
