@@ -25,8 +25,9 @@ from dllm.eval.tasks import TASKS, Task
 
 SAMPLERS = {"sequential": "quota", "parallel": "threshold:threshold=0.9"}
 LIST_SIZES = (3, 4, 5, 6)  # the promise is for lists of up to 6 items
-# Holes behind a prompt: enough for the longest answer.
-CANVAS = dict.fromkeys(TASKS, 32) | {"word_problem": 64, "json": 64, "records": 96, "table": 128}
+# Holes behind a prompt: enough for the longest answer and its end.
+CANVAS = dict.fromkeys(TASKS, 24) | {"word_problem": 40, "json": 40, "function": 32}
+CANVAS |= {"records": 88, "table": 112}
 
 
 def measure(name: str, count: int, model: str) -> dict[str, Any]:
@@ -70,18 +71,21 @@ def summary(score: Score) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table("group", "task", "sequential", "95%", "parallel", "forwards", "ratio")
+    columns = ("group", "task", "prompts", "sequential", "95%", "parallel", "forwards", "ratio")
+    table = Table(*columns, "tokens/forward")
     for row in rows:
         one, many = row["sequential"], row["parallel"]
         low, high = one["interval_95"]
         table.add_row(
             row["group"],
             row["task"],
+            str(row["prompts"]),
             f"{one['accuracy']:.1%}",
             f"{low:.1%} - {high:.1%}",
             f"{many['accuracy']:.1%}",
             f"{one['forwards_per_prompt']:.1f} -> {many['forwards_per_prompt']:.1f}",
             f"{row['forwards_ratio']:.0%}",
+            f"{many['tokens_per_forward']:.1f}",
         )
     Console().print(table)
 

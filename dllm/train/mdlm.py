@@ -25,6 +25,7 @@ from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Batch, Mixture, make_batch
 
+FRONTIER, BLOCKWISE = 0.35, 0.2  # shares of the rows; see `corrupt`
 TAIL_WEIGHT = 0.1  # padding is easy and long: at full weight it would be most of the loss
 
 
@@ -53,9 +54,11 @@ def corrupt(batch: Batch, mask_id: int, generator: torch.Generator) -> tuple[Ten
     """Mask part of every answer; return the noisy ids [B, T] and the loss weights [B, T].
 
     Of an answer with its first two EOS (L tokens) l ~ U{1..L} random ones are masked, each with
-    weight 1/l: LLaDA's bound up to a constant. In a quarter of the rows everything behind a random
-    cut is masked too, as it is for a sampler that works in blocks. The padding behind is all masked
-    in most rows, as at the start of a generation.
+    weight 1/l: LLaDA's bound up to a constant. In BLOCKWISE of the rows everything behind a random
+    cut is masked too, as it is for a sampler that works in blocks. FRONTIER rows are all known
+    before the cut, all masked behind it, and only the first two masks count: what has to be worked
+    out (a sum, say) and cannot be copied from further on. The padding behind the answer is all
+    masked in most rows, as at the start of a generation.
     """
     ids, rows = batch.ids, batch.ids.shape[0]
     pos = torch.arange(ids.shape[1])[None]
@@ -69,13 +72,15 @@ def corrupt(batch: Batch, mask_id: int, generator: torch.Generator) -> tuple[Ten
     count = 1 + (uniform(rows) * length).long()
     rank = uniform(*ids.shape).masked_fill(~core, 2.0).argsort(1).argsort(1)
     masked = core & (rank < count[:, None])
-    cut = batch.start + (uniform(rows) * length).long()
-    blockwise = uniform(rows) < 0.25
-    masked |= core & blockwise[:, None] & (pos >= cut[:, None])
+    cut = (batch.start + (uniform(rows) * length).long())[:, None]
+    kind = uniform(rows)[:, None]
+    behind, frontier = core & (pos >= cut), kind < FRONTIER
+    masked = torch.where(frontier, behind, masked | (behind & (kind < FRONTIER + BLOCKWISE)))
+    counted = masked & (~frontier | (pos < cut + 2))
     ratio = torch.where(uniform(rows) < 0.7, 1.0, count / length)
     masked_tail = tail & (uniform(*ids.shape) < ratio[:, None])
 
-    weights = masked / masked.sum(1, keepdim=True)
+    weights = counted / counted.sum(1, keepdim=True)
     weights += TAIL_WEIGHT * masked_tail / masked_tail.sum(1, keepdim=True).clamp(min=1)
     return ids.masked_fill(masked | masked_tail, mask_id), weights
 

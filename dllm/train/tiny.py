@@ -25,7 +25,7 @@ from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
-CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=2000, save_every=200)
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1600, save_every=200)
 
 _INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
 _LISTS = (*_INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
@@ -55,6 +55,21 @@ _HARD = {
     "table": 2.5,
     **dict.fromkeys(_PUZZLES, 0.4),
 }
+_HARDEST = {
+    **dict.fromkeys(_INDEXED, 0.4),
+    "sort": 1.5,
+    "shuffle": 0.7,
+    "replace_random": 0.8,
+    "insert_random": 0.6,
+    "remove_random": 0.3,
+    "word_problem": 14.0,
+    "calculation": 4.0,
+    "json": 0.8,
+    "function": 0.8,
+    "records": 2.0,
+    "table": 2.2,
+    **dict.fromkeys(_PUZZLES, 0.3),
+}
 
 STAGES: tuple[Stage, ...] = (
     Stage(600, Mixture(dict.fromkeys(_INDEXED, 1.0), dict.fromkeys(_INDEXED, (3, 4)))),
@@ -66,8 +81,8 @@ STAGES: tuple[Stage, ...] = (
         ),
     ),
     Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
-    Stage(2100, Mixture(_HARD, tail=24, tail_share=0.25)),
-    Stage(1300, Mixture(_HARD, tail=96, tail_share=0.25)),
+    Stage(2000, Mixture(_HARD, tail=24, tail_share=0.25)),
+    Stage(1600, Mixture(_HARDEST, tail=96, tail_share=0.2)),
 )
 
 
