@@ -342,6 +342,9 @@ def train(
         raise DllmError(f"no recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
     module = importlib.import_module(RECIPES[recipe])
     trainer = module.trainer(out)
+    if trainer.rank > 0:  # of a run under torchrun; the first process shows and writes
+        trainer.run()
+        return
     columns = ("{task.description}", "loss {task.fields[loss]}", "{task.fields[rate]} tokens/s")
     show, *numbers = (TextColumn(column) for column in columns)
     bar = Progress(show, BarColumn(), MofNCompleteColumn(), *numbers, TimeRemainingColumn())

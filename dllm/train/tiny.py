@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
-CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1600, save_every=200)
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1800, save_every=200)
 
 _INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
 _LISTS = (*_INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
@@ -57,17 +58,17 @@ _HARD = {
 }
 _HARDEST = {
     **dict.fromkeys(_INDEXED, 0.4),
-    "sort": 1.5,
-    "shuffle": 0.7,
-    "replace_random": 0.8,
-    "insert_random": 0.6,
+    "sort": 2.5,
+    "shuffle": 0.9,
+    "replace_random": 1.2,
+    "insert_random": 0.7,
     "remove_random": 0.3,
-    "word_problem": 14.0,
-    "calculation": 4.0,
+    "word_problem": 11.0,
+    "calculation": 2.5,
     "json": 0.8,
     "function": 0.8,
     "records": 2.0,
-    "table": 2.2,
+    "table": 2.6,
     **dict.fromkeys(_PUZZLES, 0.3),
 }
 
@@ -82,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
     Stage(2000, Mixture(_HARD, tail=24, tail_share=0.25)),
-    Stage(1600, Mixture(_HARDEST, tail=96, tail_share=0.2)),
+    Stage(2400, Mixture(_HARDEST, tail=96, tail_share=0.2)),
 )
 
 
@@ -127,7 +128,10 @@ def trainer(out: Path) -> Trainer:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "tokenizer.json"
     tok = Tokenizer.from_file(str(file)) if file.exists() else tokenizer()
-    tok.save(str(file))
+    if not file.exists():
+        temp = out / f"tokenizer.{os.getpid()}"  # under torchrun all processes come here
+        tok.save(str(temp))
+        temp.replace(file)
     return Trainer(spec(tok), tok, STAGES, CONFIG, out)
 
 
