@@ -26,7 +26,7 @@ from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
-CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1800, save_every=200)
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=750, save_every=200)
 
 _INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
 _LISTS = (*_INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
@@ -83,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
     Stage(2000, Mixture(_HARD, tail=24, tail_share=0.25)),
-    Stage(2400, Mixture(_HARDEST, tail=96, tail_share=0.2)),
+    Stage(2050, Mixture(_HARDEST, tail=96, tail_share=0.2)),
 )
 
 
