@@ -3,6 +3,7 @@
 # Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
+PROMPT ?= Mia has 5 coins. Mia finds 4 more. Mia then has 2 times as many. Mia loses 6. How many coins does Mia have now?
 BIN := .venv/bin
 USER_STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
@@ -11,7 +12,7 @@ DEV_STAMP := .venv/.installed-dev
 .NOTPARALLEL:
 
 demo: $(USER_STAMP)
-	$(BIN)/dllm generate "Reverse the list: pear, fig, plum, kiwi, lime" --watch
+	$(BIN)/dllm generate "$(PROMPT)" --delay 1
 
 test: lint
 	$(BIN)/pytest

@@ -20,11 +20,11 @@ from dllm.streaming import Follower
 from dllm.view import LiveView
 
 PROMPT = (
-    "Tom has 12 apples. Tom gives 4 to Ana. Tom makes that 3 times as many. "
-    "How many apples does Tom have now?"
+    "Mia has 5 coins. Mia finds 4 more. Mia then has 2 times as many. Mia loses 6. "
+    "How many coins does Mia have now?"
 )
 TARGET = Path(__file__).parent.parent / "docs" / "decoding.svg"
-COLUMNS = 3
+COLUMNS = 2
 DARK, LIGHT, GREEN, BRIGHT = (24, 26, 31), (214, 217, 222), (78, 154, 90), (126, 231, 135)
 THEME = TerminalTheme(
     DARK, LIGHT, [DARK, GREEN, GREEN, GREEN, GREEN, GREEN, GREEN, LIGHT], [DARK, *[BRIGHT] * 7]
