@@ -17,6 +17,7 @@ class NoCache:
 
     paper: ClassVar[str] = "exact"
     uses_store: ClassVar[bool] = False
+    freezes: ClassVar[bool] = False
 
     def plan(self, canvas: Canvas, want: Tensor, shift: int) -> Plan:
         pos = canvas.pos.expand_as(canvas.ids)

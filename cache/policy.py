@@ -13,11 +13,15 @@ from dllm.canvas import Canvas
 class CachePolicy(Protocol):
     """Decides, forward by forward, which positions are computed and which are read.
 
-    One object serves one request. `uses_store` asks the engine for a `KVStore`.
+    One object serves one request. `uses_store` asks the engine for a `KVStore`; `freezes` says
+    that keys and values of a committed token are never computed again, so that a rule which makes
+    it a hole again cannot be used.
     """
 
     @property
     def uses_store(self) -> bool: ...
+    @property
+    def freezes(self) -> bool: ...
 
     def plan(self, canvas: Canvas, want: Tensor, shift: int) -> Plan:
         """The next forward: logits of row r must predict the token at position `want` [B, R].

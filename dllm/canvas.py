@@ -11,14 +11,30 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The span [start, end) of each row in which tokens may be committed now; start, end: [B]."""
+    """The spans [start, end) in which tokens may be committed now; N of them a row, disjoint.
+
+    start, end [B, N]; a planner with one window a row may give [B]. An empty span is no window.
+    forced [B, N] bool: a step commits at least one token in this window (None: in all). The first
+    window of a row that holds a hole is forced whatever this says.
+    """
 
     start: Tensor
     end: Tensor
+    forced: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.start.ndim == 1:
+            object.__setattr__(self, "start", self.start[:, None])
+            object.__setattr__(self, "end", self.end[:, None])
+
+    def each(self, pos: Tensor) -> Tensor:
+        """[B, N, K] which absolute positions `pos` [B, K] (or [T]) lie in which window."""
+        pos = pos.unsqueeze(-2)  # [B, 1, K], or [1, T]
+        return (pos >= self.start[..., None]) & (pos < self.end[..., None])
 
     def contains(self, pos: Tensor) -> Tensor:
-        """Which absolute positions `pos` [B, K] (or [T]) lie in their row's window."""
-        return (pos >= self.start[:, None]) & (pos < self.end[:, None])
+        """[B, K] which absolute positions `pos` [B, K] (or [T]) lie in a window of their row."""
+        return self.each(pos).any(1)
 
 
 @dataclass(slots=True)
@@ -45,16 +61,24 @@ class Canvas:
         max_new_tokens: int,
         mask_id: int,
         device: torch.device | str = "cpu",
+        given: Sequence[tuple[int, Sequence[int]]] = (),
     ) -> Canvas:
-        """A canvas of `prompts` with `max_new_tokens` holes behind each."""
+        """A canvas of `prompts` with `max_new_tokens` holes behind each.
+
+        given: (offset behind the prompt, token ids) that stand in every answer from the start.
+        """
         size = max(map(len, prompts)) + max_new_tokens
         ids = torch.full((len(prompts), size), mask_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
         prompt_length = torch.tensor([len(p) for p in prompts])
         length = prompt_length + max_new_tokens
         pos = torch.arange(size)
         generated = (pos >= prompt_length[:, None]) & (pos < length[:, None])
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
+            for offset, tokens in given:
+                span = slice(len(prompt) + offset, len(prompt) + offset + len(tokens))
+                ids[row, span] = torch.tensor(list(tokens), dtype=torch.long)
+                generated[row, span] = False
         tensors = (ids, generated, ~generated, prompt_length, length, torch.arange(len(prompts)))
         return cls(*(t.to(device) for t in tensors))
 
@@ -80,6 +104,27 @@ class Canvas:
         where = pos[rows, cols]
         self.ids[rows, where] = token[rows, cols]
         self.known[rows, where] = True
+
+    def reopen(self, pos: Tensor, chosen: Tensor, mask_id: int) -> None:
+        """Make the `chosen` [B, K] of the committed positions `pos` [B, K] holes again."""
+        rows, cols = chosen.nonzero(as_tuple=True)
+        where = pos[rows, cols]
+        self.ids[rows, where] = mask_id
+        self.known[rows, where] = False
+
+    def shorten(self, length: Tensor) -> None:
+        """Drop what rows hold from position `length` [B] on; a row never grows."""
+        self.length = torch.minimum(self.length, length)
+        inside = self.pos < self.length[:, None]
+        self.generated = self.generated & inside
+        self.known = self.known | ~inside
+
+    def take(self, rows: Tensor) -> Canvas:
+        """A canvas of its own with `rows` [n] (indices, repeats allowed) of this one."""
+        return Canvas(
+            *(t[rows] for t in (self.ids, self.generated, self.known)),
+            *(t[rows] for t in (self.prompt, self.length, self.row)),
+        )
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but `rows` [n] (indices), and the columns that none of them reaches."""

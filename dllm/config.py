@@ -13,8 +13,8 @@ from typing import Any, cast
 from dllm.cache import POLICIES
 from dllm.cache.policy import CachePolicy
 from dllm.errors import DllmError
-from dllm.samplers import PLANNERS, SAMPLERS
-from dllm.samplers.planner import Planner
+from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
+from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
 from dllm.samplers.rule import Rule
 from dllm.specs import build_part
 
@@ -30,6 +30,28 @@ NUMBERS: dict[str, tuple[type[Any], float]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class PartKind:
+    """One option that names a part: its table, entry-point group, and the method a part has."""
+
+    table: Mapping[str, str]
+    group: str
+    method: str
+    optional: bool = False
+
+
+AUTO = "auto"  # as a sampler: what `dllm tune` has found for the model
+
+PARTS = {
+    "sampler": PartKind(SAMPLERS, "dllm.samplers", "select"),
+    "planner": PartKind(PLANNERS, "dllm.planners", "windows"),
+    "transform": PartKind(TRANSFORMS, "dllm.transforms", "apply", optional=True),
+    "stop_rule": PartKind(STOP_RULES, "dllm.stop_rules", "check", optional=True),
+    "speculator": PartKind(SPECULATORS, "dllm.speculators", "drafts", optional=True),
+    "cache": PartKind(POLICIES, "dllm.cache", "plan"),
+}
+
+
 class ConfigError(DllmError):
     """An option that does not exist or whose value makes no sense."""
 
@@ -41,7 +63,8 @@ class DecodeConfig:
     max_new_tokens: holes behind every prompt, in tokens. block_length: tokens of a window (None:
     all). temperature 0 takes the argmax; top_p and top_k (0: off) truncate the law that tokens are
     drawn from and that Dream takes its scores from. seed: of the counter-based noise. stop: strings
-    that end a text. cfg_scale: classifier-free guidance, which costs a second forward a step (0:
+    that end a text. given: "OFFSET:TEXT" that stands in every answer from the start, OFFSET tokens
+    behind the prompt. cfg_scale: classifier-free guidance, which costs a second forward a step (0:
     off). history: keep the commits of every step in the Output.
     """
 
@@ -52,15 +75,20 @@ class DecodeConfig:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     cfg_scale: float = 0.0
     history: bool = False
     sampler: str | Rule = "threshold"
     planner: str | Planner = "fixed"
+    transform: str | Transform | None = None
+    stop_rule: str | StopRule | None = None
+    speculator: str | Speculator | None = None
     cache: str | CachePolicy = "none"
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "given"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
         for name, (kind, least) in NUMBERS.items():
             value = getattr(self, name)
             if name == "block_length" and value is None:
@@ -76,6 +104,11 @@ class DecodeConfig:
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             raise ConfigError(f"stop={stop!r}: expected non-empty strings (an empty one ends all)")
         object.__setattr__(self, "stop", tuple(stop))
+        for item in self.given:
+            offset, colon, text = item.partition(":") if isinstance(item, str) else ("", "", "")
+            if not (offset.isascii() and offset.isdigit() and colon and text):
+                raise ConfigError(f"given={item!r}: expected OFFSET:TEXT, a whole number and text")
+        object.__setattr__(self, "given", tuple(self.given))
 
     def replace(self, **changes: Any) -> DecodeConfig:
         """A copy with some options changed; ConfigError lists the known ones for an unknown."""
@@ -85,27 +118,37 @@ class DecodeConfig:
                 raise ConfigError(f"unknown option {name!r}; known: {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
+    def make(self, option: str) -> Any:
+        """The part that an option gives as an object or describes as a spec, None where it may.
+
+        SpecError or ConfigError names what is wrong with it.
+        """
+        given, kind = getattr(self, option), PARTS[option]
+        if given is None and kind.optional:
+            return None
+        part = given
+        if isinstance(given, str):
+            # a planner works in blocks of block_length unless its spec says otherwise
+            size = {"block_length": self.block_length} if option == "planner" else {}
+            part = build_part(given, kind.table, kind.group, **size)
+        if isinstance(part, type) or not callable(getattr(part, kind.method, None)):
+            raise ConfigError(
+                f"{option}={given!r}: expected a spec, or an object with {kind.method}()"
+            )
+        return part
+
     def make_sampler(self) -> Rule:
-        """The commit rule; SpecError names what is wrong with a spec."""
-        return cast(Rule, self._part("sampler", "select", SAMPLERS, "dllm.samplers"))
+        return cast(Rule, self.make("sampler"))
 
     def make_planner(self) -> Planner:
-        """The planner, given `block_length` unless its spec says otherwise."""
-        size = {"block_length": self.block_length}
-        part = self._part("planner", "windows", PLANNERS, "dllm.planners", **size)
-        return cast(Planner, part)
+        return cast(Planner, self.make("planner"))
 
     def make_cache(self) -> CachePolicy:
         """A cache policy for one request; one given as an object is copied, as it keeps state."""
-        part = self._part("cache", "plan", POLICIES, "dllm.cache")
-        return cast(CachePolicy, copy.deepcopy(part))
+        return cast(CachePolicy, copy.deepcopy(self.make("cache")))
 
-    def _part(
-        self, option: str, method: str, table: Mapping[str, str], group: str, **defaults: Any
-    ) -> Any:
-        """The part that `option` gives as an object or describes as a spec."""
-        given = getattr(self, option)
-        part = build_part(given, table, group, **defaults) if isinstance(given, str) else given
-        if isinstance(part, type) or not callable(getattr(part, method, None)):
-            raise ConfigError(f"{option}={given!r}: expected a spec, or an object with {method}()")
-        return part
+    def check_parts(self) -> None:
+        """Raise what is wrong with any part, before a model is loaded."""
+        for option in PARTS:
+            if getattr(self, option) != AUTO:
+                self.make(option)

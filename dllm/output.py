@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["eos", "stop", "length", "interrupted"]
@@ -12,7 +12,8 @@ FinishReason = Literal["eos", "stop", "length", "interrupted"]
 class Commit:
     """Tokens that one forward made known in one row; the parallel lists are in position order.
 
-    nfe: forwards of this row so far, this one included. positions are absolute.
+    nfe: forwards of this row so far, this one included; 0 for tokens given with the request.
+    positions are absolute. remasked: committed positions that this step made holes again.
     """
 
     row: int
@@ -20,6 +21,7 @@ class Commit:
     positions: list[int]
     token_ids: list[int]
     confidences: list[float]
+    remasked: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Output:
     text: the answer, cut where a stop string begins. token_ids: its tokens, without the one that
     ended it or those that reach into the stop string. An interrupted answer holds what was
     committed, in order, holes left out.
-    nfe: forwards this row took part in. slots: positions committed, end-of-text padding included;
+    nfe: forwards this row took part in; canvases: how many canvases they computed for it, more than
+    nfe only where a speculator guesses ahead.
+    slots: positions committed, end-of-text padding included;
     answer_tokens: those up to and including the first end token.
     history: the commits of every step, kept on request.
     """
@@ -49,6 +53,7 @@ class Output:
     token_ids: list[int]
     finish_reason: FinishReason
     nfe: int
+    canvases: int
     slots: int
     answer_tokens: int
     timings: Timings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +33,38 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """The holes of each row's window, in ascending position; K is the largest number of a row.
+class Decoded:
+    """The committed answer positions inside each row's window, for rules that look back.
 
-    pos, token [B, K] int64;  valid [B, K] bool (real or padding);  conf [B, K] fp32 probability of
-    the token, log1m [B, K] log(1 - conf), exact also where conf rounds to 1;  margin [B, K] gap of
-    the two best probabilities, entropy [B, K] nats, both None unless the rule needs them;
-    ends [B, K] the token would end the answer.
+    pos, valid [B, D];  conf [B, D] fp32: the probability of what the model would now put there.
+    """
+
+    pos: Tensor
+    valid: Tensor
+    conf: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a rule sees: the holes of each row's window. K is the largest number of a row.
+
+    With several windows a row, every (row, window) is a row of its own here: a rule need not know.
+
+    pos, token [B, K] int64, pos ascending;  valid [B, K] bool: a candidate, or padding, which may
+    stand anywhere;  conf [B, K] fp32 probability of the token, log1m [B, K] log(1 - conf), exact
+    also where conf rounds to 1;  ends [B, K] the token would end the answer.
     Per row [B]: window start, end and holes it began with (`window_holes`), forwards spent in the
-    window and in all (`window_step`, `step`), `prompt` and `length` of the row, its index `row`.
+    window and in all (`window_step`, `step`), `prompt` and `length` of the row, its index `row`,
+    the share of its answer known before this step (`filled`).
+    `state`: tensors [B, ...] that a rule may keep from one step to the next by assigning to a key;
+    the engine drops the rows that finish.
+
+    None unless the rule `needs` them:
+    margin [B, K] gap of the two best probabilities;  entropy [B, K] nats;  gap [B, K] gap of the
+    two best logits;  best [B, K] the most likely token, best_conf [B, K] its probability (they
+    differ from token and conf where tokens are drawn);  kl [B, K] nats from the law at the previous
+    forward to the present one, infinite where the position was not scored then;  logits [B, K, V]
+    as scored;  decoded: see `Decoded`.
     """
 
     pos: Tensor
@@ -57,9 +81,17 @@ class Candidates:
     prompt: Tensor
     length: Tensor
     row: Tensor
-    seed: int
+    filled: Tensor
+    seed: int = 0
     margin: Tensor | None = None
     entropy: Tensor | None = None
+    gap: Tensor | None = None
+    best: Tensor | None = None
+    best_conf: Tensor | None = None
+    kl: Tensor | None = None
+    logits: Tensor | None = None
+    decoded: Decoded | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def uniform(self) -> Tensor:
         """[B, K] float64 uniforms of this step for the rule's own draws."""
@@ -87,19 +119,19 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far each row has come; all [B]. See `Candidates` for the fields."""
+    """How far each row [B], and each of its windows [B, N], has come; see `Candidates`."""
 
     step: Tensor
     window_step: Tensor
     window_holes: Tensor
+    window_start: Tensor
 
 
-def hole_positions(canvas: Canvas, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Holes inside the windows: positions [B, K] ascending and which of them are real."""
-    holes = canvas.holes & windows.contains(canvas.pos)
-    most = int(holes.sum(1).max())
-    pos = (~holes).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return pos, holes.gather(1, pos)
+def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `mask` [B, T] holds: positions [B, K] ascending and which of them are real."""
+    most = int(mask.sum(1).max())
+    pos = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return pos, mask.gather(1, pos)
 
 
 def propose(
@@ -115,20 +147,27 @@ def propose(
     law = z / how.temperature if how.temperature > 0 else z
     if how.temperature > 0 or how.tempered:
         law = truncate(law, how.top_p, how.top_k)
-    token = draw(law, uniform(how.seed, *keys)) if how.temperature > 0 else z.argmax(-1)
+    best = z.argmax(-1)
+    token = draw(law, uniform(how.seed, *keys)) if how.temperature > 0 else best
     scores = law if how.tempered else z
 
     top = scores.amax(-1, keepdim=True)
     mass = (scores - top).exp_()
+    total = mass.sum(-1)
     extra = {}
     if "entropy" in needs:
         # H = log S - sum(e * (z - top)) / S; a banned token has e = 0 and must not give 0 * inf
         gap = (scores - top).masked_fill_(mass == 0, 0.0)
-        total = mass.sum(-1)
         extra["entropy"] = (total.log() - (mass * gap).sum(-1) / total).float()
     if "margin" in needs:
-        best = mass.topk(2, dim=-1).values
-        extra["margin"] = ((best[..., 0] - best[..., 1]) / mass.sum(-1)).float()
+        two = mass.topk(2, dim=-1).values
+        extra["margin"] = ((two[..., 0] - two[..., 1]) / total).float()
+    if "gap" in needs:
+        highest = z.topk(2, dim=-1).values
+        extra["gap"] = (highest[..., 0] - highest[..., 1]).float()
+    if "best" in needs:
+        likely = mass.gather(-1, best[..., None])[..., 0] / total
+        extra |= {"best": best, "best_conf": likely.float()}
     own = mass.gather(-1, token[..., None])
     rest = mass.scatter_(-1, token[..., None], 0.0).sum(-1)
     own = own[..., 0]
@@ -168,35 +207,59 @@ def draw(z: Tensor, u: Tensor) -> Tensor:
     return token.clamp(max=z.shape[-1] - 1)  # NaN logits end up behind the last token
 
 
-def make_candidates(
-    logits: Tensor,
-    pos: Tensor,
-    valid: Tensor,
-    canvas: Canvas,
-    windows: Windows,
-    progress: Progress,
-    how: Proposal,
-    needs: frozenset[str],
-) -> Candidates:
-    """The view of one step; logits [B, K, V] predict the tokens at `pos` [B, K]."""
+def score(
+    logits: Tensor, pos: Tensor, step: Tensor, canvas: Canvas, how: Proposal, needs: frozenset[str]
+) -> dict[str, Tensor]:
+    """`propose` for logits [B, K, V] that predict `pos` [B, K], in pieces; step [B] keys draws."""
     stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
     parts = []
     size = max(1, CHUNK // (logits.shape[0] * logits.shape[2]))
     for at in range(0, logits.shape[1], size):
         cut = slice(at, at + size)
-        keys = (canvas.row[:, None], progress.step[:, None], pos[:, cut], stream)
+        keys = (canvas.row[:, None], step[:, None], pos[:, cut], stream)
         parts.append(propose(logits[:, cut], how, needs, keys))
-    return Candidates(
-        pos=pos,
-        valid=valid,
-        **{field: torch.cat([part[field] for part in parts], 1) for field in parts[0]},
-        start=windows.start,
-        end=windows.end,
-        window_holes=progress.window_holes,
-        window_step=progress.window_step,
-        step=progress.step,
-        prompt=canvas.prompt,
-        length=canvas.length,
-        row=canvas.row,
-        seed=how.seed,
-    )
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """[B, K] KL of the laws of `logits` [B, K, V] from those kept in `state` by the last call.
+
+    Infinite where a position was not scored then. Keeps the present laws.
+    """
+    law = logits.float().log_softmax(-1)
+    kl = torch.full(pos.shape, torch.inf, device=pos.device)
+    if "law" in state:
+        same = (pos[:, :, None] == state["pos"][:, None]) & state["valid"][:, None]  # [B, K, K']
+        before = state["law"].gather(
+            1, same.float().argmax(2)[..., None].expand(-1, -1, law.shape[2])
+        )
+        terms = law.exp() * (law - before)
+        kl = torch.where(same.any(2), terms.nan_to_num(0.0).sum(-1).clamp(min=0), kl)
+    state |= {"law": law, "pos": pos, "valid": valid}
+    return kl
+
+
+def per_window(view: Candidates, windows: Windows, progress: Progress) -> Candidates:
+    """`view` with a row for every (row, window): B rows of N windows become B * N rows."""
+    count = windows.start.shape[1]
+    inside = windows.each(view.pos).flatten(0, 1)  # [B * N, K]
+
+    def spread(t: Tensor) -> Tensor:
+        return t if count == 1 else t.repeat_interleave(count, dim=0)
+
+    tensors: dict[str, Any] = {
+        f.name: spread(value)
+        for f in fields(view)
+        if isinstance(value := getattr(view, f.name), Tensor)
+    }
+    tensors |= {
+        "valid": tensors["valid"] & inside,
+        "start": windows.start.flatten(),
+        "end": windows.end.flatten(),
+        "window_holes": progress.window_holes.flatten(),
+        "window_step": progress.window_step.flatten(),
+    }
+    if (d := view.decoded) is not None:
+        decoded = Decoded(spread(d.pos), spread(d.valid) & inside, spread(d.conf))
+        return replace(view, **tensors, decoded=decoded)
+    return replace(view, **tensors)

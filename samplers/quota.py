@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, steps_of_window, top
+from dllm.samplers.rule import CommitRule, Selection, quota, top
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,9 @@ class Quota(CommitRule):
         return self.logits_eos_inf
 
     def select(self, view: Candidates) -> Selection:
-        steps = steps_of_window(view, self.steps)
-        count = view.window_holes // steps + (view.window_step < view.window_holes % steps)
         scores: tuple[Tensor, ...] = view.certainty
         if self.remasking == "random":
             scores = (view.uniform(),)
         if self.confidence_eos_eot_inf:
             scores = tuple(score.masked_fill(view.ends, -torch.inf) for score in scores)
-        return Selection(top(view, count.clamp(min=1), *scores))
+        return Selection(top(view, quota(view, self.steps), *scores))

@@ -13,17 +13,28 @@ from dllm.samplers.candidates import Candidates
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The decision of one step; commit [B, K] bool says which candidates become known."""
+    """The decision of one step.
+
+    commit [B, K] bool: the candidates that become known. It may be empty: the engine then commits
+    the best candidate of a forced window by `score`, the rule's own measure as keys for
+    `Candidates.rank` (None: by confidence).
+    token [B, K]: tokens to commit in place of the proposed ones. remask [B, D] bool: which of
+    `Candidates.decoded` become holes again; fewer than are committed.
+    """
 
     commit: Tensor
+    score: tuple[Tensor, ...] | None = None
+    token: Tensor | None = None
+    remask: Tensor | None = None
 
 
 class Rule(Protocol):
     """A way to choose among candidates.
 
-    `needs` names the costly fields of `Candidates` the rule reads ("margin", "entropy");
+    `needs` names the costly fields of `Candidates` the rule reads ("margin", "entropy", ...);
     `tempered` says that confidences come from the tempered, truncated law; `bans_eos` forbids
-    the end-of-sequence token. All three have defaults in `CommitRule`.
+    the end-of-sequence token; `remasks` says that committed tokens may become holes again, which
+    a cache that freezes them cannot follow. All have defaults in `CommitRule`.
     """
 
     @property
@@ -32,6 +43,8 @@ class Rule(Protocol):
     def tempered(self) -> bool: ...
     @property
     def bans_eos(self) -> bool: ...
+    @property
+    def remasks(self) -> bool: ...
     def select(self, view: Candidates) -> Selection: ...
 
 
@@ -52,6 +65,23 @@ class CommitRule:
     def bans_eos(self) -> bool:
         return False
 
+    @property
+    def remasks(self) -> bool:
+        return False
+
+
+def commits(view: Candidates, selection: Selection, forced: Tensor | None = None) -> Tensor:
+    """[B, K] what really becomes known: the selection, at least one candidate where `forced` [B].
+
+    Without `forced` every row that has a candidate commits one.
+    """
+    chosen = selection.commit & view.valid
+    best = view.valid & (view.rank(*(selection.score or ())) == 0)
+    empty = ~chosen.any(1)
+    if forced is not None:
+        empty &= forced
+    return chosen | (best & empty[:, None])
+
 
 def steps_of_window(view: Candidates, steps: int | None) -> Tensor:
     """[B] the window's share of a row's `steps` (None: one per token), by length, at least one.
@@ -66,6 +96,27 @@ def steps_of_window(view: Candidates, steps: int | None) -> Tensor:
     return (upto_end - upto_start).clamp(min=1)
 
 
+def quota(view: Candidates, steps: int | None) -> Tensor:
+    """[B] LLaDA's number of tokens for this step: equal shares of the window's holes, the larger
+    ones first, at least one. `steps` as in `steps_of_window`.
+    """
+    share = steps_of_window(view, steps)
+    count = view.window_holes // share + (view.window_step < view.window_holes % share)
+    return count.clamp(min=1)
+
+
 def top(view: Candidates, count: Tensor, *scores: Tensor) -> Tensor:
     """[B, K] the `count` [B] best candidates of each row in the order of `Candidates.rank`."""
     return view.valid & (view.rank(*scores) < count[:, None])
+
+
+def at_least(name: str, value: float, least: float, kind: str = "a number") -> None:
+    """Raise ValueError unless `value` >= `least` (also for NaN)."""
+    if not value >= least:
+        raise ValueError(f"{name}={value}: expected {kind} of at least {least}")
+
+
+def probability(name: str, value: float) -> None:
+    """Raise ValueError unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: expected a probability from 0 to 1")

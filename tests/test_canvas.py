@@ -80,10 +80,10 @@ def test_fixed_blocks_follow_the_first_hole(batch, size, block, data):
     pos = canvas.prompt[:, None] + torch.arange(size)
     flags = st.lists(st.booleans(), min_size=size, max_size=size).filter(lambda f: not all(f))
     canvas.commit(pos, torch.zeros_like(pos), torch.tensor([data.draw(flags) for _ in batch]))
-    windows = Fixed(block).windows(canvas)
+    windows = Fixed(block).windows(canvas, {})
     first = (canvas.first_hole() - canvas.prompt).tolist()
     b = block or size
     start = [len(p) + hole // b * b for p, hole in zip(batch, first)]
-    assert windows.start.tolist() == start
-    assert windows.end.tolist() == [min(s + b, len(p) + size) for s, p in zip(start, batch)]
+    assert windows.start[:, 0].tolist() == start
+    assert windows.end[:, 0].tolist() == [min(s + b, len(p) + size) for s, p in zip(start, batch)]
     assert (canvas.holes & windows.contains(canvas.pos)).any(1).all()

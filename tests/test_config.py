@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dllm.config import ConfigError, DecodeConfig
+from dllm.samplers.fastdllm import Threshold
 from dllm.samplers.planner import Fixed
 from dllm.samplers.quota import Quota
-from dllm.samplers.threshold import Threshold
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output
 from dllm.samplers.candidates import Candidates
+from dllm.samplers.fastdllm import Threshold
 from dllm.samplers.rule import CommitRule, Selection
-from dllm.samplers.threshold import Threshold
 from tests.fakes import (
     EOS,
     EOT,

@@ -267,12 +267,13 @@ class TestFeed:
 
 
 def test_output_to_dict():
-    output = Output("a b", [3, 4], "eos", 2, 8, 3, Timings(0.5, 0.25))
+    output = Output("a b", [3, 4], "eos", 2, 5, 8, 3, Timings(0.5, 0.25))
     assert json.loads(json.dumps(output_to_dict(output))) == {
         "text": "a b",
         "token_ids": [3, 4],
         "finish_reason": "eos",
         "nfe": 2,
+        "canvases": 5,
         "slots": 8,
         "answer_tokens": 3,
         "tokens_per_forward": 1.5,

@@ -19,13 +19,14 @@ from dllm.samplers.candidates import (
     Progress,
     Proposal,
     draw,
-    hole_positions,
-    make_candidates,
+    per_window,
+    positions,
+    score,
     truncate,
 )
+from dllm.samplers.fastdllm import Threshold
 from dllm.samplers.quota import Quota
-from dllm.samplers.rule import steps_of_window, top
-from dllm.samplers.threshold import Threshold
+from dllm.samplers.rule import commits, steps_of_window, top
 
 V, MASK, END = 7, 3, 1
 NEEDS = frozenset({"margin", "entropy"})
@@ -36,11 +37,17 @@ def view(logits: torch.Tensor, **how) -> Candidates:
     batch, size, _ = logits.shape
     canvas = Canvas.from_prompts([[]] * batch, size, MASK)
     zero = torch.zeros(batch, dtype=torch.long)
-    windows = Windows(zero, canvas.length)
-    pos, valid = hole_positions(canvas, windows)
-    how = {"banned": (MASK,), "stop_ids": (END,)} | how
-    progress = Progress(zero, zero, zero + size)
-    return make_candidates(logits, pos, valid, canvas, windows, progress, Proposal(**how), NEEDS)
+    pos, valid = positions(canvas.holes)
+    proposal = Proposal(**({"banned": (MASK,), "stop_ids": (END,)} | how))
+    return Candidates(
+        pos=pos,
+        valid=valid,
+        **score(logits, pos, zero, canvas, proposal, NEEDS),
+        **dict.fromkeys(("start", "window_step", "step", "prompt"), zero),
+        **dict.fromkeys(("end", "window_holes", "length"), zero + size),
+        row=canvas.row,
+        filled=zero.float(),
+    )
 
 
 def law_of(z: np.ndarray) -> np.ndarray:
@@ -245,7 +252,8 @@ def test_rows_rank_apart():
 def test_the_threshold_itself_is_enough():
     found = bare([[0.9, 0.8999, 0.95]], [[0.0] * 3])
     assert Threshold(0.9).select(found).commit.tolist() == [[True, False, True]]
-    assert Threshold(0.99).select(found).commit.tolist() == [[False, False, True]]
+    assert Threshold(0.99).select(found).commit.tolist() == [[False, False, False]]
+    assert commits(found, Threshold(0.99).select(found)).tolist() == [[False, False, True]]
 
 
 # --- windows -------------------------------------------------------------------------------------
@@ -257,10 +265,24 @@ def test_holes_of_the_window_in_ascending_order_with_padding():
         torch.tensor([[2], [3]]), torch.tensor([[6], [6]]), torch.tensor([[True], [False]])
     )
     windows = Windows(torch.tensor([1, 2]), torch.tensor([4, 6]))
-    pos, valid = hole_positions(canvas, windows)
+    pos, valid = positions(canvas.holes & windows.contains(canvas.pos))
     assert valid.tolist() == [[True, True, False, False], [True] * 4]
     assert pos[0, :2].tolist() == [1, 3]
     assert pos[1].tolist() == [2, 3, 4, 5]
+
+
+def test_every_window_becomes_a_row_of_the_view():
+    whole = view(torch.arange(2 * 6 * V).view(2, 6, V).float())
+    windows = Windows(torch.tensor([[0, 2], [1, 4]]), torch.tensor([[2, 5], [4, 4]]))
+    steps = torch.tensor([[3, 1], [2, 7]])
+    progress = Progress(whole.step, steps, steps + 10, windows.start)
+    split = per_window(whole, windows, progress)
+    inside = [split.pos[i, split.valid[i]].tolist() for i in range(4)]
+    assert inside == [[0, 1], [2, 3, 4], [1, 2, 3], []]
+    assert split.row.tolist() == [0, 0, 1, 1]
+    assert split.window_step.tolist() == [3, 1, 2, 7]
+    assert split.window_holes.tolist() == [13, 11, 12, 17]
+    assert torch.equal(split.conf, whole.conf.repeat_interleave(2, 0))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.none() | st.integers(1, 60))

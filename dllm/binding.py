@@ -1,0 +1,135 @@
+"""The parts of one request, made from the config and bound to the model's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dllm.cache.policy import CachePolicy
+from dllm.config import ConfigError, DecodeConfig
+from dllm.models.protocol import TokenIds
+from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
+from dllm.samplers.rule import Rule
+
+
+class Codec(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Words:
+    """The vocabulary as a part that binds to it sees it: samplers.parts.Vocabulary."""
+
+    text: Codec | None
+    spec: TokenIds
+
+    @property
+    def size(self) -> int:
+        return self.spec.vocab_size
+
+    @property
+    def mask_id(self) -> int:
+        return self.spec.mask_id
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.spec.stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        return self._codec.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._codec.decode(ids)
+
+    @property
+    def _codec(self) -> Codec:
+        if self.text is None:
+            raise ConfigError(
+                "a part that looks up text needs a tokenizer: load the engine with one"
+            )
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a request decodes with; a part that is left out is None."""
+
+    rule: Rule
+    planner: Planner
+    policy: CachePolicy
+    stop_rule: StopRule | None
+    transform: Transform | None
+    speculator: Speculator | None
+
+    @classmethod
+    def of(cls, config: DecodeConfig, text: Codec | None, spec: TokenIds) -> Parts:
+        """The parts that `config` names; ConfigError where two of them do not go together."""
+        words = Words(text, spec)
+        parts = cls(
+            rule=_bound(config.make_sampler(), words),
+            planner=_bound(config.make_planner(), words),
+            policy=config.make_cache(),
+            stop_rule=_bound(config.make("stop_rule"), words),
+            transform=_bound(config.make("transform"), words),
+            speculator=_bound(config.make("speculator"), words),
+        )
+        if config.stop and text is None:
+            raise ConfigError("stop strings need a tokenizer: load the engine with one")
+        if parts.policy.uses_store:
+            parts.check_cache(config)
+        return parts
+
+    def check_cache(self, config: DecodeConfig) -> None:
+        """Refuse what a cache that keeps keys and values cannot follow."""
+        if config.cfg_scale:
+            raise ConfigError(f"cfg_scale={config.cfg_scale} needs cache='none'")
+        if self.speculator is not None:
+            raise ConfigError(f"{self.speculator!r} computes guessed canvases: use cache='none'")
+        if self.rule.remasks and self.policy.freezes:
+            raise ConfigError(
+                f"{self.rule!r} makes committed tokens holes again, but {self.policy!r} freezes "
+                "them: choose a cache that does not, or a rule that never remasks"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Costly fields of `Candidates` that some part reads."""
+        needs = self.rule.needs | self.planner.needs
+        if self.stop_rule is not None:
+            needs |= self.stop_rule.needs | {"best"}
+        return needs | ({"best"} if "decoded" in needs else frozenset())
+
+
+def encode_given(
+    given: Sequence[str], text: Codec | None, max_new_tokens: int
+) -> list[tuple[int, list[int]]]:
+    """Texts "OFFSET:TEXT" as (offset behind the prompt, ids); ConfigError where one does not fit."""
+    found, taken = [], set[int]()
+    for item in given:
+        offset, _, words = item.partition(":")
+        if text is None:
+            raise ConfigError("given text needs a tokenizer: load the engine with one")
+        ids = text.encode(words)
+        span = set(range(int(offset), int(offset) + len(ids)))
+        if max(span) >= max_new_tokens:
+            raise ConfigError(
+                f"given={item!r}: its {len(ids)} tokens reach behind {max_new_tokens=}"
+            )
+        if span & taken:
+            raise ConfigError(f"given={item!r}: overlaps another given text")
+        taken |= span
+        found.append((int(offset), ids))
+    if len(taken) == max_new_tokens:
+        raise ConfigError(f"given={tuple(given)!r}: leaves no hole in {max_new_tokens=}")
+    return found
+
+
+def _bound(part: Any, words: Words) -> Any:
+    try:
+        return part.bind(words) if hasattr(part, "bind") else part
+    except ValueError as error:
+        raise ConfigError(f"{part!r}: {error}") from error

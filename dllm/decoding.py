@@ -1,0 +1,374 @@
+"""One request being decoded: its state, and the step that every method shares.
+
+A step asks the planner where, the cache policy what to compute, the model for logits, the rule
+which tokens, the stop rule whether that is enough. This file knows no method.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dllm.answers import Answers
+from dllm.binding import Codec, Parts, encode_given
+from dllm.cache.store import KVStore
+from dllm.canvas import Canvas, Windows
+from dllm.config import DecodeConfig
+from dllm.errors import DllmError
+from dllm.models.protocol import Model
+from dllm.output import Commit, Event, Finished, FinishReason, Timings
+from dllm.pages import Guesses, Pages, merged
+from dllm.samplers.candidates import (
+    Candidates,
+    Decoded,
+    Progress,
+    Proposal,
+    divergence,
+    per_window,
+    positions,
+    score,
+)
+from dllm.samplers.rule import Selection, commits
+
+State = dict[str, Tensor]
+
+
+class DecodeError(DllmError):
+    """A request that cannot be decoded, or a model that answers with NaN."""
+
+
+class Decoding:
+    """The state of one request, and its step. Rows that finish leave the batch."""
+
+    def __init__(
+        self,
+        model: Model,
+        text: Codec | None,
+        prompts: Sequence[Sequence[int]],
+        config: DecodeConfig,
+        row_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.model, self.config = model, config
+        spec, device = model.spec, model.device
+        self.parts = Parts.of(config, text, spec)
+        given = encode_given(config.given, text, config.max_new_tokens)
+        self.canvas = Canvas.from_prompts(
+            prompts, config.max_new_tokens, spec.mask_id, device, given=given
+        )
+        self.store: KVStore | None = None
+        if self.parts.policy.uses_store:
+            self.store = model.new_store(*self.canvas.ids.shape)
+        self.active = list(range(len(prompts)))  # request index of every row of the canvas
+        if row_ids is not None:
+            self.canvas.row = torch.tensor(list(row_ids), device=device)
+        zero = torch.zeros_like(self.canvas.length)
+        self.progress = Progress(zero, zero[:, None], zero[:, None], zero[:, None] - 1)
+        self.proposal = Proposal(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            tempered=self.parts.rule.tempered,
+            banned=(spec.mask_id, *((spec.eos_id,) if self.parts.rule.bans_eos else ())),
+            stop_ids=spec.stop_ids,
+            seed=config.seed,
+        )
+        # What the parts remember, by part: tensors by name, the rule's with a row for every
+        # (row, window), the others' with one for every row.
+        kinds = ("rule", "planner", "stop_rule", "transform", "kl")
+        self.states: dict[str, State] = {kind: {} for kind in kinds}
+        self.guesses = Guesses()
+        self.answers = Answers(text, spec.stop_ids, config.stop)
+        self.commits: dict[int, list[Commit]] = {row: [] for row in self.active}
+        self.nfe = 0  # forwards run so far; rows still active took part in all of them
+        self.canvases = zero  # [B] canvases computed for each row
+        self.seconds = self.forward_seconds = 0.0
+
+    def given(self) -> Iterator[Commit]:
+        """The answer tokens that stand in every row from the start, as events of forward 0."""
+        canvas = self.canvas
+        answer = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
+        for i, which in enumerate(answer & ~canvas.generated):
+            if bool(which.any()):
+                where, ids = canvas.pos[which].tolist(), canvas.ids[i, which].tolist()
+                yield Commit(self.active[i], 0, where, ids, [1.0] * len(ids))
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One forward and all it decides: every active row commits at least one token.
+
+        Where the forward had guessed the canvas that a row has now become, the row's next step
+        follows at once. Rows that end are finished.
+        """
+        began = self._clock()
+        pages = self._forward()
+        every = torch.arange(len(self.active), device=self.model.device)
+        page, events = every, list[Event]()
+        self.guesses = Guesses()
+        while True:
+            events += self._advance(pages, page)
+            reasons = self.answers.reasons(self.canvas)
+            if len(pages.row) == len(every):
+                break
+            page = self._guessed(pages, reasons)
+            if bool((page < 0).all()):
+                break
+        self.seconds += self._clock() - began
+        return [*events, *self._finish_rows(reasons)]
+
+    def _forward(self) -> Pages:
+        """Logits for every row's canvas and its guesses; two forwards with guidance."""
+        canvas, row = self.guesses.stacked(self.canvas)
+        state = {name: t[row] for name, t in self.states["planner"].items()}
+        _, want = self._scope(canvas, state)
+        self._check_windows(want.any(1))
+        pos, _ = positions(want)
+        spec, began = self.model.spec, self._clock()
+        plan = self.parts.policy.plan(canvas, pos, spec.shift)
+        logits = self.model(canvas.ids, plan, self.store)
+        self.nfe += 1
+        if scale := self.config.cfg_scale:
+            hidden = canvas.pos < canvas.prompt[:, None]
+            without = self.model(canvas.ids.masked_fill(hidden, spec.mask_id), plan, self.store)
+            self.nfe += 1
+            guided = without + (scale + 1) * (logits - without)
+            logits = guided.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so
+        self.forward_seconds += self._clock() - began
+        self.canvases = self.canvases + torch.bincount(row, minlength=len(self.active))
+        return Pages(row, canvas.ids, canvas.known, want, pos, logits)
+
+    def _scope(self, canvas: Canvas, state: State) -> tuple[Windows, Tensor]:
+        """The planner's windows, and the positions [B, T] whose logits some part wants to see."""
+        windows = self.parts.planner.windows(canvas, state)
+        inside = windows.contains(canvas.pos)
+        stop_rule = self.parts.stop_rule
+        want = canvas.holes
+        if stop_rule is None or not stop_rule.whole_row:
+            want = want & inside
+        if "decoded" in self.parts.needs:
+            want = want | (canvas.generated & canvas.known & inside)
+        return windows, want
+
+    def _guessed(self, pages: Pages, reasons: Sequence[FinishReason | None]) -> Tensor:
+        """[B] the page that each row has become; -1 where none has, or the row is finished."""
+        running = torch.tensor([reason is None for reason in reasons], device=pages.row.device)
+        _, want = self._scope(self.canvas, dict(self.states["planner"]))
+        return pages.find(self.canvas, want).masked_fill(~running, -1)
+
+    def _advance(self, pages: Pages, page: Tensor) -> list[Commit]:
+        """The step of all rows that have a `page` [B] (-1: none), from that page's logits."""
+        moves = page >= 0
+        before = {kind: dict(state) for kind, state in self.states.items()}
+        windows, _ = self._scope(self.canvas, self.states["planner"])
+        pos, logits, want = pages.of(page)
+        whole = self._score(logits, pos, want.gather(1, pos), moves)
+        self._check(whole)
+        inside = replace(whole, valid=whole.valid & windows.contains(pos))
+        windows = self.parts.planner.narrow(inside, windows, self.states["planner"])
+        self._enter(windows, moves)
+        view = per_window(inside, windows, self.progress)
+        selection = self.parts.rule.select(view)
+        chosen = commits(view, selection, self._forced(view, windows, moves))
+        events = self._commit(whole, view, selection, chosen)
+        for kind, state in self.states.items():
+            moved = moves if kind != "rule" else moves.repeat_interleave(windows.start.shape[1])
+            self.states[kind] = merged(before[kind], state, moved)
+        if self.parts.speculator is not None:
+            sets = self.parts.speculator.drafts(self.parts.rule, view, chosen)
+            sets = [self._per_row(each & ~chosen).any(1) for each in sets]
+            self.guesses.renew(moves, self.canvas, pos, self._per_row(view.token)[:, 0], sets)
+        return events
+
+    def _score(self, logits: Tensor, pos: Tensor, seen: Tensor, moves: Tensor) -> Candidates:
+        """All holes whose logits [B, K, V] were computed, one view row per canvas row."""
+        canvas, needs = self.canvas, self.parts.needs
+        if self.parts.transform is not None or needs & {"kl", "logits"}:
+            logits = logits.clone() if logits.dtype == torch.float64 else logits.float()
+            logits[..., list(self.proposal.banned)] = -torch.inf
+        if self.parts.transform is not None:
+            state = self.states["transform"]
+            logits = self.parts.transform.apply(logits, pos, seen, canvas, state)
+        fields = score(logits, pos, self.progress.step, canvas, self.proposal, needs)
+        if "kl" in needs:
+            fields["kl"] = divergence(logits, pos, seen, self.states["kl"])
+        hole = seen & canvas.holes.gather(1, pos)
+        decoded = None
+        if "decoded" in needs:
+            decoded = Decoded(pos, seen & ~hole & moves[:, None], fields["best_conf"])
+        holes, size = canvas.holes.sum(1), canvas.generated.sum(1)
+        return Candidates(
+            pos=pos,
+            valid=hole & moves[:, None],
+            **fields,
+            start=canvas.prompt,
+            end=canvas.length,
+            window_holes=holes,
+            window_step=self.progress.step,
+            step=self.progress.step,
+            prompt=canvas.prompt,
+            length=canvas.length,
+            row=canvas.row,
+            filled=1 - holes / size.clamp(min=1),
+            seed=self.config.seed,
+            logits=logits if "logits" in needs else None,
+            decoded=decoded,
+            state=self.states["rule"],
+        )
+
+    def _check(self, view: Candidates) -> None:
+        bad = view.valid & ~torch.isfinite(view.conf)
+        if bool(bad.any()):
+            row, k = bad.nonzero()[0].tolist()
+            raise DecodeError(
+                f"row {self.active[row]}, step {int(view.step[row])}: the model's logits for "
+                f"position {int(view.pos[row, k])} hold NaN or infinity: expected finite numbers"
+            )
+
+    def _enter(self, windows: Windows, moves: Tensor) -> None:
+        """Begin the counters anew where a window is new; rows that do not move keep theirs."""
+        holes = self.canvas.holes[:, None] & windows.each(self.canvas.pos)  # [B, N, T]
+        old = self.progress
+        start, step, count = (
+            t.expand_as(windows.start)
+            for t in (old.window_start, old.window_step, old.window_holes)
+        )
+        new = ((start != windows.start) | (count == 0)) & moves[:, None]
+        self.progress = Progress(
+            step=old.step,
+            window_step=step.masked_fill(new, 0),
+            window_holes=torch.where(new, holes.sum(2), count),
+            window_start=torch.where(new, windows.start, start),
+        )
+
+    def _forced(self, view: Candidates, windows: Windows, moves: Tensor) -> Tensor:
+        """[B * N] the windows that must commit something: a row's first one, and what it says."""
+        has_hole = view.valid.any(1).view_as(windows.start)
+        self._check_windows(has_hole.any(1) | ~moves)
+        first = has_hole & (has_hole.cumsum(1) == 1)
+        forced = has_hole if windows.forced is None else first | (windows.forced & has_hole)
+        return forced.flatten()
+
+    def _check_windows(self, good: Tensor) -> None:
+        if not bool(good.all()):
+            raise DecodeError(
+                f"{self.parts.planner!r} chose a window without a hole: expected at least one"
+            )
+
+    def _per_row(self, t: Tensor) -> Tensor:
+        """[B, N, K] of a tensor [B * N, K] with a row for every window."""
+        return t.view(len(self.active), -1, t.shape[1])
+
+    def _commit(
+        self, whole: Candidates, view: Candidates, selection: Selection, chosen: Tensor
+    ) -> list[Commit]:
+        """Write one step's decision to the canvas; one event for each row that moved."""
+        token = view.token if selection.token is None else selection.token
+        # windows are disjoint: at most one of a row's N entries is not 0
+        token = self._per_row(torch.where(chosen, token, 0)).sum(1)
+        chosen = self._per_row(chosen).any(1)
+        reopened = torch.zeros_like(chosen)
+        if selection.remask is not None and view.decoded is not None:
+            reopened = self._per_row(selection.remask & view.decoded.valid).any(1)
+            if bool((reopened.any(1) & (reopened.sum(1) >= chosen.sum(1))).any()):
+                raise DecodeError(
+                    f"{self.parts.rule!r} made as many tokens holes again as it committed: "
+                    "expected fewer, so that decoding ends"
+                )
+        self.canvas.commit(whole.pos, token, chosen)
+        self.canvas.reopen(whole.pos, reopened, self.model.spec.mask_id)
+        if self.parts.stop_rule is not None:
+            chosen, token = self._stop(whole, chosen, token)
+        committed = torch.zeros_like(self.canvas.known).scatter_(1, whole.pos, chosen)
+        self.parts.policy.after(self.canvas, committed)
+        return list(self._record(whole, chosen, token, reopened))
+
+    def _stop(self, whole: Candidates, chosen: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the stop rule fill or shorten rows; the step's commits with what it filled."""
+        assert self.parts.stop_rule is not None
+        moves = chosen.any(1)
+        verdict = self.parts.stop_rule.check(whole, self.canvas, self.states["stop_rule"])
+        if verdict.fill is not None and whole.best is not None:
+            rest = whole.valid & ~chosen & (verdict.fill & moves)[:, None]
+            token, chosen = torch.where(rest, whole.best, token), chosen | rest
+            self.canvas.commit(whole.pos, token, rest)
+        if verdict.length is not None:
+            self.canvas.shorten(torch.where(moves, verdict.length, self.canvas.length))
+        return chosen, token
+
+    def _record(
+        self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor
+    ) -> Iterator[Commit]:
+        """The commits of this step as events; moves the step counters."""
+        moves = chosen.any(1).long()
+        step, window_step = self.progress.step, self.progress.window_step
+        self.progress = replace(
+            self.progress, step=step + moves, window_step=window_step + moves[:, None]
+        )
+        for i, row in enumerate(self.active):
+            which = chosen[i]
+            if not bool(which.any()):
+                continue
+            commit = Commit(
+                row=row,
+                nfe=self.nfe,
+                positions=whole.pos[i, which].tolist(),
+                token_ids=token[i, which].tolist(),
+                confidences=whole.conf[i, which].tolist(),
+                remasked=whole.pos[i, reopened[i]].tolist(),
+            )
+            self.commits[row].append(commit)
+            yield commit
+
+    def _finish_rows(self, reasons: Sequence[FinishReason | None]) -> Iterator[Finished]:
+        """Finish every row that has ended and take it out of the batch."""
+        for i, reason in enumerate(reasons):
+            if reason is not None:
+                yield self._finished(i, reason)
+        stay = [i for i, reason in enumerate(reasons) if reason is None]
+        if len(stay) < len(reasons):
+            self._keep(torch.tensor(stay, dtype=torch.long, device=self.model.device))
+            self.active = [self.active[i] for i in stay]
+
+    def _finished(self, i: int, reason: FinishReason) -> Finished:
+        output = self.answers.output(
+            self.canvas,
+            i,
+            reason,
+            self.commits[self.active[i]],
+            nfe=self.nfe,
+            canvases=int(self.canvases[i]),
+            timings=Timings(self.seconds, self.forward_seconds),
+            history=self.config.history,
+        )
+        return Finished(self.active[i], output)
+
+    def _keep(self, rows: Tensor) -> None:
+        windows = self.progress.window_start.shape[1]
+        self.canvas.keep(rows)
+        self.parts.policy.keep(rows)
+        if self.store is not None:
+            self.store.keep(rows)
+        self.guesses.keep(rows)
+        for kind, state in self.states.items():
+            count = windows if kind == "rule" else 1
+            which = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
+            self.states[kind] = {name: t[which] for name, t in state.items()}
+        p = self.progress
+        self.progress = Progress(
+            *(t[rows] for t in (p.step, p.window_step, p.window_holes, p.window_start))
+        )
+        self.canvases = self.canvases[rows]
+
+    def interrupt(self) -> list[Finished]:
+        """End all rows that are still active with what they have."""
+        found = [self._finished(i, "interrupted") for i in range(len(self.active))]
+        self.active = []
+        return found
+
+    def _clock(self) -> float:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return time.perf_counter()

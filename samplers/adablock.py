@@ -1,0 +1,103 @@
+"""AdaBlock-dLLM: blocks that end where a line is likely to end (arXiv 2509.26432)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.canvas import Canvas, Windows
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.parts import PlannerBase, State, Vocabulary
+from dllm.samplers.rule import at_least, probability
+
+
+@dataclass(frozen=True)
+class AdaBlock(PlannerBase):
+    """Blocks as long as the model's own lines.
+
+    At the start of a block, look at the next floor(share * answer length) positions: of those whose
+    most likely token is a delimiter, the block ends behind the most confident one (ties: the first)
+    if its probability is at least `threshold`, and else after `block_length` tokens (None: the
+    rest). The forward that plans is also the block's first step. The most likely token counts
+    whatever the temperature; end of text is no delimiter; the answer length is what an early end
+    has left of it.
+
+    share and threshold are the paper's for LLaDA (Dream: threshold 0.5); its rule for decoding a
+    block is Fast-dLLM's threshold 0.9. delimiter_ids: by default every token whose text holds
+    `delimiter`, as the paper's list for Dream; its list for LLaDA is token 198 alone.
+    """
+
+    paper: ClassVar[str] = "AdaBlock-dLLM, arXiv 2509.26432"
+    block_length: int | None = None
+    share: float = 0.25
+    threshold: float = 0.3
+    delimiter: str = "\n"
+    delimiter_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.block_length is not None:
+            at_least("block_length", self.block_length, 1, "a whole number")
+        probability("threshold", self.threshold)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share}: expected a number above 0 and at most 1")
+        if not self.delimiter and not self.delimiter_ids:
+            raise ValueError("delimiter='': expected a text, or delimiter_ids")
+
+    def bind(self, vocabulary: Vocabulary) -> AdaBlock:
+        """A copy that knows its delimiter ids; ValueError where no token holds the delimiter."""
+        if self.delimiter_ids:
+            return self
+        texts = (vocabulary.decode([token]) for token in range(vocabulary.size))
+        ids = tuple(token for token, text in enumerate(texts) if self.delimiter in text)
+        if not ids:
+            raise ValueError(f"delimiter={self.delimiter!r}: expected a text some token holds")
+        return replace(self, delimiter_ids=ids)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"best"})
+
+    def windows(self, canvas: Canvas, state: State) -> Windows:
+        """The open block; where there is none, all that the next block may reach."""
+        first, length = canvas.first_hole(), canvas.length
+        reach = self._reach(length - canvas.prompt)
+        if self.block_length is not None:
+            reach = reach.clamp(min=self.block_length)
+            scope = torch.minimum(first + reach, length)
+        else:
+            scope = length
+        planning = torch.ones_like(first, dtype=torch.bool)
+        start, end = first, scope
+        if "end" in state:
+            planning = first >= state["end"]
+            start = torch.where(planning, first, state["start"])
+            end = torch.where(planning, scope, torch.minimum(state["end"], length))
+        state["planning"] = planning
+        return Windows(start, end)
+
+    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+        """Ends the blocks that begin with this step."""
+        if view.best is None or view.best_conf is None or not self.delimiter_ids:
+            raise ValueError("AdaBlock: expected the view's best tokens, and bound delimiters")
+        start, end = windows.start[:, 0], windows.end[:, 0]
+        reach = self._reach(view.length - view.prompt)
+        delimiter = torch.isin(view.best, view.best.new_tensor(self.delimiter_ids))
+        delimiter &= view.valid & (view.pos < (start + reach)[:, None])
+        # argmax gives the first of equal maxima, and positions ascend
+        best = view.best_conf.masked_fill(~delimiter, -torch.inf)
+        at = best.argmax(1, keepdim=True)
+        found = best.gather(1, at)[:, 0] >= self.threshold
+        line = view.pos.gather(1, at)[:, 0] + 1
+        default = view.length
+        if self.block_length is not None:
+            default = torch.minimum(start + self.block_length, default)
+        end = torch.where(state["planning"], torch.where(found, line, default), end)
+        state["start"], state["end"] = start, end
+        return Windows(start, end)
+
+    def _reach(self, size: Tensor) -> Tensor:
+        """[B] how many positions the search for a delimiter sees in an answer of `size` [B]."""
+        return (size.double() * self.share).long()

@@ -1,0 +1,69 @@
+"""CreditDecoding: tokens that keep being the best earn a higher logit (arXiv 2510.06133)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm.canvas import Canvas
+from dllm.samplers.parts import State
+from dllm.samplers.rule import at_least, probability
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Add alpha * ln(1 + credit) to the logits, for proposals and confidences alike.
+
+    Every time a hole is scored, its credits shrink by the factor `beta`, the most likely token of
+    the raw logits earns p^gamma, and then the credits are added. The paper's values (its rule is
+    Fast-dLLM's threshold 0.9).
+
+    The paper keeps a credit for every position and token of the vocabulary. Here a position has
+    `slots` of them, and a new token takes the one with the least credit: the same as long as a
+    position has had no more than `slots` different best tokens. Logits come back in fp32 at least.
+    """
+
+    paper: ClassVar[str] = "CreditDecoding, arXiv 2510.06133"
+    alpha: float = 0.7
+    beta: float = 0.8
+    gamma: float = 0.2
+    slots: int = 8
+
+    def __post_init__(self) -> None:
+        at_least("alpha", self.alpha, 0)
+        probability("beta", self.beta)
+        at_least("gamma", self.gamma, 0)
+        at_least("slots", self.slots, 1, "a whole number")
+
+    def apply(
+        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State
+    ) -> Tensor:
+        """state: "token" and "credit" [B, T, slots] of every position; token -1 is a free slot."""
+        if "token" not in state:
+            shape = (*canvas.ids.shape, self.slots)
+            state["token"] = canvas.ids.new_full(shape, -1)
+            state["credit"] = torch.zeros(shape, dtype=torch.float32, device=logits.device)
+        z = logits if logits.dtype == torch.float64 else logits.float()
+        high, top = z.max(-1, keepdim=True)  # [B, K, 1]
+        earned = ((high - z.logsumexp(-1, keepdim=True)) * self.gamma).exp().float()
+
+        where = pos[..., None].expand(-1, -1, self.slots)
+        token = state["token"].gather(1, where)  # [B, K, slots]
+        credit = state["credit"].gather(1, where) * self.beta
+        own = token == top
+        slot = torch.where(own.any(-1), own.long().argmax(-1), credit.argmin(-1))[..., None]
+        before = credit.masked_fill(~own, 0.0).sum(-1, keepdim=True)
+        token = token.scatter(2, slot, top)
+        credit = credit.scatter(2, slot, before + earned)
+
+        scored = valid & canvas.holes.gather(1, pos)
+        row, k = scored.nonzero(as_tuple=True)
+        for name, new in (("token", token), ("credit", credit)):
+            table = state[name].clone()
+            table[row, pos[row, k]] = new[row, k]
+            state[name] = table
+        bonus = (self.alpha * credit.log1p()).masked_fill((token < 0) | ~scored[..., None], 0.0)
+        return z.scatter_add(2, token.clamp(min=0), bonus.to(z.dtype))

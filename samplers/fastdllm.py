@@ -1,0 +1,65 @@
+"""Fast-dLLM's two rules: a confidence threshold and a factor (arXiv 2505.22618, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection, probability
+
+# Confidences are fp32: a bound met with less than this share to spare counts as equality, so that
+# 4 * (1 - 0.75) is not below 1, whichever way 0.75 was rounded.
+NOISE = 2.0**-20
+
+
+def doubt(view: Candidates) -> Tensor:
+    """[B, K] 1 - confidence in float64, exact also where the confidence rounds to 1."""
+    return view.log1m.double().exp()
+
+
+@dataclass(frozen=True)
+class Threshold(CommitRule):
+    """Commit every candidate whose probability is at least `threshold` (0.9 as published).
+
+    The paper says "exceeds"; the released code keeps equality, and so do we.
+    """
+
+    paper = "Fast-dLLM, arXiv 2505.22618"
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        probability("threshold", self.threshold)
+
+    def select(self, view: Candidates) -> Selection:
+        return Selection(view.conf >= self.threshold)
+
+
+@dataclass(frozen=True)
+class Factor(CommitRule):
+    """Commit the n most confident candidates, n the largest with (n + 1)(1 - c_(n)) < `factor`.
+
+    factor: 1 is the edge of the paper's theorem. We follow the paper. compat: as widely copied
+    code does, also commit the last-ranked candidate where it is the only one that fails; the first
+    never fails there, so that two candidates always go together.
+    """
+
+    paper = "Fast-dLLM, arXiv 2505.22618"
+    factor: float = 1.0
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"factor={self.factor}: expected a number above 0")
+
+    def select(self, view: Candidates) -> Selection:
+        rank = view.rank()  # [B, K], from 0
+        # (n + 1)(1 - c_(n)) grows with n: those that pass are the first n.
+        passes = view.valid & ((rank + 2) * doubt(view) < self.factor * (1 - NOISE))
+        if self.compat:
+            # The scan takes "the last one failed" for "none failed" and commits it as well.
+            count = passes.sum(1, keepdim=True).clamp(min=1)
+            total = view.valid.sum(1, keepdim=True)
+            passes |= view.valid & (rank <= count) & (count + 1 == total)
+        return Selection(passes)

@@ -1,0 +1,31 @@
+"""First-hitting sampler: random order, a fixed number of tokens a forward (arXiv 2409.02908)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection, top
+
+
+@dataclass(frozen=True)
+class FirstHitting(CommitRule):
+    """Commit `count` candidates, uniformly drawn, whatever their probabilities.
+
+    With count 1, temperature 1 and the whole answer as one window, the law of the answer is that of
+    ancestral sampling with infinitely many steps: a network that is not told the time only sees in
+    which order positions are hit, and that order is uniform. A larger count is an approximation.
+    """
+
+    paper = "First-hitting sampler, arXiv 2409.02908"
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.count >= 1:
+            raise ValueError(f"count={self.count}: expected a whole number of at least 1")
+
+    def select(self, view: Candidates) -> Selection:
+        luck = view.uniform()
+        return Selection(top(view, torch.full_like(view.row, self.count), luck), (luck,))

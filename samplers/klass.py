@@ -1,0 +1,61 @@
+"""KLASS: commit what is confident and has stopped changing (arXiv 2511.05664)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection, probability, quota, top
+
+
+@dataclass(frozen=True)
+class Klass(CommitRule):
+    """Commit candidates with probability above `threshold` whose law moved by less than
+    `kl_threshold` nats in each of the last `history` steps of the window; where a row has none, the
+    k most confident, k LLaDA's quota for `steps` (None: one).
+
+    Both tests are strict, as in the paper. The defaults are the paper's for LLaDA on GSM8K; it uses
+    (.6, .01) for MATH, (.9, .01) for HumanEval, (.7, .01) for MBPP. Departure from the released
+    code: a row that falls back leaves the other rows alone.
+    """
+
+    paper = "KLASS, arXiv 2511.05664"
+    threshold: float = 0.6
+    kl_threshold: float = 0.015
+    history: int = 2
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        probability("threshold", self.threshold)
+        if not self.kl_threshold > 0:
+            raise ValueError(f"kl_threshold={self.kl_threshold}: expected a number above 0")
+        for name, value in (("history", self.history), ("steps", self.steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected a whole number of at least 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"kl"})
+
+    def select(self, view: Candidates) -> Selection:
+        stable = view.valid & (self.calm_steps(view) >= self.history)
+        accepted = stable & (view.conf > self.threshold)
+        none = ~accepted.any(1, keepdim=True)
+        return Selection(accepted | (none & top(view, quota(view, self.steps))))
+
+    def calm_steps(self, view: Candidates) -> Tensor:
+        """[B, K] for how many steps up to this one each candidate's law has hardly moved."""
+        assert view.kl is not None
+        size = int(view.end.max()) + 1
+        run = view.state.get("calm", view.pos.new_zeros(len(view.pos), 0))  # [B, absolute position]
+        run = pad(run, (0, max(0, size - run.shape[1])))
+        # Padding reads and writes the column of the row's end, which stays 0.
+        index = view.pos.where(view.valid, view.end[:, None])
+        before = run.gather(1, index).masked_fill(view.window_step[:, None] == 0, 0)
+        calm = torch.where(view.valid & (view.kl < self.kl_threshold), before + 1, 0)
+        view.state["calm"] = torch.zeros_like(run).scatter_(1, index, calm)
+        return calm

@@ -1,0 +1,167 @@
+"""Learn2PD: a trained filter says which tokens are final; and its end-of-text cut (2509.25188)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import linear
+
+from dllm.canvas import Canvas
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.parts import State, Verdict, Vocabulary
+from dllm.samplers.rule import CommitRule, Selection, probability, quota, top
+
+FORMAT = "dllm-filter-1"
+NAMES = ("in.weight", "in.bias", "out.weight", "out.bias")
+
+
+@dataclass(frozen=True)
+class Learn2PD(CommitRule):
+    """Commit candidates the filter accepts with more than `threshold`, and the k most confident, k
+    LLaDA's quota for `steps` (None: one).
+
+    filter: a file that `save_filter` wrote, for one block length. It sees the probability of the
+    most likely token at every position of the window, committed ones included; what is missing of a
+    short last block, and positions the engine did not fill, count as 1. A longer window is a
+    ValueError. The default threshold is the paper's.
+    """
+
+    paper = "Learn2PD, arXiv 2509.25188"
+    filter: str
+    threshold: float = 0.96
+    steps: int | None = None
+    layers: dict[str, Tensor] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        probability("threshold", self.threshold)
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+        object.__setattr__(self, "layers", load_filter(self.filter))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"best", "decoded"})
+
+    def select(self, view: Candidates) -> Selection:
+        block = self.layers["in.weight"].shape[1]
+        longest = int((view.end - view.start).max())
+        if longest > block:
+            raise ValueError(
+                f"filter={self.filter!r}: made for blocks of {block} tokens, got a window of "
+                f"{longest}"
+            )
+        # float64: rounding must not make a row's choice depend on the size of its batch
+        layers = {name: layer.to(view.conf.device).double() for name, layer in self.layers.items()}
+        seen = self.confidences(view, block).double()
+        hidden = linear(seen, layers["in.weight"], layers["in.bias"]).relu()
+        accepts = (
+            linear(hidden, layers["out.weight"], layers["out.bias"]).sigmoid() > self.threshold
+        )
+        offset = (view.pos - view.start[:, None]).where(view.valid, 0)
+        accepted = view.valid & accepts.gather(1, offset)
+        return Selection(accepted | top(view, quota(view, self.steps)))
+
+    def confidences(self, view: Candidates, block: int) -> Tensor:
+        """[B, block] the probability of the most likely token by offset in the window."""
+        assert view.best_conf is not None
+        assert view.decoded is not None
+        decoded = view.decoded
+        seen = view.best_conf.new_ones(len(view.pos), block + 1)  # the last column takes padding
+        for pos, valid, conf in (
+            (view.pos, view.valid, view.best_conf),
+            (decoded.pos, decoded.valid, decoded.conf),
+        ):
+            seen = seen.scatter(1, (pos - view.start[:, None]).where(valid, block), conf)
+        return seen[:, :block]
+
+
+@dataclass(frozen=True)
+class EndOfText:
+    """Drop everything behind the first committed end token, and behind the hole that proposes one
+    most confidently, with at least `threshold`; that hole itself stays to be committed.
+
+    The paper waits until an end of text is decoded; so sure a proposal is about to be. The released
+    code cuts at the most confident proposal whatever its probability: threshold 0. The default is
+    that of the paper's filter.
+    """
+
+    paper = "Learn2PD (EoTP), arXiv 2509.25188"
+    threshold: float = 0.96
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        probability("threshold", self.threshold)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def whole_row(self) -> bool:
+        return False
+
+    def bind(self, vocabulary: Vocabulary) -> EndOfText:
+        return replace(self, stop_ids=tuple(vocabulary.stop_ids))
+
+    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+        ends = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
+        ends &= canvas.generated & canvas.known
+        behind = torch.where(ends, canvas.pos + 1, canvas.length[:, None]).amin(1)
+        # Still a hole: another token may have been committed where the end was proposed.
+        pos = view.pos.where(view.valid, 0)
+        sure = view.valid & view.ends & (view.conf >= self.threshold) & canvas.holes.gather(1, pos)
+        best = view.rank(sure.float(), *view.certainty) == 0
+        cut = torch.where(sure & best, view.pos + 1, canvas.length[:, None])
+        return Verdict(length=torch.minimum(behind, cut.amin(1)))
+
+
+def save_filter(path: str | Path, layers: Mapping[str, Tensor]) -> None:
+    """Write a filter: "in.weight" [H, W], "in.bias" [H], "out.weight" [W, H], "out.bias" [W], W the
+    block length (the layout of `torch.nn.Linear`); ValueError where they do not fit together.
+    """
+    block = check_layers(layers, f"filter={str(path)!r}")
+    tensors = {name: layers[name].detach().float().cpu().contiguous() for name in NAMES}
+    save_file(tensors, path, {"format": FORMAT, "block_length": str(block)})
+
+
+def load_filter(path: str | Path) -> dict[str, Tensor]:
+    """The layers of a filter that `save_filter` wrote; ValueError if the file is none."""
+    name = f"filter={str(path)!r}"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            layers = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name}: expected a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{name}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    block = check_layers(layers, name)
+    if metadata.get("block_length") != str(block):
+        raise ValueError(
+            f"{name}: block_length is {metadata.get('block_length')!r}, but its layers are for "
+            f"{block}"
+        )
+    return layers
+
+
+def check_layers(layers: Mapping[str, Tensor], name: str) -> int:
+    """The block length of a filter's layers; ValueError unless they fit together."""
+    if set(layers) != set(NAMES):
+        raise ValueError(f"{name}: holds {sorted(layers)}, expected {sorted(NAMES)}")
+    shapes = {key: list(layer.shape) for key, layer in layers.items()}
+    if len(shapes["in.weight"]) != 2:
+        raise ValueError(f"{name}: 'in.weight' has shape {shapes['in.weight']}, expected two sizes")
+    hidden, block = shapes["in.weight"]
+    expected = {"in.bias": [hidden], "out.weight": [block, hidden], "out.bias": [block]}
+    for key, shape in expected.items():
+        if shapes[key] != shape:
+            raise ValueError(f"{name}: {key!r} has shape {shapes[key]}, expected {shape}")
+    if not all(layer.isfinite().all() for layer in layers.values()):
+        raise ValueError(f"{name}: expected finite weights")
+    return block

@@ -1,0 +1,74 @@
+"""Several blocks open at once: the pipeline of D2F (arXiv 2508.09192) and d3LLM (2601.07568)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import pad
+
+from dllm.canvas import Canvas, Windows
+from dllm.samplers.parts import PlannerBase, State, Vocabulary
+from dllm.samplers.rule import at_least, probability
+
+
+@dataclass(frozen=True)
+class MultiBlock(PlannerBase):
+    """Blocks that open before their predecessor is full.
+
+    The next block opens when at least the share `add` of the last open one is decoded, and while
+    fewer than `most` open blocks have holes. The first block with a hole always commits a token;
+    a later one does so from where its predecessor is decoded to the share `full` (fully active),
+    and before that commits only what the rule accepts (semi-active). Blocks behind a committed end
+    of text are closed, also those that were open: D2F only opens no new ones, but what stands there
+    is no part of the answer.
+
+    add=0.1 and full=0.95 lie in both papers' ranges; most=4 is ours (they set no limit, and every
+    open block makes the forward wider). Both papers decode with weights trained for it. Openness
+    follows from the canvas alone: as long as nothing is remasked, no block with a hole closes again
+    except behind the end of text. block_length None: one block, nothing to pipeline.
+    """
+
+    paper: ClassVar[str] = "D2F, arXiv 2508.09192; d3LLM, arXiv 2601.07568"
+    block_length: int | None = None
+    add: float = 0.1
+    full: float = 0.95
+    most: int = 4
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.block_length is not None:
+            at_least("block_length", self.block_length, 1, "a whole number")
+        probability("add", self.add)
+        probability("full", self.full)
+        at_least("most", self.most, 1, "a whole number")
+
+    def bind(self, vocabulary: Vocabulary) -> MultiBlock:
+        """A copy that knows the end-of-text ids."""
+        return self if self.stop_ids else replace(self, stop_ids=tuple(vocabulary.stop_ids))
+
+    def windows(self, canvas: Canvas, state: State) -> Windows:
+        """Slot n is block n, always; a full or closed block is an empty span."""
+        answer = canvas.length - canvas.prompt
+        size = self.block_length or max(1, int(answer.max()))
+        slots = torch.arange(max(1, -(-int(answer.max()) // size)), device=answer.device)
+        prompt, length = canvas.prompt[:, None], canvas.length[:, None]
+        start = torch.minimum(prompt + slots * size, length)  # [B, N]
+        end = torch.minimum(start + size, length)
+
+        before = pad(canvas.holes.cumsum(1), (1, 0))  # [B, T + 1] holes in front of a position
+        holes = before.gather(1, end) - before.gather(1, start)
+        share = 1 - holes.double() / (end - start).clamp(min=1)
+        left = holes > 0
+        first = left & (left.cumsum(1) == 1)
+
+        stops = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
+        stops &= canvas.generated & canvas.known
+        ended = pad(stops.cumsum(1), (1, 0)).gather(1, start) > 0
+        behind = share[:, :-1]  # of the predecessor, for all blocks but the first
+        reached = pad((behind >= self.add).long(), (1, 0), value=1).cumprod(1) > 0
+        able = left & reached & ~ended
+        opened = (able & (able.cumsum(1) <= self.most)) | first
+        active = first | pad(behind >= self.full, (1, 0), value=True)
+        return Windows(start, torch.where(opened, end, start), active & opened)

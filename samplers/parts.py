@@ -1,0 +1,119 @@
+"""What the other parts are: planners, stop rules, logit transforms, speculators; all optional.
+
+A part is a frozen dataclass of knobs. It may have `bind(vocabulary)`, called once a request, which
+gives back a copy that knows the token ids of the texts it was given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dllm.canvas import Canvas, Windows
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import Rule
+
+State = dict[str, Tensor]  # tensors [B, ...] that a part keeps between steps, by assigning to a key
+
+
+class Vocabulary(Protocol):
+    """What `bind` may ask: text to ids, ids to text, how many ids there are, the special ones."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Planner(Protocol):
+    """In which windows of each row tokens may be committed. See `PlannerBase` for the defaults."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Costly fields of `Candidates` that `narrow` reads."""
+        ...
+
+    def windows(self, canvas: Canvas, state: State) -> Windows:
+        """Before the forward: windows of every row, at least one of them with a hole."""
+        ...
+
+    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+        """After the forward: the same windows or parts of them, still with a hole.
+
+        `view` holds all holes of `windows`, one row per canvas row; its window fields are those of
+        the widest span.
+        """
+        ...
+
+
+class PlannerBase:
+    """The usual planner needs nothing and keeps the windows it chose before the forward."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+        return windows
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a stop rule decided after a step's commits.
+
+    fill [B] bool: commit the most likely token in every remaining hole now.
+    length [B]: drop all positions of the row from this one on (the row's length: keep all).
+    """
+
+    fill: Tensor | None = None
+    length: Tensor | None = None
+
+
+class StopRule(Protocol):
+    """Ends rows early, beyond the exact end-of-text stop that is always on."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Costly fields of `Candidates` that `check` reads."""
+        ...
+
+    @property
+    def whole_row(self) -> bool:
+        """Whether `check` must see all holes of a row and not only those of its windows."""
+        ...
+
+    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+        """`view`: the holes before this step; `canvas`: with this step's commits."""
+        ...
+
+
+class Transform(Protocol):
+    """Changes logits before tokens are proposed and scored."""
+
+    def apply(
+        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State
+    ) -> Tensor:
+        """New logits [B, K, V] for the positions `pos` [B, K]; banned tokens are -inf already.
+
+        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row.
+        """
+        ...
+
+
+class Speculator(Protocol):
+    """Guesses the canvases to come, so that one forward computes several steps. Always lossless:
+    a guess is used only where the step that really follows leads to exactly that canvas.
+    """
+
+    def drafts(self, rule: Rule, view: Candidates, done: Tensor) -> list[Tensor]:
+        """Growing sets [B, K] of candidates that may be known after 1, 2, ... further steps.
+
+        `done` [B, K] are this step's commits; every set holds them. Tokens are `view.token`.
+        """
+        ...

@@ -1,0 +1,83 @@
+"""Saber: an adaptive confidence bar, and second thoughts about what was committed (2510.18165)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.rule import CommitRule, Selection
+
+
+@dataclass(frozen=True)
+class Saber(CommitRule):
+    """Commit candidates above the mean probability at which this window's tokens were committed (1
+    at its start), or the `count` best if fewer are; with k committed, make max(floor(count / 2),
+    ceil(k / 8)) committed tokens holes again, at most k - 1.
+
+    Those are the tokens of the window where the probability of the most likely token fell most
+    since the last step, also where it fell nowhere (the paper asks for the largest drops, not for
+    positive ones); a token not scored at the last step counts as unchanged. Every step gains at
+    least one token. The mean keeps the tokens that were taken back. Departures from the released
+    code: only tokens of earlier steps are taken back, and never is a committed token overwritten
+    because fewer than `count` holes are left.
+    """
+
+    paper = "Saber, arXiv 2510.18165"
+    count: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.count >= 1:
+            raise ValueError(f"count={self.count}: expected a whole number of at least 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"best", "decoded"})
+
+    @property
+    def remasks(self) -> bool:
+        return True
+
+    def select(self, view: Candidates) -> Selection:
+        none = view.conf.new_zeros(len(view.conf), dtype=torch.float64)
+        fresh = view.window_step == 0
+        total = view.state.get("total", none).masked_fill(fresh, 0)
+        number = view.state.get("number", none).masked_fill(fresh, 0)
+        bar = torch.where(number > 0, total / number, 1.0)[:, None]
+        above = view.conf > bar
+        commit = view.valid & (above | (view.rank() < self.count))
+        committed = commit.sum(1)
+        view.state["total"] = total + view.conf.double().where(commit, 0).sum(1)
+        view.state["number"] = number + committed
+
+        again = ((committed + 7) // 8).clamp(min=self.count // 2)
+        again = torch.minimum(again, (committed - 1).clamp(min=0))
+        return Selection(commit, remask=self.largest_drops(view, again, fresh))
+
+    def largest_drops(self, view: Candidates, count: Tensor, fresh: Tensor) -> Tensor:
+        """[B, D] the `count` [B] committed tokens whose probability fell most, lower ones first."""
+        assert view.decoded is not None
+        assert view.best_conf is not None
+        decoded = view.decoded
+        end = view.end[:, None]
+        seen = view.best_conf.new_full((len(end), int(end.max()) + 1), torch.nan)  # [B, position]
+        last = view.state.get("last", seen)
+        last = pad(last, (0, max(0, seen.shape[1] - last.shape[1])), value=torch.nan)
+        # Padding reads and writes the column of the row's end, which stays unscored.
+        where = decoded.pos.where(decoded.valid, end)
+        drop = last.gather(1, where).masked_fill(fresh[:, None], torch.nan) - decoded.conf
+        drop = drop.nan_to_num(0.0).masked_fill(~decoded.valid, -torch.inf)
+        for pos, valid, conf in (
+            (view.pos, view.valid, view.best_conf),
+            (decoded.pos, decoded.valid, decoded.conf),
+        ):
+            seen = seen.scatter(1, pos.where(valid, end), conf.where(valid, torch.nan))
+        view.state["last"] = seen
+
+        order = drop.argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, place)
+        return decoded.valid & (rank < count[:, None])

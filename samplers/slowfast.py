@@ -1,0 +1,79 @@
+"""SlowFast: find out how far the model sees, then go that far in parallel (arXiv 2506.10848)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dllm.canvas import Canvas, Windows
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.parts import PlannerBase, State
+from dllm.samplers.rule import at_least, probability
+
+
+@dataclass(frozen=True)
+class SlowFast(PlannerBase):
+    """Cycles of a slow phase and a fast one.
+
+    Slow: every step commits the most confident candidate of the rest of the row, whatever the rule,
+    and notes the span: up to the farthest candidate of confidence `reach` or more. After `explore`
+    steps, or when the last two spans are of stable length, fast: the rule decides inside the last
+    span until that is full (the paper's rule is Fast-dLLM's threshold 0.9). A span without a hole
+    left starts the next cycle at once.
+
+    Stable: LLaDA's released code wants a standard deviation of the last two lengths below 1,
+    Dream's a variance below 1. For two whole numbers both say that they differ by at most 1, with
+    either estimator. Lengths count from the cycle's first hole. block_length: blocks a cycle does
+    not leave (None, as published: the whole row).
+    """
+
+    paper: ClassVar[str] = "SlowFast Sampling, arXiv 2506.10848"
+    block_length: int | None = None
+    explore: int = 6
+    reach: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.block_length is not None:
+            at_least("block_length", self.block_length, 1, "a whole number")
+        at_least("explore", self.explore, 1, "a whole number")
+        probability("reach", self.reach)
+
+    def windows(self, canvas: Canvas, state: State) -> Windows:
+        """Slow: from the first hole to the end of the row or block. Fast: the span.
+
+        state [B]: start (-1: to be found) and end of the phase's window, whether it is `slow`, slow
+        steps `tried`, end of the last `span`.
+        """
+        first, limit = canvas.first_hole(), canvas.length
+        if self.block_length is not None:
+            blocks = (first - canvas.prompt) // self.block_length + 1
+            limit = torch.minimum(canvas.prompt + blocks * self.block_length, limit)
+        if "end" not in state:
+            fresh = torch.ones_like(first, dtype=torch.bool)
+            state |= {"start": first, "end": limit, "slow": fresh, "tried": first, "span": first}
+        else:
+            fresh = first >= state["end"]
+        entered = fresh | (state["start"] < 0)
+        state["start"] = torch.where(entered, first, state["start"])
+        state["end"] = torch.where(fresh, limit, torch.minimum(state["end"], canvas.length))
+        state["slow"] = state["slow"] | fresh
+        state["tried"] = state["tried"].masked_fill(fresh, 0)
+        return Windows(state["start"], state["end"])
+
+    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+        """One position where the phase is slow; ends the phase where the span is stable."""
+        start, end, slow = windows.start[:, 0], windows.end[:, 0], state["slow"]
+        best = torch.where(view.valid & (view.rank() == 0), view.pos, -1).amax(1)
+        far = torch.where(view.valid & (view.conf >= self.reach), view.pos + 1, 0).amax(1)
+        span = torch.maximum(far, start)
+        tried = state["tried"] + 1
+        stable = (tried > 1) & ((span - state["span"]).abs() <= 1)
+        done = slow & (stable | (tried >= self.explore))
+        state["tried"], state["span"] = tried, span
+        state["slow"] = slow & ~done
+        # The fast window starts at the first hole that this step leaves: a start no window had.
+        state["start"] = start.masked_fill(done, -1)
+        state["end"] = torch.where(done, span, end)
+        return Windows(torch.where(slow, best, start), torch.where(slow, best + 1, end))
