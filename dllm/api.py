@@ -8,6 +8,7 @@ import torch
 
 from dllm.engine import Engine
 from dllm.models.loading import load_model, resolve
+from dllm.presets import TUNED, read_preset
 from dllm.text import load_text
 
 
@@ -26,4 +27,5 @@ def load(
     """
     path = resolve(id_or_dir, revision)
     model = load_model(path, dtype=dtype, device=device)
-    return Engine(model, load_text(path, model.spec))
+    tuned = read_preset(path / TUNED) if (path / TUNED).exists() else None
+    return Engine(model, load_text(path, model.spec), tuned)

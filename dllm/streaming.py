@@ -115,6 +115,9 @@ class Follower:
         for position, token in zip(event.positions, event.token_ids, strict=True):
             place = position - len(row.prompt_ids)
             row.tokens[place], row.forwards[place] = token, event.nfe
+        for position in event.remasked:
+            place = position - len(row.prompt_ids)
+            row.tokens[place], row.forwards[place] = None, 0
         row.steps.append(event.nfe)
         if self.speller is not None:
             now = self.speller.pieces(row.tokens)

@@ -21,8 +21,10 @@ GROUND = (
 )
 TENSORS = ("torch", "numpy", "einops")
 BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
-ENGINE = (*BELOW_ENGINE, "dllm.engine")
+LOOP = ("dllm.answers", "dllm.binding", "dllm.decoding", "dllm.pages", "dllm.presets")
+ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
+CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune")
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -39,6 +41,8 @@ RULES: dict[str, May] = {
     **dict.fromkeys(GROUND, May(GROUND, TENSORS)),
     # no model, no tokenizer, no cache
     "dllm.samplers": May(("dllm.samplers", "dllm.canvas"), TENSORS),
+    "dllm.samplers.pc": May(("dllm.samplers",), (*TENSORS, "safetensors")),
+    "dllm.samplers.learn2pd": May(("dllm.samplers", "dllm.canvas"), (*TENSORS, "safetensors")),
     "dllm.cache": May(GROUND, TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models")),
@@ -46,7 +50,11 @@ RULES: dict[str, May] = {
     "dllm.specs": May(("dllm.errors",), ()),
     "dllm.api": May((*ENGINE, "dllm.text")),
     "dllm.config": May(BELOW_ENGINE, TENSORS),
-    "dllm.engine": May(BELOW_ENGINE, TENSORS),
+    **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
+    "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
+    "dllm.tune": May((*ENGINE, "dllm.memo")),
+    "dllm.memo": May(BELOW_ENGINE, TENSORS),
+    "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.verify")),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
@@ -56,7 +64,7 @@ RULES: dict[str, May] = {
     "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval")),
     "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
-    "dllm.cli": May((*LIBRARY, "dllm.view", "dllm.recording", "dllm.batch", "dllm.cli")),
+    "dllm.cli": May((*LIBRARY, *CONSOLE, "dllm.cli")),
     "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may
 }
 

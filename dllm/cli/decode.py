@@ -1,0 +1,197 @@
+"""The verbs that decode: generate, chat, replay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer import Option
+
+from dllm.batch import Bar, Record, answers_to, located, read_prompts, title
+from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.options import (
+    AsJson,
+    BatchSize,
+    BlockLength,
+    Cache,
+    CfgScale,
+    Chat,
+    Delay,
+    Device,
+    Dtype,
+    Given,
+    History,
+    Input,
+    MaxNewTokens,
+    Model,
+    OutputFile,
+    Planner,
+    Preset,
+    Record_,
+    Revision,
+    Sampler,
+    Seed,
+    Speculator,
+    Stop,
+    StopRule,
+    Temperature,
+    TopK,
+    TopP,
+    Transform,
+    Watch,
+    prepare,
+)
+from dllm.errors import DllmError
+from dllm.streaming import Follower, drive
+from dllm.view import DELAY, LiveView
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="Left out: --input, or stdin.")] = None,
+    model: Model = "tiny",
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    sampler: Sampler = None,
+    preset: Preset = None,
+    planner: Planner = None,
+    transform: Transform = None,
+    stop_rule: StopRule = None,
+    speculator: Speculator = None,
+    cache: Cache = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    given: Given = None,
+    cfg_scale: CfgScale = None,
+    history: History = None,
+    chat: Chat = None,
+    input: Input = None,
+    output: OutputFile = None,
+    batch_size: BatchSize = 16,
+    as_json: AsJson = False,
+    watch: Watch = None,
+    delay: Delay = DELAY,
+    record: Record_ = None,
+) -> None:
+    """Decode a prompt, or many, and print the answers.
+
+    `dllm samplers` lists samplers, planners and caches, and the defaults of what is left out here.
+    """
+    records = read_prompts(prompt, input)
+    as_text = not (as_json or output)
+    if watch and not as_text:
+        raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
+    if record and len(records) > batch_size:
+        raise DllmError(f"--record takes one batch: {len(records)} prompts, {batch_size=}")
+    with_view = as_text and (watch or len(records) == 1)
+    config, engine = prepare(ctx.params)
+
+    def consumers(part: Sequence[Record]) -> Iterator[Any]:
+        titles = [title(item) for item in part]
+        if record:  # first, since Ctrl-C mostly hits the view while it waits
+            from dllm.recording import Recorder
+
+            yield Recorder(record, engine, config, model=model, prompts=titles)
+        if with_view:
+            live = watch is not False
+            yield LiveView(Follower.of(engine), titles, delay=delay, live=live)
+
+    template: bool | Literal["auto"] = "auto" if chat is None else chat
+    with answers_to(output, as_json, silent=with_view) as put, Bar(len(records), with_view) as bar:
+        for at in range(0, len(records), batch_size):
+            part = records[at : at + batch_size]
+            with ExitStack() as stack, located(at, len(part), len(records)):
+                prompts = [engine.encode(item["prompt"], template) for item in part]
+                # the rows' own numbers, so that a draw does not depend on the size of a batch
+                events = engine.stream_steps(prompts, config, row_ids=range(at, at + len(part)))
+                done = drive(events, bar, *map(stack.enter_context, consumers(part)))
+            for row, answer in sorted(done.items()):
+                put(part[row], answer)
+            reasons = {answer.finish_reason for answer in done.values()}
+            if "interrupted" in reasons or len(done) < len(part):
+                raise typer.Exit(INTERRUPTED)
+
+
+@app.command(name="chat")
+def chat_(
+    ctx: typer.Context,
+    model: Model = "tiny",
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    sampler: Sampler = None,
+    preset: Preset = None,
+    planner: Planner = None,
+    transform: Transform = None,
+    stop_rule: StopRule = None,
+    speculator: Speculator = None,
+    cache: Cache = None,
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    given: Given = None,
+    cfg_scale: CfgScale = None,
+    watch: Watch = None,
+    delay: Delay = DELAY,
+) -> None:
+    """Talk to a model; /reset forgets the conversation, /exit ends it. Ctrl-C cuts an answer."""
+    config, engine = prepare(ctx.params)
+    with suppress(ImportError):
+        import readline  # noqa: F401 (gives input() its arrow keys)
+    in_terminal = sys.stdin.isatty()
+    if in_terminal:
+        print("/reset forgets the conversation, /exit ends it; Ctrl-C cuts an answer")
+    messages: list[Mapping[str, str]] = []
+    while True:
+        try:
+            line = input("› " if in_terminal else "").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            messages = []
+        if not line or line == "/reset":
+            continue
+        turn = [*messages, {"role": "user", "content": line}]
+        try:
+            with LiveView(Follower.of(engine), delay=delay, live=watch is not False) as view:
+                done = drive(engine.stream(turn, config), view)
+        except DllmError as error:
+            print(f"error: {error} (/reset starts again)", file=sys.stderr)
+            continue
+        if done:
+            messages = [*turn, {"role": "assistant", "content": done[0].text}]
+
+
+@app.command()
+def replay(
+    recording: Annotated[Path, typer.Argument(help="A file that --record has written.")],
+    speed: Annotated[float, Option(help="2 is twice as fast.")] = 1.0,
+    delay: Delay = DELAY,
+) -> None:
+    """Show a recorded run again, without its model."""
+    import dllm.recording as recordings
+
+    if speed <= 0:
+        raise DllmError(f"{speed=}: expected a number above 0")
+    run = recordings.read_recording(recording)
+    if run.truncated:
+        print(f"warning: the last line of {recording} is cut off and left out", file=sys.stderr)
+    with LiveView(Follower(run.stop_ids), run.prompts, delay=delay, speed=speed) as view:
+        recordings.replay(run, view)

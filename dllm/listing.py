@@ -1,0 +1,74 @@
+"""The parts and presets as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from types import NoneType
+from typing import get_type_hints
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dllm.config import PARTS, DecodeConfig
+from dllm.errors import DllmError
+from dllm.presets import PRESETS
+from dllm.specs import describe, known_parts, part_class
+
+
+def print_parts(console: Console) -> None:
+    """Every part that an option of `dllm generate` takes, its presets, and its defaults."""
+    for option, part in PARTS.items():
+        listing = listing_of(f"--{option.replace('_', '-')}", "what it does", "options, defaults")
+        for name in sorted(known_parts(part.table, part.group)):
+            listing.add_row(Text(name, "bold"), *describe_part(name, part.table, part.group))
+        console.print(listing)
+    listing = listing_of("--preset", "paper", "stands for")
+    for name, preset in PRESETS.items():
+        words = Text(options_as_typed(preset.options))
+        if preset.dream:
+            words.append(f"\non Dream: {options_as_typed(preset.dream)}", "dim")
+        listing.add_row(Text(name, "bold"), preset.paper, words)
+    console.print(listing)
+    defaults = {f.name: f.default for f in fields(DecodeConfig)}
+    console.print(Text("defaults of generate: " + options_as_typed(defaults)))
+
+
+def listing_of(*columns: str) -> Table:
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+
+
+def options_as_typed(options: Mapping[str, object]) -> str:
+    """Options of generate as a user types them."""
+    return "  ".join(
+        f"--{name.replace('_', '-')} {shown(value)}" for name, value in options.items()
+    )
+
+
+def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text, Text]:
+    """What a part does and its paper; its options. A part that cannot be loaded says why."""
+    try:
+        part = part_class(name, table, group)
+        hints = get_type_hints(part)
+    except (DllmError, NameError) as error:
+        return Text(str(error), "red"), Text()
+    lines = (part.__doc__ or "").strip().splitlines()[:1]
+    about = Text("\n").join([Text(line) for line in lines] + [Text(part.paper, "dim")])
+    options = [
+        Text.assemble(f"{f.name}={shown(f.default)} ", (f"({describe(hints[f.name])})", "dim"))
+        for f in fields(part)
+        if f.init
+    ]
+    return about, Text("\n").join(options)
+
+
+def shown(value: object) -> str:
+    """A default as a user would type it."""
+    words = {None: "none", True: "true", False: "false"}
+    if value is MISSING:
+        return "(required)"
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "none"
+    return words[value] if isinstance(value, (bool, NoneType)) else str(value)

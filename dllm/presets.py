@@ -1,0 +1,112 @@
+"""Named presets: the parts and defaults of each paper, for LLaDA and Dream; and preset files.
+
+A preset is a dictionary of DecodeConfig options. `dllm tune` writes files of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dllm.config import ConfigError, DecodeConfig
+
+FORMAT = "dllm-preset-1"
+TUNED = "preset.json"  # beside a checkpoint: what sampler="auto" stands for
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A method as its paper runs it; `dream` holds what differs on Dream."""
+
+    paper: str
+    options: Mapping[str, Any]
+    dream: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_family(self, family: str) -> dict[str, Any]:
+        """The options on a model of `family` (ModelSpec.family); LLaDA's where none are its own."""
+        return {**self.options, **(self.dream if family == "dream" else {})}
+
+
+WHOLE = {"block_length": None}
+QUOTA = {"sampler": "quota"}  # one token per forward
+ADABLOCK = {"planner": "adablock:threshold=0.3,exact=true", "sampler": "threshold:threshold=0.9"}
+DAVE = {"sampler": "quota", "speculator": "freedave:length=4"}
+
+PRESETS: dict[str, Preset] = {
+    "llada": Preset("2502.09992, one token per forward", QUOTA),
+    "dream": Preset("2508.15487, one token per forward", {"sampler": "dream:alg=entropy", **WHOLE}),
+    "fast-dllm": Preset("2505.22618, threshold", {"sampler": "threshold:threshold=0.9"}),
+    "fast-dllm-factor": Preset("2505.22618, factor", {"sampler": "factor:factor=1.0"}),
+    "frechet": Preset("2606.02955", {"sampler": "frechet:delta=0.25"}),
+    "localleap": Preset(
+        "2510.07081",
+        {"sampler": "localleap:threshold=0.9,relaxed=0.75,radius=4"},
+        {"sampler": "localleap:threshold=0.9,relaxed=0.8,radius=4"},
+    ),
+    "adablock": Preset("2509.26432", ADABLOCK, {"planner": "adablock:threshold=0.5"}),
+    "prophet": Preset(
+        "2508.19982, the release's suffix constraint",
+        {
+            **QUOTA,
+            "max_new_tokens": 256,
+            "given": ("200:The answer is",),
+            "stop_rule": "prophet:marker=answer is,skip=1,length=5",
+        },
+    ),
+    "dparallel": Preset(
+        "2509.26488", {"sampler": "entropy:threshold=0.5"}, {"sampler": "entropy:threshold=0.45"}
+    ),
+    "eb": Preset("2505.24857", {"sampler": "eb:bound=0.1"}),
+    "klass": Preset(
+        "2511.05664",
+        {"sampler": "klass:threshold=0.6,kl_threshold=0.015", "block_length": 64},
+        {"sampler": "klass:threshold=0.9,kl_threshold=0.001", **WHOLE},
+    ),
+    "hierarchical": Preset("2510.08666", {"sampler": "hierarchical:low=0.4,high=0.9"}),
+    "credit": Preset("2510.06133", {"sampler": "threshold:threshold=0.9", "transform": "credit"}),
+    "dus": Preset("2506.19037", {"sampler": "dus"}),
+    "slowfast": Preset("2506.10848", {"planner": "slowfast", "sampler": "threshold:threshold=0.9"}),
+    "pc": Preset("2508.13021", {"sampler": "pc:decay=0.25,clip=10", **WHOLE}),
+    "fhs": Preset("2409.02908", {"sampler": "fhs", "temperature": 1.0, **WHOLE}),
+    "saber": Preset("2510.18165", {"sampler": "saber", **WHOLE}),
+    "d2f": Preset(
+        "2508.09192, its decoding alone", {"planner": "multi", "sampler": "threshold:threshold=0.9"}
+    ),
+    "d3llm": Preset(
+        "2601.07568, its decoding alone",
+        {"planner": "multi", "sampler": "entropy:threshold=0.5"},
+        {"sampler": "entropy:threshold=0.4"},
+    ),
+    "freedave": Preset("2510.00294", DAVE, {"speculator": "freedave:length=8"}),
+    "ssd": Preset("2510.04147", {**QUOTA, "speculator": "ssd:length=4"}),
+}
+
+
+def preset_options(name: str, family: str = "llada") -> dict[str, Any]:
+    """The DecodeConfig options of a named preset, or of a preset file (a path ending in .json).
+
+    Raises ConfigError for an unknown name, a file that is no preset, or an option that is unknown.
+    """
+    if name.endswith(".json"):
+        return read_preset(Path(name))
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}, or a .json file"
+        )
+    return PRESETS[name].for_family(family)
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """The options of a preset file; see `preset_options`."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the preset {str(path)!r}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConfigError(f'{str(path)!r} is no preset: expected "format": "{FORMAT}"')
+    options: dict[str, Any] = content["options"]
+    DecodeConfig().replace(**options)
+    return options
