@@ -31,15 +31,20 @@ class Score:
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
         """Wilson interval of the accuracy (95% by default)."""
-        n, p = self.count, self.accuracy
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(self.reasons["ok"], self.count, z)
 
     def add(self, reason: str, output: Output) -> None:
         self.reasons[reason] += 1
         self.nfe += output.nfe
         self.answer_tokens += output.answer_tokens
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson interval of a share of `right` in `n` (95% by default)."""
+    p = right / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def held_out(task: Task, count: int, *, seed: int, sizes: tuple[int, ...] | None) -> list[Example]:
