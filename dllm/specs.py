@@ -73,11 +73,10 @@ def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any)
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Name (or module:Class) and options of a spec, all as text."""
-    *path, last = spec.strip().split(":")
-    if path and "=" not in last:
-        path, last = [*path, last], ""
-    elif not path:
-        path, last = [last], ""
+    pieces = spec.strip().split(":")
+    # options begin with the first piece behind the name that holds "="; a value may hold ":"
+    first = next((i for i, piece in enumerate(pieces) if i and "=" in piece), len(pieces))
+    path, last = pieces[:first], ":".join(pieces[first:])
     options = {}
     for item in filter(None, (piece.strip() for piece in last.split(","))):
         key, equals, value = item.partition("=")
