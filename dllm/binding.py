@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from dllm.cache.policy import CachePolicy
@@ -20,6 +21,12 @@ class Codec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+@lru_cache(maxsize=2)
+def _pieces(codec: Codec, size: int) -> tuple[str, ...]:
+    """The text of every id; remembered, as a vocabulary of 126,464 takes a second to spell."""
+    return tuple(codec.decode([token]) for token in range(size))
+
+
 @dataclass(frozen=True)
 class Words:
     """The vocabulary as a part that binds to it sees it: samplers.parts.Vocabulary."""
@@ -32,6 +39,10 @@ class Words:
         return self.spec.vocab_size
 
     @property
+    def pieces(self) -> Sequence[str]:
+        return _pieces(self._codec, self.spec.vocab_size)
+
+    @property
     def mask_id(self) -> int:
         return self.spec.mask_id
 
@@ -41,9 +52,6 @@ class Words:
 
     def encode(self, text: str) -> list[int]:
         return self._codec.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self._codec.decode(ids)
 
     @property
     def _codec(self) -> Codec:
@@ -107,7 +115,7 @@ class Parts:
 def encode_given(
     given: Sequence[str], text: Codec | None, max_new_tokens: int
 ) -> list[tuple[int, list[int]]]:
-    """Texts "OFFSET:TEXT" as (offset behind the prompt, ids); ConfigError where one does not fit."""
+    """Texts "OFFSET:TEXT" as (offset, ids); ConfigError where one does not fit."""
     found, taken = [], set[int]()
     for item in given:
         offset, _, words = item.partition(":")

@@ -54,14 +54,20 @@ def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text
         hints = get_type_hints(part)
     except (DllmError, NameError) as error:
         return Text(str(error), "red"), Text()
-    lines = (part.__doc__ or "").strip().splitlines()[:1]
-    about = Text("\n").join([Text(line) for line in lines] + [Text(part.paper, "dim")])
+    about = Text.assemble(summary(part), "\n", (part.paper, "dim"))
     options = [
         Text.assemble(f"{f.name}={shown(f.default)} ", (f"({describe(hints[f.name])})", "dim"))
         for f in fields(part)
         if f.init
     ]
     return about, Text("\n").join(options)
+
+
+def summary(part: type) -> str:
+    """The first sentence of a part's docstring."""
+    paragraph = " ".join((part.__doc__ or "").strip().split("\n\n")[0].split())
+    sentence, stop, _ = paragraph.partition(". ")
+    return sentence + stop.strip()
 
 
 def shown(value: object) -> str:

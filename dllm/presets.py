@@ -68,7 +68,10 @@ PRESETS: dict[str, Preset] = {
     "hierarchical": Preset("2510.08666", {"sampler": "hierarchical:low=0.4,high=0.9"}),
     "credit": Preset("2510.06133", {"sampler": "threshold:threshold=0.9", "transform": "credit"}),
     "dus": Preset("2506.19037", {"sampler": "dus"}),
-    "slowfast": Preset("2506.10848", {"planner": "slowfast", "sampler": "threshold:threshold=0.9"}),
+    "slowfast": Preset(
+        "2506.10848",
+        {"planner": "slowfast:block_length=none", "sampler": "threshold:threshold=0.9"},
+    ),
     "pc": Preset("2508.13021", {"sampler": "pc:decay=0.25,clip=10", **WHOLE}),
     "fhs": Preset("2409.02908", {"sampler": "fhs", "temperature": 1.0, **WHOLE}),
     "saber": Preset("2510.18165", {"sampler": "saber", **WHOLE}),

@@ -98,6 +98,9 @@ def convert(text: str, hint: Any, name: str) -> Any:
         elif choice in (bool, type(None)):
             if text.lower() in WORDS and isinstance(WORDS[text.lower()], choice):
                 return WORDS[text.lower()]
+        elif get_origin(choice) is tuple:  # of whole numbers
+            if all(piece.isdigit() for piece in text.split("+")):
+                return tuple(map(int, text.split("+")))
         elif choice in (int, float, str):
             try:
                 return choice(text)
@@ -111,6 +114,8 @@ def describe(hint: Any) -> str:
     """A type as a user reads it."""
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "whole numbers joined by +"
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in get_args(hint))
     names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}

@@ -27,7 +27,8 @@ class AdaBlock(PlannerBase):
 
     share and threshold are the paper's for LLaDA (Dream: threshold 0.5); its rule for decoding a
     block is Fast-dLLM's threshold 0.9. delimiter_ids: by default every token whose text holds
-    `delimiter`, as the paper's list for Dream; its list for LLaDA is token 198 alone.
+    `delimiter`, as the paper's list for Dream; with `exact` only tokens that are nothing else, as
+    its list for LLaDA, token 198 alone.
     """
 
     paper: ClassVar[str] = "AdaBlock-dLLM, arXiv 2509.26432"
@@ -35,6 +36,7 @@ class AdaBlock(PlannerBase):
     share: float = 0.25
     threshold: float = 0.3
     delimiter: str = "\n"
+    exact: bool = False
     delimiter_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,8 +52,11 @@ class AdaBlock(PlannerBase):
         """A copy that knows its delimiter ids; ValueError where no token holds the delimiter."""
         if self.delimiter_ids:
             return self
-        texts = (vocabulary.decode([token]) for token in range(vocabulary.size))
-        ids = tuple(token for token, text in enumerate(texts) if self.delimiter in text)
+        ids = tuple(
+            token
+            for token, text in enumerate(vocabulary.pieces)
+            if (text == self.delimiter if self.exact else self.delimiter in text)
+        )
         if not ids:
             raise ValueError(f"delimiter={self.delimiter!r}: expected a text some token holds")
         return replace(self, delimiter_ids=ids)

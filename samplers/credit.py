@@ -65,5 +65,5 @@ class Credit:
             table = state[name].clone()
             table[row, pos[row, k]] = new[row, k]
             state[name] = table
-        bonus = (self.alpha * credit.log1p()).masked_fill((token < 0) | ~scored[..., None], 0.0)
+        bonus = (self.alpha * credit.log1p()).masked_fill(~scored[..., None], 0.0)
         return z.scatter_add(2, token.clamp(min=0), bonus.to(z.dtype))

@@ -69,6 +69,7 @@ class MultiBlock(PlannerBase):
         behind = share[:, :-1]  # of the predecessor, for all blocks but the first
         reached = pad((behind >= self.add).long(), (1, 0), value=1).cumprod(1) > 0
         able = left & reached & ~ended
+        # A row always has a window, also a guessed canvas whose text has ended before its holes.
         opened = (able & (able.cumsum(1) <= self.most)) | first
-        active = first | pad(behind >= self.full, (1, 0), value=True)
+        active = pad(behind >= self.full, (1, 0), value=True)
         return Windows(start, torch.where(opened, end, start), active & opened)

@@ -6,6 +6,7 @@ gives back a copy that knows the token ids of the texts it was given.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,16 +20,17 @@ State = dict[str, Tensor]  # tensors [B, ...] that a part keeps between steps, b
 
 
 class Vocabulary(Protocol):
-    """What `bind` may ask: text to ids, ids to text, how many ids there are, the special ones."""
+    """What `bind` may ask: text to ids, the text of every id on its own, the special ids."""
 
     @property
     def size(self) -> int: ...
+    @property
+    def pieces(self) -> Sequence[str]: ...
     @property
     def mask_id(self) -> int: ...
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
     def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
 
 
 class Planner(Protocol):

@@ -24,7 +24,7 @@ BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.sampl
 LOOP = ("dllm.answers", "dllm.binding", "dllm.decoding", "dllm.pages", "dllm.presets")
 ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
-CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune")
+CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune", "dllm.trials")
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -52,7 +52,9 @@ RULES: dict[str, May] = {
     "dllm.config": May(BELOW_ENGINE, TENSORS),
     **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
     "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
-    "dllm.tune": May((*ENGINE, "dllm.memo")),
+    "dllm.intervals": May((), ()),
+    "dllm.trials": May((*ENGINE, "dllm.intervals")),
+    "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
     "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.verify")),
@@ -61,7 +63,7 @@ RULES: dict[str, May] = {
     "dllm.view": May(("dllm.output", "dllm.streaming")),
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
-    "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval")),
+    "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.intervals")),
     "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
     "dllm.cli": May((*LIBRARY, *CONSOLE, "dllm.cli")),

@@ -1,4 +1,4 @@
-"""The verbs around decoding: samplers, env, train, tune."""
+"""The verbs around decoding: samplers, env, train."""
 
 from __future__ import annotations
 

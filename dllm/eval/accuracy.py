@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.tasks import Example, Task, examples
+from dllm.intervals import wilson
 from dllm.output import Output
 
 
@@ -29,22 +29,14 @@ class Score:
     def accuracy(self) -> float:
         return self.reasons["ok"] / self.count
 
-    def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson interval of the accuracy (95% by default)."""
-        return wilson(self.reasons["ok"], self.count, z)
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the accuracy, Wilson's."""
+        return wilson(self.reasons["ok"], self.count)
 
     def add(self, reason: str, output: Output) -> None:
         self.reasons[reason] += 1
         self.nfe += output.nfe
         self.answer_tokens += output.answer_tokens
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson interval of a share of `right` in `n` (95% by default)."""
-    p = right / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def held_out(task: Task, count: int, *, seed: int, sizes: tuple[int, ...] | None) -> list[Example]:

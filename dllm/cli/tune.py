@@ -1,0 +1,143 @@
+"""The verb that finds out how to decode a model fast: tune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer import Option
+
+from dllm.batch import Record, read_prompts
+from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.options import (
+    BlockLength,
+    Chat,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Revision,
+    prepare,
+)
+from dllm.errors import DllmError
+
+if TYPE_CHECKING:
+    from dllm.output import Output
+    from dllm.trials import Report, Trial
+
+
+@app.command()
+def tune(
+    ctx: typer.Context,
+    prompts: Annotated[str, Option(help="A file of prompts, as --input of generate takes.")],
+    model: Model = "tiny",
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    max_loss: Annotated[
+        str, Option(help="Answers that may differ from one-by-one decoding's, 0.5% or 0.005.")
+    ] = "0.5%",
+    max_new_tokens: MaxNewTokens = None,
+    block_length: BlockLength = None,
+    chat: Chat = None,
+    output: Annotated[Path, Option(help="The preset file to write.")] = Path("preset.json"),
+    batch_size: Annotated[int, Option(help="Prompts decoded together.", min=1)] = 16,
+    memo: Annotated[float, Option(help="GB of logits remembered between settings.", min=0)] = 2.0,
+) -> None:
+    """Measure rules and knobs on your model and prompts; write the fastest that loses no more.
+
+    Every setting's answers are compared with those of one token per forward; where all prompts have
+    a field "answer" it is compared with that. The answers are kept in a .jsonl file beside the
+    output: a run that was interrupted goes on from there. Use the file as --preset, or put it into
+    the model's directory as preset.json and use --sampler auto.
+    """
+    loss = share(max_loss)
+    records = read_prompts(None, prompts)
+    config, engine = prepare(ctx.params)
+    from dllm.tune import tune as run
+
+    answers = [record.get("answer") for record in records]
+
+    def right(row: int, found: Output) -> bool:
+        return found.text.strip() == str(answers[row]).strip()
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("tuning", total=None)
+
+        def progress(done: int, total: int, _: Any) -> None:
+            bar.update(task, completed=done, total=total)
+
+        try:
+            report = run(
+                engine,
+                [record["prompt"] for record in records],
+                config=config,
+                max_loss=loss,
+                batch_size=batch_size,
+                log=output.with_suffix(".jsonl"),
+                memo_bytes=int(memo * 2**30),
+                score=None if None in answers else right,
+                chat="auto" if chat is None else chat,
+                model=model,
+                on_progress=progress,
+            )
+        except KeyboardInterrupt:
+            console.print(
+                f"interrupted; the same command goes on from {output.with_suffix('.jsonl')}"
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    report.write(output)
+    show(report, records, output)
+
+
+def share(text: str) -> float:
+    """ "0.5%" or "0.005" as a number."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise DllmError(f"max_loss={text!r}: expected a share from 0 to 1, or a percentage")
+    return value
+
+
+def show(report: Report, records: Sequence[Record], output: Path) -> None:
+    """The frontier, what was chosen, and how sure that is."""
+    table = Table("setting", "forwards", "tokens/forward", "loss", "95%", box=SIMPLE_HEAD)
+    for trial in report.frontier:
+        table.add_row(*cells(trial), style="bold" if trial is report.chosen else "")
+    console = Console(highlight=False)
+    console.print(table)
+    for setting, why in report.skipped:
+        console.print(f"left out: {setting.name} ({why})")
+    chosen, count = report.chosen, len(records)
+    if report.falls_back:
+        console.print(f"no setting loses at most {report.max_loss:.2%} of {count} answers")
+    if report.max_loss * count < 1 and not chosen.scored:
+        console.print(
+            f"{count} prompts: with at most {report.max_loss:.2%} lost not a single answer may differ"
+        )
+    speed = report.reference.forwards / chosen.forwards
+    console.print(
+        f"chosen: {chosen.setting.name}, {speed:.1f}x fewer forwards than one by one\n"
+        f"written: {output}; try: dllm generate --preset {output} PROMPT"
+    )
+
+
+def cells(trial: Trial) -> tuple[str, ...]:
+    low, high = trial.interval
+    return (
+        trial.setting.name,
+        f"{trial.forwards:.1f}",
+        f"{trial.tokens_per_forward:.2f}",
+        f"{trial.loss:.1%}",
+        f"{low:.1%} – {high:.1%}",
+    )

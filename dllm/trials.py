@@ -1,0 +1,162 @@
+"""What `dllm tune` measured and what follows from it: trials, their frontier, the chosen setting.
+
+Numbers only; nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dllm.config import ConfigError, DecodeConfig
+from dllm.errors import DllmError
+from dllm.intervals import paired, wilson
+from dllm.presets import FORMAT
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A choice of DecodeConfig options, all of them JSON values, and its name for readers."""
+
+    name: str
+    options: Mapping[str, Any] = field(hash=False)
+
+    @cached_property
+    def key(self) -> str:
+        """The options as canonical JSON."""
+        try:
+            return json.dumps(dict(self.options), sort_keys=True)
+        except TypeError as error:
+            raise DllmError(f"setting {self.name!r}: expected options as JSON: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one setting did on all prompts.
+
+    count: prompts; agree: those answered with the reference's token ids. lost, gained: prompts that
+    the reference alone, or the setting alone, got right; without a user's own score the reference
+    is right by definition. forwards: mean of a prompt; tokens_per_forward: all answer tokens by all
+    forwards.
+    """
+
+    setting: Setting
+    count: int
+    agree: int
+    lost: int
+    gained: int
+    forwards: float
+    tokens_per_forward: float
+    scored: bool = False
+
+    @property
+    def agreement(self) -> float:
+        return self.agree / self.count
+
+    @property
+    def loss(self) -> float:
+        """Share of prompts lost: 1 - agreement, or the reference's score minus the setting's."""
+        return (self.lost - self.gained) / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of the loss: Wilson's; with a score Agresti and Min's for matched pairs."""
+        if self.scored:
+            return paired(self.lost, self.gained, self.count)
+        return wilson(self.lost, self.count)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.setting.name,
+            "options": dict(self.setting.options),
+            "forwards": self.forwards,
+            "tokens_per_forward": self.tokens_per_forward,
+            "agreement": self.agreement,
+            "loss": self.loss,
+            "loss_interval": list(self.interval),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `tune` found. trials: all settings, fewest forwards first; reference: one token per
+    forward, not among them. skipped: settings that this model or its tokenizer cannot run, and why.
+    rows, reused: canvases that forwards asked for in this run, and those that were remembered.
+    """
+
+    reference: Trial
+    trials: tuple[Trial, ...]
+    max_loss: float
+    config: DecodeConfig = field(default_factory=DecodeConfig)
+    model: str = ""
+    skipped: tuple[tuple[Setting, str], ...] = ()
+    rows: int = 0
+    reused: int = 0
+
+    @property
+    def chosen(self) -> Trial:
+        """Fewest forwards with a loss of at most `max_loss`, then the least loss; if no setting
+        has that: the reference.
+        """
+        good = [t for t in (*self.trials, self.reference) if t.loss <= self.max_loss]
+        return min(good, key=by_forwards)
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether no setting is better than one token per forward at this `max_loss`."""
+        return self.chosen is self.reference
+
+    @property
+    def frontier(self) -> tuple[Trial, ...]:
+        """Trials, the reference among them, that no other beats in both forwards and loss."""
+        found: list[Trial] = []
+        for trial in sorted((*self.trials, self.reference), key=by_forwards):
+            if not found or trial.loss < found[-1].loss:
+                found.append(trial)
+        return tuple(found)
+
+    def to_preset(self) -> dict[str, Any]:
+        """The content of a preset file: the chosen options, and what was measured."""
+        return {
+            "format": FORMAT,
+            "options": preset_options(self.config.replace(**self.chosen.setting.options)),
+            "model": self.model,
+            "measured": {
+                **self.chosen.as_dict(),
+                "prompts": self.chosen.count,
+                "max_loss": self.max_loss,
+                "reference_forwards": self.reference.forwards,
+                "falls_back": self.falls_back,
+                "frontier": [trial.as_dict() for trial in self.frontier],
+            },
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the preset file; an old one is replaced at once or not at all."""
+        temp = path.with_name(path.name + ".tmp")
+        temp.write_text(json.dumps(self.to_preset(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(temp, path)
+
+
+def by_forwards(trial: Trial) -> tuple[float, float, int]:
+    """Sort key: fewest forwards, then the least loss, then the most answers in agreement."""
+    return trial.forwards, trial.loss, -trial.agree
+
+
+def preset_options(config: DecodeConfig) -> dict[str, Any]:
+    """The options that make `config`, for a file: the sampler, the block length, and whatever
+    differs from its default. ConfigError where a part is an object and not a spec.
+    """
+    found = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "history"}
+    kept = ("sampler", "block_length")
+    default = DecodeConfig()
+    found = {k: v for k, v in found.items() if k in kept or v != getattr(default, k)}
+    for name, value in found.items():
+        if not isinstance(value, (str, int, float, tuple, type(None))):
+            raise ConfigError(f"{name}={value!r}: expected a spec, which a preset file can hold")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}

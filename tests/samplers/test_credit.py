@@ -1,0 +1,198 @@
+"""CreditDecoding: the slots against the dense table of the paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm.canvas import Canvas
+from dllm.config import DecodeConfig
+from dllm.engine import Engine
+from dllm.samplers.credit import Credit
+from dllm.samplers.parts import State
+from tests.fakes import FakeModel, hashed, scripted
+
+MASK, VOCAB = 5, 9
+
+
+def holes(rows: int, size: int) -> Canvas:
+    return Canvas.from_prompts([[]] * rows, size, MASK)
+
+
+class Dense:
+    """The text, for one row: a credit for every position and token, in float64."""
+
+    def __init__(self, rule: Credit, size: int) -> None:
+        self.rule, self.credit = rule, np.zeros((size, VOCAB))
+
+    def apply(self, position: int, z: np.ndarray) -> np.ndarray:
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        self.credit[position] *= self.rule.beta
+        self.credit[position, z.argmax()] += p.max() ** self.rule.gamma
+        return z + self.rule.alpha * np.log(1 + self.credit[position])
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 8),
+    st.builds(
+        Credit,
+        alpha=st.sampled_from([0.0, 0.7, 2.0]),
+        beta=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+        gamma=st.sampled_from([0.0, 0.2, 1.0]),
+    ),
+)
+def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
+    """Ragged batches; positions pause and come back; padding repeats positions and holds NaN."""
+    rng = np.random.default_rng(seed)
+    canvas, state = holes(rows, size), State()
+    dense = [Dense(rule, size) for _ in range(rows)]
+    for _ in range(steps):
+        width = size + int(rng.integers(0, 3))
+        z = rng.normal(0, 2, (rows, width, VOCAB))
+        z[..., MASK] = -np.inf
+        z[rng.random((rows, width)) < 0.2] = 0.0  # ties: the lowest token earns
+        pos = rng.integers(0, size, (rows, width))
+        valid = np.zeros((rows, width), bool)
+        for b in range(rows):
+            some = np.sort(rng.choice(size, int(rng.integers(1, size + 1)), replace=False))
+            at = np.sort(rng.choice(width, len(some), replace=False))
+            pos[b, at], valid[b, at] = some, True
+        z[~valid] = np.where(rng.random(((~valid).sum(), VOCAB)) < 0.5, np.nan, 50.0)
+        kept = torch.from_numpy(z.copy())
+        given_z = torch.from_numpy(z)
+        out = rule.apply(given_z, torch.from_numpy(pos), torch.from_numpy(valid), canvas, state)
+        assert torch.equal(given_z.nan_to_num(9), kept.nan_to_num(9)), "the logits stay as given"
+        for b, k in zip(*valid.nonzero()):
+            want = dense[b].apply(pos[b, k], z[b, k])
+            np.testing.assert_allclose(out[b, k].numpy(), want, atol=1e-5)
+
+
+def run(rule: Credit, *tops: int, state: State | None = None) -> torch.Tensor:
+    """The last logits minus the raw ones of one position whose best token is each of `tops`."""
+    canvas, state = holes(1, 1), {} if state is None else state
+    pos, valid = torch.tensor([[0]]), torch.tensor([[True]])
+    for top in tops:
+        z = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
+        z[..., top] = 4.0
+        out = rule.apply(z, pos, valid, canvas, state) - z
+    return out[0, 0]
+
+
+def test_a_token_earns_before_its_credit_is_added():
+    gain = run(Credit(alpha=1.0, gamma=0.0), 3)
+    assert gain.tolist() == pytest.approx([0, 0, 0, np.log(2), 0, 0, 0, 0, 0])
+
+
+def test_credits_shrink_before_they_grow():
+    gain = run(Credit(alpha=1.0, beta=0.5, gamma=0.0), 3, 3, 4)
+    assert float(gain[3]) == pytest.approx(np.log(1 + (0.5 + 1) * 0.5))
+    assert float(gain[4]) == pytest.approx(np.log(2))
+
+
+def test_a_new_token_takes_the_slot_with_the_least_credit():
+    rule = Credit(alpha=1.0, beta=1.0, gamma=0.0, slots=2)
+    gain = run(rule, 3, 3, 4, 6)
+    assert (gain > 0).nonzero()[:, 0].tolist() == [3, 6]
+    gain = run(rule, 3, 4, 4, 6)
+    assert (gain > 0).nonzero()[:, 0].tolist() == [4, 6]
+    assert float(gain[6]) == pytest.approx(np.log(2)), "and none of its credit"
+
+
+def test_a_forbidden_token_stays_forbidden():
+    z = torch.full((1, 1, VOCAB), -torch.inf)
+    z[..., 3] = 1.0
+    out = Credit().apply(z, torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    assert torch.isneginf(out).sum() == VOCAB - 1
+
+
+def test_half_precision_does_not_swallow_the_credit():
+    z = torch.zeros(1, 1, VOCAB, dtype=torch.bfloat16)
+    z[..., 3] = 30.0
+    out = Credit().apply(z, torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    assert float(out[0, 0, 3]) == pytest.approx(30 + 0.7 * np.log(2), abs=1e-5)
+
+
+def test_padding_leaves_no_trace():
+    canvas, state = holes(1, 3), State()
+    pos, valid = torch.tensor([[1, 1, 0]]), torch.tensor([[True, False, False]])
+    z = torch.zeros(1, 3, VOCAB)
+    z[0, 0, 3] = z[0, 1, 4] = z[0, 2, 4] = 5.0
+    Credit().apply(z, pos, valid, canvas, state)
+    assert state["token"][0, :, 0].tolist() == [-1, 3, -1]
+    assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
+
+
+def test_committed_positions_neither_earn_nor_gain():
+    canvas, state = holes(1, 2), State()
+    canvas.known[0, 0] = True
+    z = torch.zeros(1, 2, VOCAB)
+    z[..., 3] = 5.0
+    out = Credit().apply(z, torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), canvas, state)
+    assert torch.equal(out[0, 0], z[0, 0])
+    assert float(out[0, 1, 3]) > 5
+    assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
+
+
+def test_state_is_replaced_and_survives_a_canvas_that_gets_smaller():
+    rule, state = Credit(), State()
+    canvas = Canvas.from_prompts([[3], [3, 3, 3]], 2, MASK)
+    pos, valid = torch.tensor([[1, 2], [3, 4]]), torch.ones(2, 2, dtype=torch.bool)
+    z = torch.zeros(2, 2, VOCAB)
+    z[..., 3] = 3.0
+    rule.apply(z, pos, valid, canvas, state)
+    kept = dict(state)
+    before = {name: table.clone() for name, table in state.items()}
+    rule.apply(z, pos, valid, canvas, dict(state))
+    assert all(torch.equal(kept[name], before[name]) for name in kept)
+    first = torch.tensor([0])
+    canvas.keep(first)
+    mine = {name: table[first] for name, table in state.items()}
+    out = rule.apply(z[:1], pos[:1], valid[:1], canvas, mine)
+    grown = 1.8 * float(z[0, 0].softmax(-1).max()) ** 0.2
+    assert float(out[0, 0, 3]) == pytest.approx(3 + 0.7 * np.log(1 + grown), abs=1e-5)
+
+
+def test_a_steady_token_passes_the_threshold_in_fewer_forwards():
+    model = FakeModel(scripted(dict.fromkeys(range(8), 3), 4.5))  # p = 0.88
+    nfe = {
+        transform: Engine(FakeModel(model.out)).generate(
+            [[]], transform=transform, max_new_tokens=8
+        )
+        for transform in (None, "credit")
+    }
+    assert (nfe[None][0].nfe, nfe["credit"][0].nfe) == (8, 1)
+
+
+def test_without_weight_it_changes_nothing_and_rows_do_not_mix():
+    model, prompts = FakeModel(hashed(3)), [[3, 4], [], [6]]
+    config = DecodeConfig(12, 4, history=True)
+    plain = Engine(model).generate(prompts, config)
+    off = Engine(model).generate(prompts, config, transform="credit:alpha=0")
+    assert [o.token_ids for o in plain] == [o.token_ids for o in off]
+    on = Engine(model).generate(prompts, config, transform="credit:alpha=3")
+    for prompt, output in zip(prompts, on, strict=True):
+        (alone,) = Engine(model).generate([prompt], config, transform="credit:alpha=3")
+        assert output.token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"alpha": -1.0}, r"alpha=-1\.0"),
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"beta": 1.1}, r"beta=1\.1"),
+        ({"gamma": -0.1}, r"gamma=-0\.1"),
+        ({"slots": 0}, "slots=0"),
+    ],
+)
+def test_bad_knobs_are_named(knobs, said):
+    with pytest.raises(ValueError, match=said):
+        Credit(**knobs)
