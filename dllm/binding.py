@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from dllm.cache.policy import CachePolicy
 from dllm.config import ConfigError, DecodeConfig
@@ -21,9 +21,9 @@ class Codec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-@lru_cache(maxsize=2)
-def _pieces(codec: Codec, size: int) -> tuple[str, ...]:
-    """The text of every id; remembered, as a vocabulary of 126,464 takes a second to spell."""
+@lru_cache(maxsize=2)  # a vocabulary of 126,464 takes a second to spell
+def _pieces(codec: Any, size: int) -> tuple[str, ...]:
+    """The text of every id on its own."""
     return tuple(codec.decode([token]) for token in range(size))
 
 
@@ -40,7 +40,7 @@ class Words:
 
     @property
     def pieces(self) -> Sequence[str]:
-        return _pieces(self._codec, self.spec.vocab_size)
+        return _pieces(cast(Any, self._codec), self.spec.vocab_size)
 
     @property
     def mask_id(self) -> int:

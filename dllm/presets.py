@@ -110,6 +110,8 @@ def read_preset(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the preset {str(path)!r}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f'{str(path)!r} is no preset: expected "format": "{FORMAT}"')
-    options: dict[str, Any] = content["options"]
+    options = content.get("options")
+    if not isinstance(options, dict):
+        raise ConfigError(f"{str(path)!r} is no preset: it has no options")
     DecodeConfig().replace(**options)
     return options

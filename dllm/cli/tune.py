@@ -90,9 +90,7 @@ def tune(
                 on_progress=progress,
             )
         except KeyboardInterrupt:
-            console.print(
-                f"interrupted; the same command goes on from {output.with_suffix('.jsonl')}"
-            )
+            console.print("interrupted; the same command goes on from there")
             raise typer.Exit(INTERRUPTED) from None
     report.write(output)
     show(report, records, output)
@@ -123,7 +121,7 @@ def show(report: Report, records: Sequence[Record], output: Path) -> None:
         console.print(f"no setting loses at most {report.max_loss:.2%} of {count} answers")
     if report.max_loss * count < 1 and not chosen.scored:
         console.print(
-            f"{count} prompts: with at most {report.max_loss:.2%} lost not a single answer may differ"
+            f"{count} prompts and a loss of {report.max_loss:.2%}: not a single answer may differ"
         )
     speed = report.reference.forwards / chosen.forwards
     console.print(
