@@ -1,0 +1,120 @@
+"""What `dllm tune` finds for the bundled model, judged on prompts it was not tuned on.
+
+Tunes on 19 held-out prompts of every task, seed 21, with the tasks' graders as the score and a loss
+of at most 0.5%; then decodes the prompts of benchmarks.samplers with the preset and compares it
+with the paper presets measured there (results/samplers.json, block 32). Writes results/tuned.json
+and the bundled model's preset.json, which --sampler auto reads.
+Run after benchmarks.samplers: python -m benchmarks.tuned
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import dllm
+from benchmarks.common import RESULTS, write_result
+from benchmarks.samplers import HOLES, prompts_of
+from benchmarks.samplers_report import summed
+from dllm.config import DecodeConfig
+from dllm.eval.accuracy import held_out
+from dllm.eval.tasks import TASKS, Example
+from dllm.intervals import wilson
+from dllm.output import Output
+from dllm.presets import TUNED, preset_options
+from dllm.trials import Report
+from dllm.tune import tune
+
+COUNT, SEED, MAX_LOSS = 19, 21, 0.005
+
+
+def tuning_prompts(judged: list[Example]) -> list[Example]:
+    """Held-out prompts of every task, none of them among the `judged` ones."""
+    taken = {example.prompt for example in judged}
+    found = []
+    for task in TASKS.values():
+        lists = task.group in ("lists", "random")
+        sizes = tuple(size for size in task.sizes if not lists or size <= 6)
+        fresh = held_out(task, COUNT + len(taken), seed=SEED, sizes=sizes)
+        found += [e for e in fresh if e.prompt not in taken][:COUNT]
+    return found
+
+
+def tuned(engine: dllm.Engine, chosen: list[Example]) -> Report:
+    def right(row: int, output: Output) -> bool:
+        return TASKS[chosen[row].task].grade(chosen[row], output.text) == "ok"
+
+    with Progress() as bar, tempfile.TemporaryDirectory() as folder:
+        task = bar.add_task("tuning", total=None)
+        return tune(
+            engine,
+            [e.prompt for e in chosen],
+            config=DecodeConfig(max_new_tokens=HOLES),
+            max_loss=MAX_LOSS,
+            log=Path(folder) / "log.jsonl",
+            score=right,
+            model="tiny",
+            on_progress=lambda done, total, _: bar.update(task, completed=done, total=total),
+        )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    engine = dllm.load("tiny")
+    judged = [example for name in TASKS for example in prompts_of(name, COUNT)]
+    report = tuned(engine, tuning_prompts(judged))
+    assets = Path(dllm.__file__).parent / "assets" / "tiny"
+    report.write(assets / TUNED)
+    options = preset_options(str(assets / TUNED))
+    right = nfe = 0
+    for at in range(0, len(judged), COUNT):
+        batch = judged[at : at + COUNT]
+        outputs: list[Output] = engine.generate([e.prompt for e in batch], **options)
+        nfe += sum(output.nfe for output in outputs)
+        right += sum(
+            TASKS[e.task].grade(e, o.text) == "ok" for e, o in zip(batch, outputs, strict=True)
+        )
+    mine = {"right": right, "count": len(judged), "nfe": nfe}
+    others = json.loads((RESULTS / "samplers.json").read_text())["rows"]
+    papers = [
+        {"preset": f"{method} {knob}".strip(), **{k: t[k] for k in ("right", "count", "nfe")}}
+        for (block, method, knob), t in summed(others).items()
+        if block == "block 32" and t["paper"] and method != "egp"
+    ]
+    show(report, mine, papers)
+    content: dict[str, Any] = {
+        "tuning": {"prompts": report.reference.count, "seed": SEED, "max_loss": MAX_LOSS},
+        "chosen": report.chosen.as_dict(),
+        "reference": report.reference.as_dict(),
+        "frontier": [trial.as_dict() for trial in report.frontier],
+        "canvases": {"asked": report.rows, "remembered": report.reused},
+        "judged": {"tuned": mine, "papers": papers},
+    }
+    print(write_result("tuned", content))
+
+
+def show(report: Report, mine: dict[str, int], papers: list[dict[str, Any]]) -> None:
+    """The tuned preset among the papers', on prompts it was not tuned on."""
+    table = Table("preset", "right", "95%", "forwards per prompt")
+    name = f"tuned: {report.chosen.setting.name}"
+    for row in sorted([{"preset": name, **mine}, *papers], key=lambda row: int(row["nfe"])):
+        low, high = wilson(row["right"], row["count"])
+        table.add_row(
+            row["preset"],
+            f"{row['right'] / row['count']:.1%}",
+            f"{low:.1%} – {high:.1%}",
+            f"{row['nfe'] / row['count']:.2f}",
+            style="bold" if row["preset"] == name else "",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
