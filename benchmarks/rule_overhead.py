@@ -64,9 +64,9 @@ def main() -> None:
     shown = Table("rule", "batch", "ms per step", "against threshold")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "filter.safetensors"
-        square, zero = torch.zeros(BLOCK, BLOCK), torch.zeros(BLOCK)
-        layers = {"in.weight": square, "in.bias": zero, "out.weight": square, "out.bias": zero}
-        save_filter(file, layers)
+        shapes = {"weight": (BLOCK, BLOCK), "bias": (BLOCK,)}
+        names = [f"{side}.{kind}" for side in ("in", "out") for kind in shapes]
+        save_filter(file, {n: torch.zeros(shapes[n.partition(".")[2]]) for n in names})
         contenders = options(file)
         for batch in (1, 8):
             samples: dict[str, list[float]] = {name: [] for name in contenders}

@@ -13,7 +13,8 @@ from torch import Tensor
 class Windows:
     """The spans [start, end) in which tokens may be committed now; N of them a row, disjoint.
 
-    start, end [B, N]; a planner with one window a row may give [B]. An empty span is no window.
+    start, end [B, N]; a planner with one window a row may give [B]. An empty span is no window. The
+    n-th window of a row is the same one from step to step; later steps may leave out empty ones.
     forced [B, N] bool: a step commits at least one token in this window (None: in all). The first
     window of a row that holds a hole is forced whatever this says.
     """
@@ -26,6 +27,15 @@ class Windows:
         if self.start.ndim == 1:
             object.__setattr__(self, "start", self.start[:, None])
             object.__setattr__(self, "end", self.end[:, None])
+
+    def padded(self, count: int) -> Windows:
+        """The same windows with empty ones behind, so that every row has at least `count`."""
+        more = max(0, count - self.start.shape[1])
+        start, end = (torch.nn.functional.pad(t, (0, more)) for t in (self.start, self.end))
+        forced = self.forced
+        return Windows(
+            start, end, None if forced is None else torch.nn.functional.pad(forced, (0, more))
+        )
 
     def each(self, pos: Tensor) -> Tensor:
         """[B, N, K] which absolute positions `pos` [B, K] (or [T]) lie in which window."""

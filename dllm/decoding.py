@@ -168,6 +168,7 @@ class Decoding:
         self._check(whole)
         inside = replace(whole, valid=whole.valid & windows.contains(pos))
         windows = self.parts.planner.narrow(inside, windows, self.states["planner"])
+        windows = windows.padded(self.progress.window_start.shape[1])
         self._enter(windows, moves)
         view = per_window(inside, windows, self.progress)
         selection = self.parts.rule.select(view)
