@@ -187,7 +187,8 @@ class Decoding:
         """All holes whose logits [B, K, V] were computed, one view row per canvas row."""
         canvas, needs = self.canvas, self.parts.needs
         if self.parts.transform is not None or needs & {"kl", "logits"}:
-            logits = logits.clone() if logits.dtype == torch.float64 else logits.float()
+            kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            logits = logits.to(kind, copy=True)  # the model's own tensor stays as it is
             logits[..., list(self.proposal.banned)] = -torch.inf
         if self.parts.transform is not None:
             state = self.states["transform"]
