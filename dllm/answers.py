@@ -46,9 +46,10 @@ class Answers:
         return reasons
 
     def first_end(self, canvas: Canvas) -> Tensor:
-        """[B] position of the first committed end token, the canvas size where there is none."""
+        """[B] position of the first end token, also a given one; the canvas size without any."""
         ends = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
-        ends &= canvas.generated & canvas.known
+        inside = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
+        ends &= inside & canvas.known
         return torch.where(ends, canvas.pos, canvas.ids.shape[1]).amin(1)
 
     def tokens(self, canvas: Canvas, i: int, past_holes: bool = False) -> list[int]:

@@ -138,7 +138,7 @@ class Decoding:
             logits = guided.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so
         self.forward_seconds += self._clock() - began
         self.canvases = self.canvases + torch.bincount(row, minlength=len(self.active))
-        return Pages(row, canvas.ids, canvas.known, want, pos, logits)
+        return Pages(row, canvas.length, canvas.ids, canvas.known, want, pos, logits)
 
     def _scope(self, canvas: Canvas, state: State) -> tuple[Windows, Tensor]:
         """The planner's windows, and the positions [B, T] whose logits some part wants to see."""
@@ -186,16 +186,21 @@ class Decoding:
     def _score(self, logits: Tensor, pos: Tensor, seen: Tensor, moves: Tensor) -> Candidates:
         """All holes whose logits [B, K, V] were computed, one view row per canvas row."""
         canvas, needs = self.canvas, self.parts.needs
-        if self.parts.transform is not None or needs & {"kl", "logits"}:
-            kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            logits = logits.to(kind, copy=True)  # the model's own tensor stays as it is
-            logits[..., list(self.proposal.banned)] = -torch.inf
-        if self.parts.transform is not None:
-            state = self.states["transform"]
-            logits = self.parts.transform.apply(logits, pos, seen, canvas, state)
-        fields = score(logits, pos, self.progress.step, canvas, self.proposal, needs)
+        fields = score(
+            logits,
+            pos,
+            seen,
+            self.progress.step,
+            canvas,
+            self.proposal,
+            needs,
+            self.parts.transform,
+            self.states["transform"],
+        )
         if "kl" in needs:
-            fields["kl"] = divergence(logits, pos, seen, self.states["kl"])
+            fields["kl"] = divergence(fields["logits"], pos, seen, self.states["kl"])
+        if "logits" not in needs:
+            fields.pop("logits", None)
         hole = seen & canvas.holes.gather(1, pos)
         decoded = None
         if "decoded" in needs:
@@ -215,7 +220,6 @@ class Decoding:
             row=canvas.row,
             filled=1 - holes / size.clamp(min=1),
             seed=self.config.seed,
-            logits=logits if "logits" in needs else None,
             decoded=decoded,
             state=self.states["rule"],
         )
@@ -280,25 +284,34 @@ class Decoding:
                     "expected fewer, so that decoding ends"
                 )
         self.canvas.commit(whole.pos, token, chosen)
+        held = self.canvas.ids.gather(1, whole.pos)
         self.canvas.reopen(whole.pos, reopened, self.model.spec.mask_id)
         if self.parts.stop_rule is not None:
-            chosen, token = self._stop(whole, chosen, token)
+            chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
         committed = torch.zeros_like(self.canvas.known).scatter_(1, whole.pos, chosen)
         self.parts.policy.after(self.canvas, committed)
         return list(self._record(whole, chosen, token, reopened))
 
-    def _stop(self, whole: Candidates, chosen: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the stop rule fill or shorten rows; the step's commits with what it filled."""
+    def _stop(
+        self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor, held: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Let the stop rule fill or shorten rows; the step's decision with what it filled.
+
+        A row that is filled keeps the tokens it `held` [B, K]: none of them becomes a hole again.
+        """
         assert self.parts.stop_rule is not None
         moves = chosen.any(1)
         verdict = self.parts.stop_rule.check(whole, self.canvas, self.states["stop_rule"])
         if verdict.fill is not None and whole.best is not None:
-            rest = whole.valid & ~chosen & (verdict.fill & moves)[:, None]
+            fill = (verdict.fill & moves)[:, None]
+            rest = whole.valid & ~chosen & fill
             token, chosen = torch.where(rest, whole.best, token), chosen | rest
             self.canvas.commit(whole.pos, token, rest)
+            self.canvas.commit(whole.pos, held, reopened & fill)
+            reopened = reopened & ~fill
         if verdict.length is not None:
             self.canvas.shorten(torch.where(moves, verdict.length, self.canvas.length))
-        return chosen, token
+        return chosen, token, reopened
 
     def _record(
         self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor

@@ -15,11 +15,12 @@ from dllm.canvas import Canvas
 class Pages:
     """The canvases that one forward computes: those of the rows themselves, then guessed ones.
 
-    row [R] canvas row of each page;  ids, known, want [R, T]: its content and the positions whose
-    logits [R, K, V] were computed, at pos [R, K].
+    row [R] canvas row of each page;  length [R], ids, known, want [R, T]: its content and the
+    positions whose logits [R, K, V] were computed, at pos [R, K].
     """
 
     row: Tensor
+    length: Tensor
     ids: Tensor
     known: Tensor
     want: Tensor
@@ -39,6 +40,7 @@ class Pages:
         """
         pairs = (self.ids, canvas.ids), (self.known, canvas.known), (self.want, want)
         equal = torch.stack([(mine == theirs[self.row]).all(1) for mine, theirs in pairs]).all(0)
+        equal &= self.length == canvas.length[self.row]  # a stop rule may have shortened the row
         found = torch.full_like(canvas.row, -1)
         found[self.row[equal]] = equal.nonzero()[:, 0]
         return found
@@ -74,9 +76,11 @@ class Guesses:
             return canvas, every
         stacked = canvas.take(row)
         at = len(every)
+        size = canvas.ids.shape[1]  # guesses from before a row was shortened are wider
         for mine, (_, guess) in zip(rows[1:], self.made, strict=True):
             span = slice(at, at + len(mine))
-            stacked.ids[span], stacked.known[span] = guess.ids[mine], guess.known[mine]
+            stacked.ids[span] = guess.ids[mine, :size]
+            stacked.known[span] = guess.known[mine, :size]
             at += len(mine)
         return stacked, row
 

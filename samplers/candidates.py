@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from dllm.canvas import Canvas, Windows
 from dllm.samplers.noise import uniform
 
 TOKEN_STREAM, RULE_STREAM = 0, 1  # independent random streams of one step
-CHUNK = 2**22  # logits scored at a time: temporaries stay small and in the cache of a CPU
+CHUNK = 2**21  # logits scored at a time: temporaries stay small and in the cache of a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,20 @@ class Candidates:
         )
 
 
+class Transform(Protocol):
+    """Changes logits before tokens are proposed and scored."""
+
+    def apply(
+        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: dict[str, Tensor]
+    ) -> Tensor:
+        """New logits for logits [B, K, V] of the positions `pos` [B, K], perhaps in place; banned
+        tokens are -inf already. Called for a few positions at a time, for each once a step.
+
+        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far each row [B], and each of its windows [B, N], has come; see `Candidates`."""
@@ -135,50 +149,56 @@ def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def propose(
-    logits: Tensor, how: Proposal, needs: frozenset[str], keys: tuple[Tensor, ...]
+    z: Tensor, how: Proposal, needs: frozenset[str], keys: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
-    """Tokens and scores of logits [B, K, V]; `keys` are the counters of the token draws.
+    """Tokens and scores of logits z [B, K, V], which are used up; `keys` count the token draws.
 
     The result holds the fields of `Candidates` by name, the optional ones only if in `needs`.
     """
-    z = logits.float() if logits.dtype != torch.float64 else logits
-    z = z.clone() if z is logits else z
-    z[..., list(how.banned)] = -torch.inf
     law = z / how.temperature if how.temperature > 0 else z
     if how.temperature > 0 or how.tempered:
         law = truncate(law, how.top_p, how.top_k)
-    best = z.argmax(-1)
-    token = draw(law, uniform(how.seed, *keys)) if how.temperature > 0 else best
+    best = z.argmax(-1, keepdim=True)
+    token = draw(law, uniform(how.seed, *keys))[..., None] if how.temperature > 0 else best
+    extra = {}
+    if "gap" in needs:
+        extra["gap"] = (z.gather(-1, best) - second(z, best))[..., 0]
     scores = law if how.tempered else z
-
     top = scores.amax(-1, keepdim=True)
     mass = (scores - top).exp_()
-    total = mass.sum(-1)
-    extra = {}
-    if "entropy" in needs:
-        # H = log S - sum(e * (z - top)) / S; a banned token has e = 0 and must not give 0 * inf
-        gap = (scores - top).masked_fill_(mass == 0, 0.0)
-        extra["entropy"] = (total.log() - (mass * gap).sum(-1) / total).float()
     if "margin" in needs:
-        two = mass.topk(2, dim=-1).values
-        extra["margin"] = ((two[..., 0] - two[..., 1]) / total).float()
-    if "gap" in needs:
-        highest = z.topk(2, dim=-1).values
-        extra["gap"] = (highest[..., 0] - highest[..., 1]).float()
+        first = scores.argmax(-1, keepdim=True)
+        extra["margin"] = (1 - second(mass, first))[..., 0]
     if "best" in needs:
-        likely = mass.gather(-1, best[..., None])[..., 0] / total
-        extra |= {"best": best, "best_conf": likely.float()}
-    own = mass.gather(-1, token[..., None])
-    rest = mass.scatter_(-1, token[..., None], 0.0).sum(-1)
-    own = own[..., 0]
-    conf = own / (own + rest)
+        extra["best_conf"] = mass.gather(-1, best)[..., 0]
+    if "entropy" in needs:
+        # H = log S - sum(mass * (z - top)) / S; a banned token has mass 0, and 0 * inf is no number
+        gap = scores.sub_(top).clamp_(min=-1e30)
+        extra["entropy"] = torch.linalg.vecdot(mass, gap)
+    own = mass.gather(-1, token)[..., 0]
+    rest = mass.scatter_(-1, token, 0.0).sum(-1)
+    total = own + rest
+    for name in extra.keys() & {"margin", "best_conf", "entropy"}:
+        extra[name] = extra[name] / total
+    if "entropy" in needs:
+        extra["entropy"] = total.log() - extra["entropy"]
+    found = {name: value.float() for name, value in extra.items()}
     return {
-        "token": token,
-        "conf": conf.float(),
-        "log1m": (rest.log() - (own + rest).log()).float(),
-        "ends": torch.isin(token, token.new_tensor(how.stop_ids)),
-        **extra,
+        "token": token[..., 0],
+        "conf": (own / total).float(),
+        "log1m": (rest.log() - total.log()).float(),
+        "ends": torch.isin(token[..., 0], token.new_tensor(how.stop_ids)),
+        **found,
+        **({"best": best[..., 0]} if "best" in needs else {}),
     }
+
+
+def second(t: Tensor, best: Tensor) -> Tensor:
+    """[B, K, 1] the largest value of t [B, K, V] but for the one at `best` [B, K, 1]."""
+    kept = t.gather(-1, best)
+    value = t.scatter_(-1, best, -torch.inf).amax(-1, keepdim=True)
+    t.scatter_(-1, best, kept)  # cheaper than a copy, and much cheaper than topk
+    return value
 
 
 def truncate(z: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -208,16 +228,36 @@ def draw(z: Tensor, u: Tensor) -> Tensor:
 
 
 def score(
-    logits: Tensor, pos: Tensor, step: Tensor, canvas: Canvas, how: Proposal, needs: frozenset[str]
+    logits: Tensor,
+    pos: Tensor,
+    valid: Tensor,
+    step: Tensor,
+    canvas: Canvas,
+    how: Proposal,
+    needs: frozenset[str],
+    transform: Transform | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """`propose` for logits [B, K, V] that predict `pos` [B, K], in pieces; step [B] keys draws."""
+    """`propose` for logits [B, K, V] that predict `pos` [B, K], in pieces; step [B] keys the draws.
+
+    transform changes the logits first, with its `state`. "logits" or "kl" in `needs` adds the
+    logits as they were scored.
+    """
     stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
+    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
     parts = []
     size = max(1, CHUNK // (logits.shape[0] * logits.shape[2]))
     for at in range(0, logits.shape[1], size):
         cut = slice(at, at + size)
+        z = logits[:, cut].to(kind, copy=True)
+        z[..., list(how.banned)] = -torch.inf
+        if transform is not None:
+            z = transform.apply(
+                z, pos[:, cut], valid[:, cut], canvas, {} if state is None else state
+            )
+        kept = {"logits": z.clone()} if needs & {"logits", "kl"} else {}
         keys = (canvas.row[:, None], step[:, None], pos[:, cut], stream)
-        parts.append(propose(logits[:, cut], how, needs, keys))
+        parts.append(propose(z, how, needs, keys) | kept)
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 

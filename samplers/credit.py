@@ -23,7 +23,8 @@ class Credit:
 
     The paper keeps a credit for every position and token of the vocabulary. Here a position has
     `slots` of them, and a new token takes the one with the least credit: the same as long as a
-    position has had no more than `slots` different best tokens. Logits come back in fp32 at least.
+    position has had no more than `slots` different best tokens. Logits come back in fp32 at
+    least, in place where they are.
     """
 
     paper: ClassVar[str] = "CreditDecoding, arXiv 2510.06133"
@@ -48,7 +49,8 @@ class Credit:
             state["credit"] = torch.zeros(shape, dtype=torch.float32, device=logits.device)
         z = logits if logits.dtype == torch.float64 else logits.float()
         high, top = z.max(-1, keepdim=True)  # [B, K, 1]
-        earned = ((high - z.logsumexp(-1, keepdim=True)) * self.gamma).exp().float()
+        total = (z - high).exp_().sum(-1, keepdim=True)  # 1 / p of the best
+        earned = total.pow(-self.gamma).float()
 
         where = pos[..., None].expand(-1, -1, self.slots)
         token = state["token"].gather(1, where)  # [B, K, slots]
@@ -66,4 +68,4 @@ class Credit:
             table[row, pos[row, k]] = new[row, k]
             state[name] = table
         bonus = (self.alpha * credit.log1p()).masked_fill(~scored[..., None], 0.0)
-        return z.scatter_add(2, token.clamp(min=0), bonus.to(z.dtype))
+        return z.scatter_add_(2, token.clamp(min=0), bonus.to(z.dtype))

@@ -13,8 +13,19 @@ from typing import Protocol
 from torch import Tensor
 
 from dllm.canvas import Canvas, Windows
-from dllm.samplers.candidates import Candidates
+from dllm.samplers.candidates import Candidates, Transform
 from dllm.samplers.rule import Rule
+
+__all__ = [
+    "Planner",
+    "PlannerBase",
+    "Speculator",
+    "State",
+    "StopRule",
+    "Transform",
+    "Verdict",
+    "Vocabulary",
+]
 
 State = dict[str, Tensor]  # tensors [B, ...] that a part keeps between steps, by assigning to a key
 
@@ -92,19 +103,6 @@ class StopRule(Protocol):
 
     def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
         """`view`: the holes before this step; `canvas`: with this step's commits."""
-        ...
-
-
-class Transform(Protocol):
-    """Changes logits before tokens are proposed and scored."""
-
-    def apply(
-        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State
-    ) -> Tensor:
-        """New logits [B, K, V] for the positions `pos` [B, K]; banned tokens are -inf already.
-
-        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row.
-        """
         ...
 
 

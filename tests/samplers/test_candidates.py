@@ -42,7 +42,7 @@ def view(logits: torch.Tensor, **how) -> Candidates:
     return Candidates(
         pos=pos,
         valid=valid,
-        **score(logits, pos, zero, canvas, proposal, NEEDS),
+        **score(logits, pos, valid, zero, canvas, proposal, NEEDS),
         **dict.fromkeys(("start", "window_step", "step", "prompt"), zero),
         **dict.fromkeys(("end", "window_holes", "length"), zero + size),
         row=canvas.row,

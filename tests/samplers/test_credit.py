@@ -68,7 +68,7 @@ def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
         z[~valid] = np.where(rng.random(((~valid).sum(), VOCAB)) < 0.5, np.nan, 50.0)
         kept = torch.from_numpy(z.copy())
         given_z = torch.from_numpy(z)
-        out = rule.apply(given_z, torch.from_numpy(pos), torch.from_numpy(valid), canvas, state)
+        out = rule.apply(given_z.clone(), torch.from_numpy(pos), torch.from_numpy(valid), canvas, state)
         assert torch.equal(given_z.nan_to_num(9), kept.nan_to_num(9)), "the logits stay as given"
         for b, k in zip(*valid.nonzero()):
             want = dense[b].apply(pos[b, k], z[b, k])
@@ -82,7 +82,7 @@ def run(rule: Credit, *tops: int, state: State | None = None) -> torch.Tensor:
     for top in tops:
         z = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
         z[..., top] = 4.0
-        out = rule.apply(z, pos, valid, canvas, state) - z
+        out = rule.apply(z.clone(), pos, valid, canvas, state) - z
     return out[0, 0]
 
 
@@ -109,14 +109,14 @@ def test_a_new_token_takes_the_slot_with_the_least_credit():
 def test_a_forbidden_token_stays_forbidden():
     z = torch.full((1, 1, VOCAB), -torch.inf)
     z[..., 3] = 1.0
-    out = Credit().apply(z, torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
     assert torch.isneginf(out).sum() == VOCAB - 1
 
 
 def test_half_precision_does_not_swallow_the_credit():
     z = torch.zeros(1, 1, VOCAB, dtype=torch.bfloat16)
     z[..., 3] = 30.0
-    out = Credit().apply(z, torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
     assert float(out[0, 0, 3]) == pytest.approx(30 + 0.7 * np.log(2), abs=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_padding_leaves_no_trace():
     pos, valid = torch.tensor([[1, 1, 0]]), torch.tensor([[True, False, False]])
     z = torch.zeros(1, 3, VOCAB)
     z[0, 0, 3] = z[0, 1, 4] = z[0, 2, 4] = 5.0
-    Credit().apply(z, pos, valid, canvas, state)
+    Credit().apply(z.clone(), pos, valid, canvas, state)
     assert state["token"][0, :, 0].tolist() == [-1, 3, -1]
     assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
 
@@ -135,7 +135,7 @@ def test_committed_positions_neither_earn_nor_gain():
     canvas.known[0, 0] = True
     z = torch.zeros(1, 2, VOCAB)
     z[..., 3] = 5.0
-    out = Credit().apply(z, torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), canvas, state)
+    out = Credit().apply(z.clone(), torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), canvas, state)
     assert torch.equal(out[0, 0], z[0, 0])
     assert float(out[0, 1, 3]) > 5
     assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
@@ -147,15 +147,15 @@ def test_state_is_replaced_and_survives_a_canvas_that_gets_smaller():
     pos, valid = torch.tensor([[1, 2], [3, 4]]), torch.ones(2, 2, dtype=torch.bool)
     z = torch.zeros(2, 2, VOCAB)
     z[..., 3] = 3.0
-    rule.apply(z, pos, valid, canvas, state)
+    rule.apply(z.clone(), pos, valid, canvas, state)
     kept = dict(state)
     before = {name: table.clone() for name, table in state.items()}
-    rule.apply(z, pos, valid, canvas, dict(state))
+    rule.apply(z.clone(), pos, valid, canvas, dict(state))
     assert all(torch.equal(kept[name], before[name]) for name in kept)
     first = torch.tensor([0])
     canvas.keep(first)
     mine = {name: table[first] for name, table in state.items()}
-    out = rule.apply(z[:1], pos[:1], valid[:1], canvas, mine)
+    out = rule.apply(z[:1].clone(), pos[:1], valid[:1], canvas, mine)
     grown = 1.8 * float(z[0, 0].softmax(-1).max()) ** 0.2
     assert float(out[0, 0, 3]) == pytest.approx(3 + 0.7 * np.log(1 + grown), abs=1e-5)
 

@@ -72,6 +72,13 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+def doubt(z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """1 - p of the tokens y, summed from the others: 1 - float64 p is 0 from a gap of 37 on."""
+    p = softmax(z)
+    p[np.arange(len(y)), y] = 0
+    return p.sum(-1)
+
+
 def best(candidates: Sequence[int], score: Callable[[int], float], count: int) -> list[int]:
     """Higher score first, then the lower position (torch.topk leaves ties open)."""
     return sorted(candidates, key=lambda i: (-score(i), i))[:count]
@@ -96,10 +103,10 @@ def llada(
             z = row.logits()
             if logits_eos_inf:
                 z[:, EOS] = -np.inf
-            y, p = z.argmax(-1), softmax(z)
-            c = p[np.arange(len(y)), y]
+            y = z.argmax(-1)
+            c = -doubt(z, y)
             if confidence_eos_eot_inf:
-                c[np.isin(y, (EOS, EOT))] = -1
+                c[np.isin(y, (EOS, EOT))] = -2
             row.commit(best(row.masks(start, end), c.__getitem__, k), y)
             if row.ended:
                 return row
@@ -147,10 +154,10 @@ def fast_dllm(row: Literal, block: int, threshold: float) -> Literal:
         end = min(start + block, last)
         while holes := row.masks(start, end):
             z = row.logits()
-            y, c = z.argmax(-1), softmax(z).max(-1)
-            row.commit(
-                {*best(holes, c.__getitem__, 1), *[i for i in holes if c[i] >= threshold]}, y
-            )
+            y = z.argmax(-1)
+            c = -doubt(z, y)
+            sure = [i for i in holes if 1 + c[i] >= threshold]
+            row.commit({*best(holes, c.__getitem__, 1), *sure}, y)
             if row.ended:
                 return row
     return row
