@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,31 @@ import torch
 import transformers
 
 import dllm
+from dllm.eval.accuracy import held_out
+from dllm.eval.tasks import TASKS, Example, Task
 
 RESULTS = Path(__file__).parent / "results"
+
+
+LIST_SIZES = (3, 4, 5, 6)  # what is promised: lists of up to 6 items
+WATCHED = (1, 2, 5, 7, 8)  # seeds whose prompts were decoded while the model was being trained
+
+
+def sizes_of(task: Task) -> tuple[int, ...]:
+    return LIST_SIZES if task.group in ("lists", "random") else task.sizes
+
+
+def unseen(name: str, count: int, seed: int, taken: Collection[str] = ()) -> list[Example]:
+    """Held-out examples of a task, none of them `taken` or watched during training.
+
+    A task that has no more than what was watched (single calculations) gives of that.
+    """
+    task = TASKS[name]
+    sizes = sizes_of(task)
+    watched = {e.prompt for s in WATCHED for e in held_out(task, 500, seed=s, sizes=sizes)}
+    drawn = held_out(task, count + len(watched) + len(taken), seed=seed, sizes=sizes)
+    free = [e for e in drawn if e.prompt not in taken]
+    return ([e for e in free if e.prompt not in watched] or free)[:count]
 
 
 def environment() -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Every commit rule on the bundled model: accuracy against forwards, at each knob value.
 
-Held-out prompts of all task families, seed 11, none of them among those that were watched while the
-model was trained; 128 holes behind each, in blocks of 32 and as one window. Paper defaults are
-marked; the floor is EGP, which knows what one-token decoding would answer. A forward's logits are
-remembered per canvas (dllm.memo): that changes the time and not the counts.
+Held-out prompts of all task families, seed 11, none of them among those watched during training
+(single calculations have no others); 128 holes behind each, in blocks of 32 and as one window. The
+papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer. A
+forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
 Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report
 """
 
@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.progress import track
 
 import dllm
-from benchmarks.common import write_result
+from benchmarks.common import unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.accuracy import held_out
 from dllm.eval.tasks import TASKS, Example
 from dllm.memo import MemoModel
 from dllm.output import Output
 from dllm.samplers.egp import ExtremelyGreedy
 
-HOLES, SEED, WATCHED = 128, 11, (1, 2, 5, 7)
-BLOCKS = {"block 32": 32, "whole canvas": None}
+BLOCKWISE, WHOLE = "block 32", "whole canvas"
+HOLES, SEED = 128, 11
+BLOCKS = {BLOCKWISE: 32, WHOLE: None}
 
 
 @dataclass(frozen=True)
@@ -69,24 +69,24 @@ SETTINGS = [
     *sweep("klass", "klass:kl_threshold=", [0.001, 0.015, 0.1], 0.015),
     *sweep("hierarchical", "hierarchical:low=", [0.7, 0.4, 0.2], 0.4),
     *sweep("credit", "threshold:threshold=", [0.9, 0.7], 0.9, transform="credit"),
-    Setting("saber", "count=2", {"sampler": "saber:count=2"}, paper=True),
+    Setting("saber", "count=2", {"sampler": "saber:count=2"}, True, WHOLE),
     *sweep("pc", "pc:decay=0.25,steps=", [HOLES, HOLES // 2, HOLES // 4], HOLES),
     Setting("dus", "", {"sampler": "dus"}, paper=True),
-    Setting("fhs", "", {"sampler": "fhs", "temperature": 1.0}, paper=True),
+    Setting("fhs", "", {"sampler": "fhs", "temperature": 1.0}, True, WHOLE),
     *(
         Setting(
             "adablock",
             f"threshold={v}",
             {**THRESHOLD, "planner": f"adablock:threshold={v}"},
             v == 0.3,
-            "block 32",
+            BLOCKWISE,
         )
         for v in (0.1, 0.3, 0.5)
     ),
     Setting("slowfast", "", {**THRESHOLD, "planner": "slowfast"}, True),
     *(
         Setting(
-            "multi", f"add={v}", {**THRESHOLD, "planner": f"multi:add={v}"}, v == 0.1, "block 32"
+            "multi", f"add={v}", {**THRESHOLD, "planner": f"multi:add={v}"}, v == 0.1, BLOCKWISE
         )
         for v in (0.1, 0.5)
     ),
@@ -94,19 +94,16 @@ SETTINGS = [
         "prophet", "Answer:", {"sampler": "quota", "stop_rule": "prophet:marker=Answer:"}, True
     ),
     Setting("eotp", "", {**THRESHOLD, "stop_rule": "eotp"}, True),
-    Setting("freedave", "length=4", {"sampler": "quota", "speculator": "freedave:length=4"}, True),
-    Setting("ssd", "length=4", {"sampler": "quota", "speculator": "ssd:length=4"}, True),
+    Setting(
+        "freedave",
+        "length=4",
+        {"sampler": "quota", "speculator": "freedave:length=4"},
+        True,
+        BLOCKWISE,
+    ),
+    Setting("ssd", "length=4", {"sampler": "quota", "speculator": "ssd:length=4"}, True, BLOCKWISE),
     Setting("freedave on threshold", "length=4", {**THRESHOLD, "speculator": "freedave:length=4"}),
 ]
-
-
-def prompts_of(name: str, count: int) -> list[Example]:
-    """Held-out examples of a task that no one has looked at."""
-    task = TASKS[name]
-    sizes = tuple(size for size in task.sizes if task.group not in ("lists", "random") or size <= 6)
-    watched = {e.prompt for seed in WATCHED for e in held_out(task, 500, seed=seed, sizes=sizes)}
-    drawn = held_out(task, count + len(watched), seed=SEED, sizes=sizes)
-    return [e for e in drawn if e.prompt not in watched][:count]
 
 
 def decode(engine: Engine, prompts: list[str], options: dict[str, Any]) -> list[Output]:
@@ -120,7 +117,7 @@ def measure(name: str, count: int, settings: list[Setting]) -> dict[str, Any]:
     torch.set_num_threads(1)
     plain = dllm.load("tiny")
     engine = Engine(MemoModel(plain.model, 2**31), plain.text)
-    chosen = prompts_of(name, count)
+    chosen = unseen(name, count, SEED)
     prompts = [e.prompt for e in chosen]
     rows = []
     for block, length in BLOCKS.items():

@@ -20,11 +20,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dllm
-from benchmarks.common import RESULTS, write_result
-from benchmarks.samplers import HOLES, prompts_of
+from benchmarks.common import RESULTS, unseen, write_result
+from benchmarks.samplers import HOLES
+from benchmarks.samplers import SEED as JUDGED_SEED
 from benchmarks.samplers_report import summed
 from dllm.config import DecodeConfig
-from dllm.eval.accuracy import held_out
 from dllm.eval.tasks import TASKS, Example
 from dllm.intervals import wilson
 from dllm.output import Output
@@ -33,18 +33,6 @@ from dllm.trials import Report
 from dllm.tune import tune
 
 COUNT, SEED, MAX_LOSS = 19, 21, 0.005
-
-
-def tuning_prompts(judged: list[Example]) -> list[Example]:
-    """Held-out prompts of every task, none of them among the `judged` ones."""
-    taken = {example.prompt for example in judged}
-    found = []
-    for task in TASKS.values():
-        lists = task.group in ("lists", "random")
-        sizes = tuple(size for size in task.sizes if not lists or size <= 6)
-        fresh = held_out(task, COUNT + len(taken), seed=SEED, sizes=sizes)
-        found += [e for e in fresh if e.prompt not in taken][:COUNT]
-    return found
 
 
 def tuned(engine: dllm.Engine, chosen: list[Example]) -> Report:
@@ -68,8 +56,9 @@ def tuned(engine: dllm.Engine, chosen: list[Example]) -> Report:
 def main() -> None:
     torch.set_num_threads(1)
     engine = dllm.load("tiny")
-    judged = [example for name in TASKS for example in prompts_of(name, COUNT)]
-    report = tuned(engine, tuning_prompts(judged))
+    judged = [example for name in TASKS for example in unseen(name, COUNT, JUDGED_SEED)]
+    taken = {example.prompt for example in judged}
+    report = tuned(engine, [e for name in TASKS for e in unseen(name, COUNT, SEED, taken)])
     assets = Path(dllm.__file__).parent / "assets" / "tiny"
     report.write(assets / TUNED)
     options = preset_options(str(assets / TUNED))

@@ -32,7 +32,7 @@ class Hierarchical(CommitRule):
         last = torch.where(view.valid, view.pos, -2).cummax(1).values
         before = torch.cat([torch.full_like(last[:, :1], -2), last[:, :-1]], 1)
         run = (view.valid & (view.pos != before + 1)).cumsum(1)  # [B, K], from 1
-        rank = torch.where(view.valid, view.rank(), view.pos.shape[1])
+        rank = view.rank()  # padding last, so that it is never the best of a run
         best = torch.full((len(run), run.shape[1] + 1), run.shape[1], device=run.device)
         best = best.scatter_reduce(1, run, rank, "amin")  # best rank of every run
         split = (rank == best.gather(1, run)) & (view.conf > self.low)

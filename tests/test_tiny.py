@@ -7,7 +7,7 @@ import pytest
 
 import dllm
 from dllm.config import DecodeConfig
-from dllm.eval.accuracy import evaluate
+from dllm.eval.accuracy import evaluate, held_out
 from dllm.eval.tasks import TASKS
 
 CANVAS = {"function": 32}  # holes behind a prompt; 16 elsewhere
@@ -28,13 +28,13 @@ def test_it_is_small_and_ours():
 @pytest.mark.parametrize("name", ["copy", "reverse", "replace_index", "function"])
 def test_held_out_prompts_are_answered_in_few_forwards(engine, name):
     """The full table is benchmarks/results/tiny_accuracy.json; here a sample with some slack."""
+    task = TASKS[name]
+    sizes = (3, 4, 5, 6) if task.group == "lists" else None
+    examples = held_out(task, 24, seed=1, sizes=sizes)
+    holes = CANVAS.get(name, 16)
     scores = {
         sampler: evaluate(
-            engine,
-            TASKS[name],
-            24,
-            DecodeConfig(max_new_tokens=CANVAS.get(name, 16), sampler=sampler),
-            sizes=(3, 4, 5, 6) if TASKS[name].group == "lists" else None,
+            engine, task, examples, DecodeConfig(max_new_tokens=holes, sampler=sampler)
         )
         for sampler in ("quota", "threshold:threshold=0.9")
     }

@@ -52,17 +52,14 @@ def held_out(task: Task, count: int, *, seed: int, sizes: tuple[int, ...] | None
 def evaluate(
     engine: Engine,
     task: Task,
-    count: int,
+    examples: Sequence[Example],
     config: DecodeConfig,
     *,
-    seed: int = 1,
-    sizes: tuple[int, ...] | None = None,
     batch_size: int = 32,
 ) -> Score:
-    """Decode and grade `count` held-out prompts of `task`, in batches of like length."""
+    """Decode and grade `examples` of `task`, in batches of like length."""
     score = Score()
-    chosen = held_out(task, count, seed=seed, sizes=sizes)
-    for batch in batches(sorted(chosen, key=lambda e: len(e.prompt)), batch_size):
+    for batch in batches(sorted(examples, key=lambda e: len(e.prompt)), batch_size):
         outputs = engine.generate([e.prompt for e in batch], config)
         for example, output in zip(batch, outputs, strict=True):
             score.add(task.grade(example, output.text), output)

@@ -68,7 +68,9 @@ def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
         z[~valid] = np.where(rng.random(((~valid).sum(), VOCAB)) < 0.5, np.nan, 50.0)
         kept = torch.from_numpy(z.copy())
         given_z = torch.from_numpy(z)
-        out = rule.apply(given_z.clone(), torch.from_numpy(pos), torch.from_numpy(valid), canvas, state)
+        out = rule.apply(
+            given_z.clone(), torch.from_numpy(pos), torch.from_numpy(valid), canvas, state
+        )
         assert torch.equal(given_z.nan_to_num(9), kept.nan_to_num(9)), "the logits stay as given"
         for b, k in zip(*valid.nonzero()):
             want = dense[b].apply(pos[b, k], z[b, k])

@@ -62,7 +62,7 @@ def test_the_bound_is_strict_and_fp32_noise_is_not_a_pass(confidences, delta, co
         assert committed(Frechet(delta), view) == [list(range(count))]
 
 
-def test_many_tiny_doubts_are_summed_in_double_precision():
+def test_many_tiny_doubts_add_up_where_confidences_are_saturated():
     # 4000 doubts of 1e-7: fp32 confidences would each be off by a good part of that.
     left, many = 1e-7, 4000
     log1m = torch.full((1, many), float(np.log(left)))
