@@ -25,7 +25,7 @@ from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Batch, Mixture, make_batch
 
-FRONTIER, BLOCKWISE = 0.35, 0.2  # shares of the rows; see `corrupt`
+FRONTIER, BLOCKWISE = 0.45, 0.2  # shares of the rows; see `corrupt`
 TAIL_WEIGHT = 0.1  # padding is easy and long: at full weight it would be most of the loss
 
 
