@@ -170,7 +170,7 @@ def row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 16 tasks")
+    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
     parser.add_argument("--methods", nargs="*", help="only these (nothing is written)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()

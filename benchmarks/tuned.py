@@ -9,8 +9,8 @@ Run after benchmarks.samplers: python -m benchmarks.tuned
 
 from __future__ import annotations
 
+import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,18 @@ from dllm.tune import tune
 COUNT, SEED, MAX_LOSS = 19, 21, 0.005
 
 
-def tuned(engine: dllm.Engine, chosen: list[Example]) -> Report:
+def tuned(engine: dllm.Engine, chosen: list[Example], log: Path | None) -> Report:
     def right(row: int, output: Output) -> bool:
         return TASKS[chosen[row].task].grade(chosen[row], output.text) == "ok"
 
-    with Progress() as bar, tempfile.TemporaryDirectory() as folder:
+    with Progress() as bar:
         task = bar.add_task("tuning", total=None)
         return tune(
             engine,
             [e.prompt for e in chosen],
             config=DecodeConfig(max_new_tokens=HOLES),
             max_loss=MAX_LOSS,
-            log=Path(folder) / "log.jsonl",
+            log=log,
             score=right,
             model="tiny",
             on_progress=lambda done, total, _: bar.update(task, completed=done, total=total),
@@ -54,11 +54,14 @@ def tuned(engine: dllm.Engine, chosen: list[Example]) -> Report:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--log", type=Path, help="file to go on from")
+    log = parser.parse_args().log
     torch.set_num_threads(1)
     engine = dllm.load("tiny")
     judged = [example for name in TASKS for example in unseen(name, COUNT, JUDGED_SEED)]
     taken = {example.prompt for example in judged}
-    report = tuned(engine, [e for name in TASKS for e in unseen(name, COUNT, SEED, taken)])
+    report = tuned(engine, [e for name in TASKS for e in unseen(name, COUNT, SEED, taken)], log)
     assets = Path(dllm.__file__).parent / "assets" / "tiny"
     report.write(assets / TUNED)
     options = preset_options(str(assets / TUNED))

@@ -81,6 +81,7 @@ class Decoding:
         kinds = ("rule", "planner", "stop_rule", "transform", "kl")
         self.states: dict[str, State] = {kind: {} for kind in kinds}
         self.guesses = Guesses()
+        self.unsent: list[Event] = []  # of the step at work
         self.answers = Answers(text, spec.stop_ids, config.stop)
         self.commits: dict[int, list[Commit]] = {row: [] for row in self.active}
         self.nfe = 0  # forwards run so far; rows still active took part in all of them
@@ -106,7 +107,8 @@ class Decoding:
         began = self._clock()
         pages = self._forward()
         every = torch.arange(len(self.active), device=self.model.device)
-        page, events = every, list[Event]()
+        page = every
+        events = self.unsent
         self.guesses = Guesses()
         while True:
             events += self._advance(pages, page)
@@ -117,6 +119,7 @@ class Decoding:
             if bool((page < 0).all()):
                 break
         self.seconds += self._clock() - began
+        self.unsent = []
         return [*events, *self._finish_rows(reasons)]
 
     def _forward(self) -> Pages:
@@ -377,11 +380,11 @@ class Decoding:
         )
         self.canvases = self.canvases[rows]
 
-    def interrupt(self) -> list[Finished]:
-        """End all rows that are still active with what they have."""
+    def interrupt(self) -> list[Event]:
+        """End all rows that are still active with what they have; what a cut step had to tell."""
         found = [self._finished(i, "interrupted") for i in range(len(self.active))]
         self.active = []
-        return found
+        return [*self.unsent, *found]
 
     def _clock(self) -> float:
         if self.model.device.type == "cuda":

@@ -11,15 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.none import NoCache
-from dllm.canvas import Canvas
+from dllm.canvas import Canvas, Windows
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output, Started
 from dllm.pages import Guesses
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.parts import PlannerBase, State
+from dllm.samplers.rule import CommitRule, Selection
 from tests.fakes import EOS, EOT, MASK, FakeModel, FakeText, hashed, leaning, scripted
 from tests.test_promises import (
     STOPS,
+    WHERE,
     Noting,
+    any_of,
     configs,
     drifting,
     guessing,
@@ -232,3 +237,101 @@ def test_windows_of_rows_of_all_lengths_stay_in_step():
         )
         for output in run(FakeModel(scripted(tokens, heights)), [[], []], config):
             assert output.token_ids == [3] * 4
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["saber", "saber:count=5", "klass:threshold=0.2,kl_threshold=1.5,history=1"]),
+    st.sampled_from(["multi:add=0,most=9,full=0.5", "multi:add=0.2"]),
+    st.none() | guessing,
+    st.none() | any_of(STOPS),
+    st.integers(2, 4),
+    st.integers(0, 2**32),
+)
+def test_what_rules_remember_of_each_window_follows_its_row(
+    sampler, planner, speculator, stop_rule, block, seed
+):
+    """Rows leave at different times, and every open window has memory of its own."""
+    config = DecodeConfig(10, block, sampler=sampler, planner=planner, history=True)
+    config = config.replace(speculator=speculator, stop_rule=stop_rule)
+    out = leaning(EOS, 1.0, drifting(seed, 1.0))
+    batch = [[3, 4], [], [6], [7, 7]]
+    together = run(FakeModel(out), batch, config, [0, 1, 2, 3])
+    for row, (prompt, output) in enumerate(zip(batch, together, strict=True)):
+        (alone,) = run(FakeModel(out), [prompt], config, [row])
+        assert summary(output) == summary(alone)
+
+
+# --- what rules are told, and must do ------------------------------------------------------------
+
+
+class Probe(CommitRule):
+    """Notes the counters of every step; commits one token, or what is sure."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def select(self, view: Candidates) -> Selection:
+        for b in view.valid.any(1).nonzero()[:, 0].tolist():
+            key = (view.row, view.step, view.start, view.end)
+            told = (view.window_step, view.window_holes, view.valid.sum(1))
+            place = tuple(int(t[b]) for t in key)
+            assert place not in self.seen
+            self.seen[place] = tuple(int(t[b]) for t in told)
+            assert told[1][b] >= told[2][b]
+        return Selection(view.valid & (view.conf >= 0.95))
+
+
+@settings(max_examples=25)
+@given(
+    any_of(WHERE),
+    st.sampled_from([None, 2, 5]),
+    st.sampled_from([0.0, 0.7]),
+    st.sampled_from([0.02, 0.1, 0.3]),
+    st.integers(0, 2**32),
+)
+def test_counters_are_each_rows_own_where_guesses_come_true(planner, block, temperature, d, seed):
+    """Rows that move several steps in one forward beside rows that do not."""
+    out = leaning(EOS, -9.0, drifting(seed, d))
+    batch = [[3, 4], [], [6], [7, 7]]
+    plain, guessed = Probe(), Probe()
+    config = DecodeConfig(10, block, temperature=temperature, planner=planner, history=True)
+    a = run(FakeModel(out), batch, config.replace(sampler=plain))
+    b = run(FakeModel(out), batch, config.replace(sampler=guessed, speculator="ssd"))
+    assert plain.seen == guessed.seen
+    assert [commits(output) for output in a] == [commits(output) for output in b]
+    if planner in WHERE["multi"] + WHERE["fixed"]:
+        first = {}
+        for (row, step, start, _), told in sorted(plain.seen.items()):
+            assert told[0] == step - first.setdefault((row, start), step)
+
+
+@dataclass(frozen=True)
+class Two(PlannerBase):
+    """The two halves of every answer."""
+
+    forced: tuple[bool, bool] | None
+
+    def windows(self, canvas: Canvas, state: State) -> Windows:
+        middle = (canvas.prompt + canvas.length) // 2
+        start = torch.stack([canvas.prompt, middle], 1)
+        end = torch.stack([middle, canvas.length], 1)
+        forced = None if self.forced is None else torch.tensor(self.forced).expand(len(start), 2)
+        return Windows(start, end, forced)
+
+
+@pytest.mark.parametrize(
+    ("forced", "counts"),
+    [
+        (None, [2, 2, 2]),
+        ((True, True), [2, 2, 2]),
+        ((False, True), [2, 2, 2]),
+        ((False, False), [1, 1, 1, 1, 1, 1]),
+        ((True, False), [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_first_window_and_the_forced_ones_commit(forced, counts):
+    sampler, out = "threshold:threshold=1", scripted(dict.fromkeys(range(6), 3), 1.0)
+    config = DecodeConfig(6, sampler=sampler, planner=Two(forced), history=True)
+    (output,) = run(FakeModel(out), [[]], config)
+    assert [len(commit.positions) for commit in output.history] == counts
