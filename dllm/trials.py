@@ -41,8 +41,8 @@ class Trial:
 
     count: prompts; agree: those answered with the reference's token ids. lost, gained: prompts that
     the reference alone, or the setting alone, got right; without a user's own score the reference
-    is right by definition. forwards: mean of a prompt; tokens_per_forward: all answer tokens by all
-    forwards.
+    is right by definition. forwards: mean of a prompt; canvases: mean of those they computed, more
+    only where a speculator guesses ahead; tokens_per_forward: all answer tokens by all forwards.
     """
 
     setting: Setting
@@ -53,6 +53,7 @@ class Trial:
     forwards: float
     tokens_per_forward: float
     scored: bool = False
+    canvases: float = 0.0
 
     @property
     def agreement(self) -> float:
@@ -75,6 +76,7 @@ class Trial:
             "name": self.setting.name,
             "options": dict(self.setting.options),
             "forwards": self.forwards,
+            "canvases": self.canvases,
             "tokens_per_forward": self.tokens_per_forward,
             "agreement": self.agreement,
             "loss": self.loss,

@@ -57,6 +57,8 @@ GRID: tuple[Setting, ...] = (
     _setting(ROBUST[0], planner="adablock"),
     _setting(ROBUST[2], planner="adablock"),
     *(_setting(rule, block_length=None) for rule in ROBUST),
+    *(_setting(rule, speculator="freedave:length=4") for rule in ROBUST),
+    _setting(ROBUST[0], block_length=None, speculator="freedave:length=4"),
 )
 
 
@@ -175,6 +177,7 @@ def _trial(
         forwards=nfe / len(outputs),
         tokens_per_forward=sum(output.answer_tokens for output in outputs) / max(nfe, 1),
         scored=score is not None,
+        canvases=sum(output.canvases for output in outputs) / len(outputs),
     )
 
 

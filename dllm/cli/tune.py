@@ -109,7 +109,9 @@ def share(text: str) -> float:
 
 def show(report: Report, records: Sequence[Record], output: Path) -> None:
     """The frontier, what was chosen, and how sure that is."""
-    table = Table("setting", "forwards", "tokens/forward", "loss", "95%", box=SIMPLE_HEAD)
+    table = Table(
+        "setting", "forwards", "canvases", "tokens/forward", "loss", "95%", box=SIMPLE_HEAD
+    )
     for trial in report.frontier:
         table.add_row(*cells(trial), style="bold" if trial is report.chosen else "")
     console = Console(highlight=False)
@@ -135,6 +137,7 @@ def cells(trial: Trial) -> tuple[str, ...]:
     return (
         trial.setting.name,
         f"{trial.forwards:.1f}",
+        f"{trial.canvases:.1f}",
         f"{trial.tokens_per_forward:.2f}",
         f"{trial.loss:.1%}",
         f"{low:.1%} – {high:.1%}",
