@@ -3,7 +3,7 @@
 # Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
-PROMPT ?= Mia has 5 coins. Mia finds 4 more. Mia then has 2 times as many. Mia loses 6. How many coins does Mia have now?
+PROMPT ?= Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. How many shells does Leo have now?
 BIN := .venv/bin
 USER_STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev

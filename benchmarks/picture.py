@@ -20,8 +20,8 @@ from dllm.streaming import Follower
 from dllm.view import LiveView
 
 PROMPT = (
-    "Mia has 5 coins. Mia finds 4 more. Mia then has 2 times as many. Mia loses 6. "
-    "How many coins does Mia have now?"
+    "Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. "
+    "How many shells does Leo have now?"
 )
 TARGET = Path(__file__).parent.parent / "docs" / "decoding.svg"
 COLUMNS = 2
