@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, probability
-
-# Confidences are fp32: a bound met with less than this share to spare counts as equality, so that
-# 4 * (1 - 0.75) is not below 1, whichever way 0.75 was rounded.
-NOISE = 2.0**-20
-
-
-def doubt(view: Candidates) -> Tensor:
-    """[B, K] 1 - confidence in float64, exact also where the confidence rounds to 1."""
-    return view.log1m.double().exp()
+from dllm.samplers.rule import NOISE, CommitRule, Selection, doubt, probability
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.fastdllm import NOISE, doubt
-from dllm.samplers.rule import CommitRule, Selection, probability
+from dllm.samplers.rule import NOISE, CommitRule, Selection, doubt, probability
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 
+# Confidences are fp32: a bound met with less than this share to spare counts as equality, so that
+# 4 * (1 - 0.75) is not below 1, whichever way 0.75 was rounded.
+NOISE = 2.0**-20
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -108,6 +112,11 @@ def quota(view: Candidates, steps: int | None) -> Tensor:
 def top(view: Candidates, count: Tensor, *scores: Tensor) -> Tensor:
     """[B, K] the `count` [B] best candidates of each row in the order of `Candidates.rank`."""
     return view.valid & (view.rank(*scores) < count[:, None])
+
+
+def doubt(view: Candidates) -> Tensor:
+    """[B, K] 1 - confidence in float64, exact also where the confidence rounds to 1."""
+    return view.log1m.double().exp()
 
 
 def at_least(name: str, value: float, least: float, kind: str = "a number") -> None:
