@@ -4,4 +4,8 @@ if __name__ != "dllm.cache":
     raise ImportError("this folder is dllm.cache: import it under that name")
 
 # Name a user types -> where it lives; third parties use the entry-point group "dllm.cache".
-POLICIES = {"none": "dllm.cache.none:NoCache"}
+POLICIES = {
+    "none": "dllm.cache.none:NoCache",
+    "prefix": "dllm.cache.fastdllm:Prefix",
+    "dual": "dllm.cache.fastdllm:Dual",
+}

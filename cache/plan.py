@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Layer(Protocol):
+    """What a `Walk` may ask of one layer of the model; the residual stream is the walk's own."""
+
+    index: int
+
+    def heads(self, x: Tensor, run: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, H, Q, D], keys and values [B, H_kv, Q, D] of rows x [B, Q, d]."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention branch [B, Q, d] of queries q over keys and values [B, H_kv, K, D]."""
+        ...
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward branch [B, Q, d] of rows x [B, Q, d]."""
+        ...
+
+
+class Walk(Protocol):
+    """Takes the rows through one layer in its own way: other rows, cached branches, probes.
+
+    `run` is the decoder's `Run`: the rows' positions, the store, masks. What comes out of the last
+    layer must be the rows of the plan, in its order.
+    """
+
+    def layer(self, layer: Layer, x: Tensor, run: Any) -> tuple[Tensor, Any]:
+        """Rows x [B, Q, d] behind `layer`, and the run of the rows that go on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +49,9 @@ class Plan:
     valid  [B, Q] bool or None (all real): padding queries neither write nor are read.
     write  [B, Q] bool or None (all valid): which queries store their keys and values.
     read   [B, T] or [L, B, T] bool or None: further restricts which live slots may be read.
+    rows   [B] int64 or None (all, in order): the rows of the store that these B rows are.
+    extent: slots from here on are not read (None: all are); no query lies behind it.
+    walk: how rows go through the layers (None: as in training).
     """
 
     pos: Tensor
@@ -25,6 +59,9 @@ class Plan:
     valid: Tensor | None = None
     write: Tensor | None = None
     read: Tensor | None = None
+    rows: Tensor | None = None
+    extent: int | None = None
+    walk: Walk | None = None
 
     @classmethod
     def full(cls, length: int, batch: int = 1, device: torch.device | str = "cpu") -> Plan:

@@ -1,39 +1,132 @@
-"""What a cache policy is: it turns the canvas and the wanted predictions into a `Plan`."""
+"""What a cache policy is: it says which positions the next forward computes."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import Walk
 from dllm.canvas import Canvas
+
+State = dict[str, Tensor]  # tensors [B, ...] that a policy keeps between steps, by name
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a policy sees of B rows before a forward.
+
+    start, end [B]: from the first window's start to the last one's end. want [B, T]: positions
+    whose predictions the step asks for. shift: 1 where the row of p - 1 predicts p. index [B]:
+    steps the row has made. changed [B, T]: positions that got or lost their token in the last one.
+    confidence [B, T]: of the proposal last seen at a position, 0 where there was none (all 0 unless
+    the policy `wants_confidence`). live, age [B, T], extra: of the store, see KVStore.
+    """
+
+    canvas: Canvas
+    start: Tensor
+    end: Tensor
+    want: Tensor
+    shift: int
+    index: Tensor
+    changed: Tensor
+    confidence: Tensor
+    live: Tensor
+    age: Tensor
+    extra: Mapping[str, Tensor]
+
+    @property
+    def inside(self) -> Tensor:
+        """[B, T] positions of the row, padding left out."""
+        return self.canvas.pos < self.canvas.length[:, None]
+
+    @property
+    def window(self) -> Tensor:
+        """[B, T] positions in [start, end)."""
+        return self.between(self.start, self.end)
+
+    def between(self, start: Tensor | int, end: Tensor) -> Tensor:
+        """[B, T] positions of the row in [start, end); start, end [B], or one number."""
+        if isinstance(start, Tensor):
+            start = start[:, None]
+        return self.inside & (self.canvas.pos >= start) & (self.canvas.pos < end[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A policy's answer. Rows that predict what is wanted are computed whatever it says.
+
+    pos [B, T]: positions to compute; a row with all of them is refreshed. want [B, T] or None:
+    the part of what the step wants that is predicted now, a hole of each row's first window at
+    least. write [B, T] or None (all): which of them store keys and values. read [B, T], [L, B, T]
+    or None: further restricts which live slots are read. stale: spare places of a bucket
+    (`DecodeConfig.buckets`) may compute more positions, the stalest first. walk: see plan.py.
+    """
+
+    pos: Tensor
+    want: Tensor | None = None
+    write: Tensor | None = None
+    read: Tensor | None = None
+    stale: bool = True
+    walk: Walk | None = None
 
 
 class CachePolicy(Protocol):
-    """Decides, forward by forward, which positions are computed and which are read.
+    """Decides, forward by forward, which positions are computed; see `PolicyBase` for defaults.
 
-    One object serves one request. `uses_store` asks the engine for a `KVStore`; `freezes` says
-    that keys and values of a committed token are never computed again, so that a rule which makes
-    it a hole again cannot be used.
+    uses_store: keys and values are kept. freezes: those of a committed token may never be computed
+    again, so that a rule which makes it a hole again cannot be used. narrows: the step may get
+    fewer predictions than it wants. wants_confidence: `Step.confidence` is kept.
     """
 
     @property
     def uses_store(self) -> bool: ...
     @property
     def freezes(self) -> bool: ...
+    @property
+    def narrows(self) -> bool: ...
+    @property
+    def wants_confidence(self) -> bool: ...
 
-    def plan(self, canvas: Canvas, want: Tensor, shift: int) -> Plan:
-        """The next forward: logits of row r must predict the token at position `want` [B, R].
-
-        With `shift` 1 the prediction for position p comes from the query at p - 1 (0 for p = 0).
-        """
+    def query(self, step: Step, state: State) -> Query:
+        """What the next forward computes. `state` is kept for the policy from step to step."""
         ...
 
-    def after(self, canvas: Canvas, committed: Tensor) -> None:
-        """Told after every step which positions [B, T] have just been committed."""
-        ...
 
-    def keep(self, rows: Tensor) -> None:
-        """Told when finished rows leave the batch: only `rows` [n] (indices) stay."""
-        ...
+class PolicyBase:
+    """The usual policy keeps keys and values, and predicts all that is wanted."""
+
+    uses_store: ClassVar[bool] = True
+    freezes: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
+    wants_confidence: ClassVar[bool] = False
+
+
+def entered(step: Step, state: State) -> Tensor:
+    """[B] rows whose window is a new one, the first included; counts the forwards since then.
+
+    state["since"] [B]: 0 in the forward that enters a window, 1 in the next one, ...
+    """
+    new = torch.ones_like(step.start, dtype=torch.bool)
+    since = torch.zeros_like(step.start)
+    if "start" in state:
+        new = state["start"] != step.start
+        since = torch.where(new, 0, state["since"] + 1)
+    state["start"], state["since"] = step.start, since
+    return new
+
+
+def due(count: Tensor, every: int | None) -> Tensor:
+    """[B] whether count [B] is a multiple of `every` but not 0; never if that is None."""
+    if every is None:
+        return torch.zeros_like(count, dtype=torch.bool)
+    return (count > 0) & (count % every == 0)
+
+
+def check_every(name: str, value: int | None) -> None:
+    """Raise ValueError unless `value` is None or a whole number of at least 1."""
+    if value is not None and not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or none")

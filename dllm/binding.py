@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from dllm.cache.policy import CachePolicy
 from dllm.config import ConfigError, DecodeConfig
 from dllm.models.protocol import TokenIds
-from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
+from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
 from dllm.samplers.rule import Rule
 
 
@@ -80,7 +80,7 @@ class Parts:
         parts = cls(
             rule=_bound(config.make_sampler(), words),
             planner=_bound(config.make_planner(), words),
-            policy=config.make_cache(),
+            policy=_bound(config.make_cache(), spec),
             stop_rule=_bound(config.make("stop_rule"), words),
             transform=_bound(config.make("transform"), words),
             speculator=_bound(config.make("speculator"), words),
@@ -88,20 +88,32 @@ class Parts:
         if config.stop and text is None:
             raise ConfigError("stop strings need a tokenizer: load the engine with one")
         if parts.policy.uses_store:
-            parts.check_cache(config)
+            parts.check_cache()
         return parts
 
-    def check_cache(self, config: DecodeConfig) -> None:
-        """Refuse what a cache that keeps keys and values cannot follow."""
-        if config.cfg_scale:
-            raise ConfigError(f"cfg_scale={config.cfg_scale} needs cache='none'")
+    def check_cache(self) -> None:
+        """Refuse what a cache that keeps keys and values, or narrows the view, cannot follow."""
         if self.speculator is not None:
-            raise ConfigError(f"{self.speculator!r} computes guessed canvases: use cache='none'")
+            raise ConfigError(
+                f"{self.speculator!r} computes several canvases of a row, but {self.policy!r} "
+                "keeps keys and values of one: use cache='none'"
+            )
         if self.rule.remasks and self.policy.freezes:
             raise ConfigError(
                 f"{self.rule!r} makes committed tokens holes again, but {self.policy!r} freezes "
                 "them: choose a cache that does not, or a rule that never remasks"
             )
+        if self.policy.narrows:
+            watchers: list[Any] = []
+            if self.stop_rule is not None and self.stop_rule.whole_row:
+                watchers.append(self.stop_rule)
+            if getattr(type(self.planner), "narrow", None) is not PlannerBase.narrow:
+                watchers.append(self.planner)
+            for watcher in watchers:
+                raise ConfigError(
+                    f"{watcher!r} looks at all holes, but {self.policy!r} predicts only some of "
+                    "them in a step: choose another of the two"
+                )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -136,8 +148,9 @@ def encode_given(
     return found
 
 
-def _bound(part: Any, words: Words) -> Any:
+def _bound(part: Any, facts: Words | TokenIds) -> Any:
+    """`part` told the facts it asks for: cache policies the model's, all others its words."""
     try:
-        return part.bind(words) if hasattr(part, "bind") else part
+        return part.bind(facts) if hasattr(part, "bind") else part
     except ValueError as error:
         raise ConfigError(f"{part!r}: {error}") from error

@@ -143,3 +143,10 @@ class Canvas:
             t[rows, :size] for t in (self.ids, self.generated, self.known)
         )
         self.prompt, self.length, self.row = (t[rows] for t in (self.prompt, self.length, self.row))
+
+
+def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `mask` [B, T] holds: positions [B, K] ascending and which of them are real."""
+    most = int(mask.sum(1).max())
+    pos = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return pos, mask.gather(1, pos)

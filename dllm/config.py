@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,9 @@ NUMBERS: dict[str, tuple[type[Any], float]] = {
     "top_k": (Integral, 0),
     "seed": (Integral, -inf),
     "cfg_scale": (Real, 0),
+    "cache_mib": (Real, 0),
 }
+MAY_BE_NONE = ("block_length", "cache_mib")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ PARTS = {
     "transform": PartKind(TRANSFORMS, "dllm.transforms", "apply", optional=True),
     "stop_rule": PartKind(STOP_RULES, "dllm.stop_rules", "check", optional=True),
     "speculator": PartKind(SPECULATORS, "dllm.speculators", "drafts", optional=True),
-    "cache": PartKind(POLICIES, "dllm.cache", "plan"),
+    "cache": PartKind(POLICIES, "dllm.cache", "query"),
 }
 
 
@@ -65,7 +66,9 @@ class DecodeConfig:
     drawn from and that Dream takes its scores from. seed: of the counter-based noise. stop: strings
     that end a text. given: "OFFSET:TEXT" that stands in every answer from the start, OFFSET tokens
     behind the prompt. cfg_scale: classifier-free guidance, which costs a second forward a step (0:
-    off). history: keep the commits of every step in the Output.
+    off). history: keep the commits of every step in the Output. cache_mib: MiB that keys and values
+    of a request may take at most (None: any). buckets: pad a cached forward's queries to 8, 16, 32,
+    ..., so that compiled shapes repeat; spare places compute the stalest positions anew.
     """
 
     max_new_tokens: int = 128
@@ -84,6 +87,8 @@ class DecodeConfig:
     stop_rule: str | StopRule | None = None
     speculator: str | Speculator | None = None
     cache: str | CachePolicy = "none"
+    cache_mib: float | None = None
+    buckets: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stop", "given"):
@@ -91,12 +96,12 @@ class DecodeConfig:
                 object.__setattr__(self, name, (getattr(self, name),))
         for name, (kind, least) in NUMBERS.items():
             value = getattr(self, name)
-            if name == "block_length" and value is None:
+            if name in MAY_BE_NONE and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < inf:
                 number = "a whole number" if kind is Integral else "a number"
                 above = "" if least == -inf else f" of at least {least}"
-                none = ", or None" if name == "block_length" else ""
+                none = ", or None" if name in MAY_BE_NONE else ""
                 raise ConfigError(f"{name}={value!r}: expected {number}{above}{none}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p!r}: expected a number above 0 and at most 1")
@@ -144,8 +149,7 @@ class DecodeConfig:
         return cast(Planner, self.make("planner"))
 
     def make_cache(self) -> CachePolicy:
-        """A cache policy for one request; one given as an object is copied, as it keeps state."""
-        return cast(CachePolicy, copy.deepcopy(self.make("cache")))
+        return cast(CachePolicy, self.make("cache"))
 
     def check_parts(self) -> None:
         """Raise what is wrong with any part, before a model is loaded."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dllm.answers import Answers
 from dllm.binding import Codec, Parts, encode_given
-from dllm.cache.store import KVStore
 from dllm.canvas import Canvas, Windows
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
+from dllm.forward import Forward
 from dllm.models.protocol import Model
 from dllm.output import Commit, Event, Finished, FinishReason, Timings
 from dllm.pages import Guesses, Pages, merged
@@ -29,7 +29,6 @@ from dllm.samplers.candidates import (
     Proposal,
     divergence,
     per_window,
-    positions,
     score,
 )
 from dllm.samplers.rule import Selection, commits
@@ -59,12 +58,10 @@ class Decoding:
         self.canvas = Canvas.from_prompts(
             prompts, config.max_new_tokens, spec.mask_id, device, given=given
         )
-        self.store: KVStore | None = None
-        if self.parts.policy.uses_store:
-            self.store = model.new_store(*self.canvas.ids.shape)
         self.active = list(range(len(prompts)))  # request index of every row of the canvas
         if row_ids is not None:
             self.canvas.row = torch.tensor(list(row_ids), device=device)
+        self.forward = Forward.of(model, self.parts.policy, config, self.canvas)
         zero = torch.zeros_like(self.canvas.length)
         self.progress = Progress(zero, zero[:, None], zero[:, None], zero[:, None] - 1)
         self.proposal = Proposal(
@@ -84,9 +81,8 @@ class Decoding:
         self.unsent: list[Event] = []  # of the step at work
         self.answers = Answers(text, spec.stop_ids, config.stop)
         self.commits: dict[int, list[Commit]] = {row: [] for row in self.active}
-        self.nfe = 0  # forwards run so far; rows still active took part in all of them
         self.canvases = zero  # [B] canvases computed for each row
-        self.seconds = self.forward_seconds = 0.0
+        self.seconds = 0.0
 
     def given(self) -> Iterator[Commit]:
         """The answer tokens that stand in every row from the start, as events of forward 0."""
@@ -104,8 +100,8 @@ class Decoding:
         Where the forward had guessed the canvas that a row has now become, the row's next step
         follows at once. Rows that end are finished.
         """
-        began = self._clock()
-        pages = self._forward()
+        began = time.perf_counter()
+        pages = self._pages()
         every = torch.arange(len(self.active), device=self.model.device)
         page = every
         events = self.unsent
@@ -118,28 +114,19 @@ class Decoding:
             page = self._guessed(pages, reasons)
             if bool((page < 0).all()):
                 break
-        self.seconds += self._clock() - began
+        self.seconds += time.perf_counter() - began
         self.unsent = []
         return [*events, *self._finish_rows(reasons)]
 
-    def _forward(self) -> Pages:
-        """Logits for every row's canvas and its guesses; two forwards with guidance."""
+    def _pages(self) -> Pages:
+        """Logits for every row's canvas and its guesses."""
         canvas, row = self.guesses.stacked(self.canvas)
         state = {name: t[row] for name, t in self.states["planner"].items()}
-        _, want = self._scope(canvas, state)
+        windows, want = self._scope(canvas, state)
         self._check_windows(want.any(1))
-        pos, _ = positions(want)
-        spec, began = self.model.spec, self._clock()
-        plan = self.parts.policy.plan(canvas, pos, spec.shift)
-        logits = self.model(canvas.ids, plan, self.store)
-        self.nfe += 1
-        if scale := self.config.cfg_scale:
-            hidden = canvas.pos < canvas.prompt[:, None]
-            without = self.model(canvas.ids.masked_fill(hidden, spec.mask_id), plan, self.store)
-            self.nfe += 1
-            guided = without + (scale + 1) * (logits - without)
-            logits = guided.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so
-        self.forward_seconds += self._clock() - began
+        logits, pos, want = self.forward.predict(
+            canvas, windows, want, self.progress.step[row], row
+        )
         self.canvases = self.canvases + torch.bincount(row, minlength=len(self.active))
         return Pages(row, canvas.length, canvas.ids, canvas.known, want, pos, logits)
 
@@ -167,8 +154,10 @@ class Decoding:
         before = {kind: dict(state) for kind, state in self.states.items()}
         windows, _ = self._scope(self.canvas, self.states["planner"])
         pos, logits, want = pages.of(page)
-        whole = self._score(logits, pos, want.gather(1, pos), moves)
+        seen = want.gather(1, pos)
+        whole = self._score(logits, pos, seen, moves)
         self._check(whole)
+        self.forward.saw(pos, seen & moves[:, None], whole.conf)
         inside = replace(whole, valid=whole.valid & windows.contains(pos))
         windows = self.parts.planner.narrow(inside, windows, self.states["planner"])
         windows = windows.padded(self.progress.window_start.shape[1])
@@ -278,7 +267,7 @@ class Decoding:
         # windows are disjoint: at most one of a row's N entries is not 0
         token = self._per_row(torch.where(chosen, token, 0)).sum(1)
         chosen = self._per_row(chosen).any(1)
-        reopened = torch.zeros_like(chosen)
+        reopened, known = torch.zeros_like(chosen), self.canvas.known.clone()
         if selection.remask is not None and view.decoded is not None:
             reopened = self._per_row(selection.remask & view.decoded.valid).any(1)
             if bool((reopened.any(1) & (reopened.sum(1) >= chosen.sum(1))).any()):
@@ -291,8 +280,7 @@ class Decoding:
         self.canvas.reopen(whole.pos, reopened, self.model.spec.mask_id)
         if self.parts.stop_rule is not None:
             chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
-        committed = torch.zeros_like(self.canvas.known).scatter_(1, whole.pos, chosen)
-        self.parts.policy.after(self.canvas, committed)
+        self.forward.changed = self.canvas.known ^ known
         return list(self._record(whole, chosen, token, reopened))
 
     def _stop(
@@ -331,7 +319,7 @@ class Decoding:
                 continue
             commit = Commit(
                 row=row,
-                nfe=self.nfe,
+                nfe=int(self.forward.nfe[i]),
                 positions=whole.pos[i, which].tolist(),
                 token_ids=token[i, which].tolist(),
                 confidences=whole.conf[i, which].tolist(),
@@ -356,9 +344,9 @@ class Decoding:
             i,
             reason,
             self.commits[self.active[i]],
-            nfe=self.nfe,
+            nfe=int(self.forward.nfe[i]),
             canvases=int(self.canvases[i]),
-            timings=Timings(self.seconds, self.forward_seconds),
+            timings=Timings(self.seconds, self.forward.seconds),
             history=self.config.history,
         )
         return Finished(self.active[i], output)
@@ -366,9 +354,7 @@ class Decoding:
     def _keep(self, rows: Tensor) -> None:
         windows = self.progress.window_start.shape[1]
         self.canvas.keep(rows)
-        self.parts.policy.keep(rows)
-        if self.store is not None:
-            self.store.keep(rows)
+        self.forward.keep(rows, self.canvas.ids.shape[1])
         self.guesses.keep(rows)
         for kind, state in self.states.items():
             count = windows if kind == "rule" else 1
@@ -385,8 +371,3 @@ class Decoding:
         found = [self._finished(i, "interrupted") for i in range(len(self.active))]
         self.active = []
         return [*self.unsent, *found]
-
-    def _clock(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()

@@ -53,8 +53,8 @@ class MemoModel:
         self.known: dict[bytes, Known] = {}  # least recently used first
         self.size = 0
 
-    def new_store(self, batch: int, length: int) -> KVStore:
-        return self.model.new_store(batch, length)
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+        return self.model.new_store(batch, length, limit)
 
     def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
         every = torch.arange(ids.shape[1], device=ids.device)

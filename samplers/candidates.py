@@ -141,13 +141,6 @@ class Progress:
     window_start: Tensor
 
 
-def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `mask` [B, T] holds: positions [B, K] ascending and which of them are real."""
-    most = int(mask.sum(1).max())
-    pos = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return pos, mask.gather(1, pos)
-
-
 def propose(
     z: Tensor, how: Proposal, needs: frozenset[str], keys: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:

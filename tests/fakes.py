@@ -115,7 +115,7 @@ class FakeModel:
         """How many rows each call had."""
         return [len(ids) for ids in self.seen]
 
-    def new_store(self, batch: int, length: int) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
         raise NotImplementedError("the fake computes every row anew")
 
     def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:

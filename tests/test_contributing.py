@@ -64,4 +64,8 @@ def test_the_policy_reads_the_prompt_from_the_store(shift):
     out = tiny.generate(
         PROMPTS[:1], max_new_tokens=12, sampler="quota", cache="frozen_prompt:FrozenPrompt"
     )[0]
-    assert sizes == [15] + [12 + shift] * (out.nfe - 1)
+    first, *others = sizes
+    assert first == 15
+    assert len(others) == out.nfe - 1
+    # the prompt's last row is computed as long as it predicts the first hole
+    assert set(others) <= {12, 12 + shift}

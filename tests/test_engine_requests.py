@@ -140,17 +140,6 @@ def test_a_bad_option_is_one_clear_error_before_any_event(options, message):
     assert model.calls == 0
 
 
-def test_guidance_needs_the_uncached_path():
-    class Stored:
-        uses_store = True
-
-        def plan(self, canvas, want, shift):
-            raise AssertionError
-
-    with pytest.raises(ConfigError, match=r"cfg_scale=0.5 needs cache='none'"):
-        Engine(FakeModel()).generate([3], cache=Stored(), cfg_scale=0.5)
-
-
 # --- a model that answers nonsense ---------------------------------------------------------------
 
 

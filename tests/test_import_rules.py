@@ -21,7 +21,14 @@ GROUND = (
 )
 TENSORS = ("torch", "numpy", "einops")
 BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
-LOOP = ("dllm.answers", "dllm.binding", "dllm.decoding", "dllm.pages", "dllm.presets")
+LOOP = (
+    "dllm.answers",
+    "dllm.binding",
+    "dllm.decoding",
+    "dllm.forward",
+    "dllm.pages",
+    "dllm.presets",
+)
 ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
 CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune", "dllm.trials")
@@ -43,7 +50,7 @@ RULES: dict[str, May] = {
     "dllm.samplers": May(("dllm.samplers", "dllm.canvas"), TENSORS),
     "dllm.samplers.pc": May(("dllm.samplers",), (*TENSORS, "safetensors")),
     "dllm.samplers.learn2pd": May(("dllm.samplers", "dllm.canvas"), (*TENSORS, "safetensors")),
-    "dllm.cache": May(GROUND, TENSORS),  # a policy
+    "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models")),
     "dllm.models.decoder": May(GROUND, TENSORS),

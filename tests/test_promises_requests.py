@@ -170,8 +170,26 @@ def test_what_a_cache_cannot_follow_is_refused(planner):
         engine.generate([[3]], sampler="saber", cache=Freezing(), planner=planner)
     for cache in (Freezing(), Stored()):
         for speculator in ("freedave", "ssd"):
-            with pytest.raises(ConfigError, match="computes guessed canvases: use cache='none'"):
+            with pytest.raises(ConfigError, match="canvases of a row.*use cache='none'"):
                 engine.generate([[3]], cache=cache, speculator=speculator, planner=planner)
+
+
+@dataclass(frozen=True)
+class Narrow(Stored):
+    narrows = True
+
+
+@pytest.mark.parametrize(
+    ("option", "part", "refused"),
+    [
+        ("planner", "slowfast", "SlowFast"),
+        ("planner", "adablock", "AdaBlock"),
+        ("stop_rule", "prophet:at=2", "Prophet"),
+    ],
+)
+def test_a_part_that_looks_at_all_holes_needs_a_cache_that_predicts_them(option, part, refused):
+    with pytest.raises(ConfigError, match=rf"{refused}.*looks at all holes, but Narrow"):
+        Engine(FakeModel(), FakeText()).generate([[3]], cache=Narrow(), **{option: part})
 
 
 # --- rows that a stop rule shortens or fills -----------------------------------------------------

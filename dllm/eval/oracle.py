@@ -214,7 +214,7 @@ class Oracle:
             )
         return [[row // base**i % base for i in range(size)] for row in range(count)]
 
-    def new_store(self, batch: int, length: int) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
         raise DllmError("an oracle keeps no keys and values: use cache='none'")
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ sampler, no tokenizer and no checkpoint format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -15,29 +15,90 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.store import Access, KVStore
 from dllm.models.spec import ModelSpec
 
 
-@dataclass(slots=True)
-class Context:
-    """What every layer of one forward shares.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The rows of one forward, and what every layer shares for them.
 
-    cos, sin: [B, 1, Q, rope_dim / 2];  mask: bool [L or 1, B, 1, Q or 1, K] or None;
-    slots: [B, Q] where queries are written, None without a store.
+    pos [B, Q], valid [B, Q] or None: as in `Plan`;  cos, sin: [B, 1, Q, rope_dim / 2];
+    mask: bool [L or 1, B, 1, Q or 1, K] or None;  store, access: None without a store.
     """
 
+    spec: ModelSpec
+    pos: Tensor
+    valid: Tensor | None
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
     store: KVStore | None
-    slots: Tensor | None
+    access: Access | None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, plan: Plan, store: KVStore | None, wide: torch.dtype) -> Run:
+        """The rows of `plan`; `wide` is the dtype that RoPE's angles are computed in."""
+        access = None if store is None else store.open(plan)
+        mask = attention_mask(spec, plan, store, access)
+        return cls(spec, plan.pos, plan.valid, *angles(spec, plan.pos, wide), mask, store, access)
+
+    def at(self, pos: Tensor, valid: Tensor | None = None) -> Run:
+        """Other rows of the same forward: positions pos [B, Q], those `valid` [B, Q] written."""
+        assert self.store is not None
+        assert self.access is not None
+        slots = pos if valid is None else torch.where(valid, pos, self.store.slots)
+        access = replace(self.access, slots=slots)
+        plan = Plan(pos, pos, valid, rows=access.rows, extent=access.extent)
+        mask = attention_mask(self.spec, plan, self.store, access)
+        cos, sin = angles(self.spec, pos, self.cos.dtype)
+        return Run(self.spec, pos, valid, cos, sin, mask, self.store, access)
 
     def layer_mask(self, layer: int) -> Tensor | None:
         """Attention mask [B, 1, Q or 1, K] of one layer; None lets every query see every key."""
-        if self.mask is None:
-            return None
-        return self.mask[layer if self.mask.shape[0] > 1 else 0]
+        mask = self.mask
+        if mask is not None:
+            mask = mask[layer if mask.shape[0] > 1 else 0]
+        if self.store is not None and self.access is not None:
+            self.store.check_read(layer, self.access, mask)
+        return mask
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to: with a store those of the rows are written first."""
+        if self.store is None or self.access is None:
+            return k, v
+        return self.store.update(layer, self.access, k, v)
+
+
+def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos, sin [B, 1, Q, rope_dim / 2] of RoPE at the positions pos [B, Q]."""
+    exponent = torch.arange(0, spec.rope_dim, 2, device=pos.device, dtype=wide) / spec.rope_dim
+    # the reciprocal first, as all reference codes do: far positions then round alike
+    angle = pos[:, None, :, None].to(wide) * (1.0 / spec.rope_theta**exponent)
+    return angle.cos(), angle.sin()
+
+
+def attention_mask(
+    spec: ModelSpec, plan: Plan, store: KVStore | None, access: Access | None
+) -> Tensor | None:
+    """[L or 1, B, 1, Q or 1, K] bool, or None where nothing has to be hidden."""
+    if store is None or access is None:
+        key_pos, readable = plan.pos, plan.valid
+    else:
+        key_pos = torch.arange(access.extent, device=plan.pos.device)[None]
+        readable = (store.live if plan.rows is None else store.live[plan.rows])[:, : access.extent]
+    mask = None if readable is None else readable[None, :, None, None, :]
+    if plan.read is not None:
+        read = plan.read if plan.read.ndim == 3 else plan.read[None]
+        if store is None:  # keys are the queries, not the slots
+            read = read.gather(2, key_pos.expand(len(read), -1, -1))
+        read = read[:, :, None, None, : key_pos.shape[1]]
+        mask = read if mask is None else mask & read
+    if (b := spec.block_length) is not None:
+        causal = (key_pos // b)[:, None, :] <= (plan.pos // b)[:, :, None]
+        mask = causal[None, :, None] if mask is None else mask & causal[None, :, None]
+    # one look at a few bits for the whole forward saves every layer a masked softmax
+    return None if mask is None or bool(mask.all()) else mask
 
 
 class RMSNorm(nn.Module):
@@ -54,14 +115,14 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rotate(x: Tensor, ctx: Context, fp32: bool) -> Tensor:
+def rotate(x: Tensor, run: Run, fp32: bool) -> Tensor:
     """Apply RoPE (half-split layout) to the leading dimensions of x [B, H, Q, D].
 
     LLaDA rotates in fp32 and casts back; the Qwen kinds rotate in the model's dtype. Both are
     the same in fp32 and differ in bf16.
     """
     dtype = x.dtype
-    cos, sin = ctx.cos, ctx.sin
+    cos, sin = run.cos, run.sin
     if fp32 and dtype != torch.float64:
         x = x.float()
     else:
@@ -72,12 +133,11 @@ def rotate(x: Tensor, ctx: Context, fp32: bool) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the queries themselves or, with a store, over all live slots."""
+    """Grouped-query attention: projections, and their use over whatever keys and values."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.layer = layer
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q = nn.Linear(spec.hidden_size, q_size, bias=spec.qkv_bias)
         self.k = nn.Linear(spec.hidden_size, kv_size, bias=spec.qkv_bias)
@@ -86,38 +146,56 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+    def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q [B, H, Q, D], k and v [B, H_kv, Q, D] of normed rows x [B, Q, d]."""
         q, k, v = (
             rearrange(proj(x), "b q (h d) -> b h q d", d=self.spec.head_dim)
             for proj in (self.q, self.k, self.v)
         )
-        q = rotate(self.q_norm(q), ctx, self.spec.rope_fp32)
-        k = rotate(self.k_norm(k), ctx, self.spec.rope_fp32)
-        if ctx.store is not None and ctx.slots is not None:
-            k, v = ctx.store.update(self.layer, ctx.slots, k, v)  # write first, then read
+        q = rotate(self.q_norm(q), run, self.spec.rope_fp32)
+        k = rotate(self.k_norm(k), run, self.spec.rope_fp32)
+        return q, k, v
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = self.spec.num_heads != self.spec.num_kv_heads
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=ctx.layer_mask(self.layer), enable_gqa=grouped
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return cast(Tensor, self.o(rearrange(out, "b h q d -> b q (h d)")))
 
 
 class Block(nn.Module):
-    """Attention and gated MLP, each behind a norm and added to the residual stream."""
+    """Attention and gated MLP, each behind a norm and added to the residual stream.
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    Its pieces are what a cache's `Walk` may use one by one.
+    """
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
         super().__init__()
+        self.index = index
         self.attn_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.attn = Attention(spec, layer)
+        self.attn = Attention(spec)
         self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.gate = nn.Linear(spec.hidden_size, spec.mlp_size, bias=False)
         self.up = nn.Linear(spec.hidden_size, spec.mlp_size, bias=False)
         self.down = nn.Linear(spec.mlp_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), ctx)
+    def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, H, Q, D], keys and values [B, H_kv, Q, D] of rows x [B, Q, d]."""
+        return self.attn.heads(self.attn_norm(x), run)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The attention branch [B, Q, d]: what it adds to the residual stream."""
+        return cast(Tensor, self.attn(q, k, v, mask))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward branch [B, Q, d]: what it adds to the residual stream."""
         h = self.mlp_norm(x)
-        return cast(Tensor, x + self.down(F.silu(self.gate(h)) * self.up(h)))
+        return cast(Tensor, self.down(F.silu(self.gate(h)) * self.up(h)))
+
+    def forward(self, x: Tensor, run: Run) -> Tensor:
+        q, k, v = self.heads(x, run)
+        k, v = run.update(self.index, k, v)  # write first, then read
+        x = x + self.attend(q, k, v, run.layer_mask(self.index))
+        return x + self.feed(x)
 
 
 class Decoder(nn.Module):
@@ -141,8 +219,11 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_store(self, batch: int, length: int) -> KVStore:
-        """An empty store for `batch` rows of `length` positions, in the model's dtype."""
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+        """An empty store for `batch` rows of `length` positions, in the model's dtype.
+
+        CacheError if it would take more than `limit` bytes in the end.
+        """
         s = self.spec
         return KVStore(
             s.num_layers,
@@ -152,6 +233,7 @@ class Decoder(nn.Module):
             s.head_dim,
             dtype=self.dtype,
             device=self.device,
+            limit=limit,
         )
 
     def forward(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
@@ -163,42 +245,11 @@ class Decoder(nn.Module):
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
         """Final normed hidden states [B, Q, hidden_size] of the queried positions."""
         x = self.embed(ids.gather(1, plan.pos))
-        ctx = self._context(plan, store)
-        for layer in self.layers:
-            x = layer(x, ctx)
-        return cast(Tensor, self.norm(x))
-
-    def _context(self, plan: Plan, store: KVStore | None) -> Context:
-        s = self.spec
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        exponent = torch.arange(0, s.rope_dim, 2, device=plan.pos.device, dtype=wide) / s.rope_dim
-        # the reciprocal first, as all reference codes do: far positions then round alike
-        angle = plan.pos[:, None, :, None].to(wide) * (1.0 / s.rope_theta**exponent)
-        slots = None
-        if store is not None:
-            write = plan.valid if plan.write is None else plan.write
-            if plan.write is not None and plan.valid is not None:
-                write = plan.write & plan.valid
-            slots = store.slots(plan.pos, write)
-            store.mark_live(slots)
-        return Context(angle.cos(), angle.sin(), self._mask(plan, store), store, slots)
-
-    def _mask(self, plan: Plan, store: KVStore | None) -> Tensor | None:
-        """[L or 1, B, 1, Q or 1, K] bool, or None where nothing has to be hidden."""
-        if store is None:
-            key_pos, readable = plan.pos, plan.valid
-        else:
-            key_pos = torch.arange(store.length, device=plan.pos.device)[None]
-            readable = store.live
-        mask = None if readable is None else readable[None, :, None, None, :]
-        if plan.read is not None:
-            read = plan.read if plan.read.ndim == 3 else plan.read[None]
-            if store is None:  # keys are the queries, not the slots
-                read = read.gather(2, key_pos.expand(len(read), -1, -1))
-            read = read[:, :, None, None, :]
-            mask = read if mask is None else mask & read
-        if (b := self.spec.block_length) is not None:
-            causal = (key_pos // b)[:, None, :] <= (plan.pos // b)[:, :, None]
-            causal = causal[None, :, None]
-            mask = causal if mask is None else mask & causal
-        return mask
+        run = Run.of(self.spec, plan, store, wide)
+        for layer in self.layers:
+            if plan.walk is None:
+                x = layer(x, run)
+            else:
+                x, run = plan.walk.layer(cast(Block, layer), x, run)
+        return cast(Tensor, self.norm(x))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm.cache.batching import plans
 from dllm.cache.none import NoCache
 from dllm.canvas import Canvas
+from tests.cache.steps import step_of
 
 
 @given(
@@ -17,8 +18,8 @@ from dllm.canvas import Canvas
 )
 def test_the_plan_queries_every_position_once(batch, size, shift):
     canvas = Canvas.from_prompts(batch, size, mask_id=5)
-    want = canvas.prompt[:, None] + torch.arange(size)
-    plan = NoCache().plan(canvas, want, shift)
+    step = step_of(canvas, shift=shift)
+    (plan,) = plans(NoCache().query(step, {}), step, step.want, stored=False, buckets=False)
     width = canvas.ids.shape[1]
     assert plan.pos.tolist() == [list(range(width))] * len(batch)
     assert plan.write is plan.read is None
@@ -31,15 +32,3 @@ def test_the_plan_queries_every_position_once(batch, size, shift):
         for k, head in enumerate(plan.head[row].tolist()):
             # the row that predicts position p is p - shift; nothing comes before position 0
             assert plan.pos[row, head] == max(len(prompt) + k - shift, 0)
-
-
-def test_it_remembers_nothing():
-    policy = NoCache()
-    canvas = Canvas.from_prompts([[3], [3, 3]], 2, mask_id=5)
-    before = policy.plan(canvas, canvas.prompt[:, None], 0)
-    policy.after(canvas, torch.ones_like(canvas.known))
-    policy.keep(torch.tensor([0]))
-    after = policy.plan(canvas, canvas.prompt[:, None], 0)
-    assert not policy.uses_store
-    assert torch.equal(before.pos, after.pos)
-    assert torch.equal(before.head, after.head)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dllm.cache.plan import Plan
-from dllm.models.decoder import Decoder, rotate
+from dllm.models.decoder import Decoder, Run, rotate
 from dllm.models.loading import load_model
 from dllm.models.spec import ModelSpec
 from tests.models.checkpoints import VOCAB, make
@@ -178,9 +178,9 @@ def test_rope_precision_in_bf16(tmp_path, family, rope_fp32):
 def test_partial_rope_leaves_the_rest_of_the_head():
     spec = small_spec(head_dim=8, rope_fraction=0.5)
     plan = Plan.full(3)
-    ctx = Decoder(spec).double()._context(plan, None)
+    run = Run.of(spec, plan, None, torch.float64)
     x = torch.randn(1, 4, 3, 8, dtype=torch.float64)
-    turned = rotate(x, ctx, fp32=False)
+    turned = rotate(x, run, fp32=False)
     assert torch.equal(turned[..., 4:], x[..., 4:])
     assert torch.equal(turned[:, :, 0], x[:, :, 0])  # position 0 turns by nothing
     assert not torch.allclose(turned[:, :, 1:, :4], x[:, :, 1:, :4])
@@ -264,7 +264,7 @@ def test_queries_write_before_they_read(decoder, ids):
     changed[:, 6] = (ids[:, 6] + 1) % VOCAB
     before = store.k.clone()
     decoder(changed, query([6]), store)
-    touched = (store.k != before).any(-1).any(2).any(0)  # [B, T + 1]
+    touched = (store.k != before).any(-1).any(2).any(0)  # [B, slots + 1]
     assert touched.nonzero()[:, 1].tolist() == [6, 6]
     fresh = decoder.new_store(2, T)
     decoder(changed, query([6]), fresh)
@@ -273,6 +273,7 @@ def test_queries_write_before_they_read(decoder, ids):
 
 def test_dead_slots_are_never_read(decoder, ids):
     clean, dirty = decoder.new_store(2, T), decoder.new_store(2, T)
+    dirty.grow(T)
     dirty.k.fill_(1e30)
     dirty.v.fill_(1e30)
     for positions in (range(9), [4, 12], [0]):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas, Windows
-from dllm.samplers.candidates import Candidates, positions
+from dllm.canvas import Canvas, Windows, positions
+from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import Planner, State
 
 MASK = 5

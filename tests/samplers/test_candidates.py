@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dllm.canvas import Canvas, Windows
+from dllm.canvas import Canvas, Windows, positions
 from dllm.samplers import candidates
 from dllm.samplers.candidates import (
     Candidates,
@@ -20,7 +20,6 @@ from dllm.samplers.candidates import (
     Proposal,
     draw,
     per_window,
-    positions,
     score,
     truncate,
 )

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.canvas import Canvas
+from dllm.canvas import Canvas, positions
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.samplers.candidates import Candidates, positions
+from dllm.samplers.candidates import Candidates
 from dllm.samplers.prophet import Prophet
 from tests.fakes import FakeModel, FakeText, scripted
 from tests.samplers.canvases import MASK

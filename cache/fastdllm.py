@@ -1,0 +1,48 @@
+"""Fast-dLLM's block-wise approximate caches (arXiv 2505.22618, section 3.2), with dInfer's margin.
+
+Keys and values outside the queried span stay as they were when the window was entered: what is
+committed meanwhile is not felt there. The error ends with the window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due, entered
+
+
+@dataclass(frozen=True)
+class Prefix(PolicyBase):
+    """Compute all when a window is entered, then from the window's start to the end.
+
+    refresh: forwards of a window between two that compute all (none: only the first does).
+    """
+
+    paper: ClassVar[str] = "Fast-dLLM PrefixCache, arXiv 2505.22618"
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+
+    def query(self, step: Step, state: State) -> Query:
+        whole = entered(step, state) | due(state["since"], self.refresh)
+        start = torch.where(whole, 0, step.start)
+        return Query(step.between(start, step.canvas.length))
+
+
+@dataclass(frozen=True)
+class Dual(PolicyBase):
+    """Compute all when a window is entered, then the window alone."""
+
+    paper: ClassVar[str] = "Fast-dLLM DualCache, arXiv 2505.22618"
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+
+    def query(self, step: Step, state: State) -> Query:
+        whole = entered(step, state) | due(state["since"], self.refresh)
+        return Query(step.window | (step.inside & whole[:, None]))
