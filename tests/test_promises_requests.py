@@ -170,7 +170,7 @@ def test_what_a_cache_cannot_follow_is_refused(planner):
         engine.generate([[3]], sampler="saber", cache=Freezing(), planner=planner)
     for cache in (Freezing(), Stored()):
         for speculator in ("freedave", "ssd"):
-            with pytest.raises(ConfigError, match="canvases of a row.*use cache='none'"):
+            with pytest.raises(ConfigError, match=r"canvases of a row.*use cache='none'"):
                 engine.generate([[3]], cache=cache, speculator=speculator, planner=planner)
 
 
