@@ -50,6 +50,10 @@ class Words:
     def stop_ids(self) -> tuple[int, ...]:
         return self.spec.stop_ids
 
+    @property
+    def attention_block(self) -> int | None:
+        return self.spec.block_length
+
     def encode(self, text: str) -> list[int]:
         return self._codec.encode(text)
 

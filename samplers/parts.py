@@ -31,7 +31,9 @@ State = dict[str, Tensor]  # tensors [B, ...] that a part keeps between steps, b
 
 
 class Vocabulary(Protocol):
-    """What `bind` may ask: text to ids, the text of every id on its own, the special ids."""
+    """What `bind` may ask: text to ids, the text of every id on its own, the special ids, the
+    length of the blocks that attention is causal in (None: it goes both ways everywhere).
+    """
 
     @property
     def size(self) -> int: ...
@@ -41,6 +43,8 @@ class Vocabulary(Protocol):
     def mask_id(self) -> int: ...
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def attention_block(self) -> int | None: ...
     def encode(self, text: str) -> list[int]: ...
 
 

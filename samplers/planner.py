@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from dllm.canvas import Canvas, Windows
-from dllm.samplers.parts import PlannerBase, State
+from dllm.samplers.parts import PlannerBase, State, Vocabulary
 from dllm.samplers.rule import at_least
 
 
 @dataclass(frozen=True)
 class Fixed(PlannerBase):
-    """Equal blocks from left to right, the last one perhaps shorter; None is one block for all."""
+    """Equal blocks from left to right, the last one perhaps shorter; None is one block for all.
+
+    Blocks count from the prompt's end. `aligned`: from position 0, as the attention of block-causal
+    models does; binding to such a model sets it. The first block may then be shorter too.
+    """
 
     paper: ClassVar[str] = "LLaDA, arXiv 2502.09992 (semi-autoregressive blocks)"
     block_length: int | None = None
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.block_length is not None:
             at_least("block_length", self.block_length, 1, "a whole number")
 
+    def bind(self, vocabulary: Vocabulary) -> Fixed:
+        """A copy aligned with the blocks of the model's attention, if it has any."""
+        return self if vocabulary.attention_block is None else replace(self, aligned=True)
+
     def windows(self, canvas: Canvas, state: State) -> Windows:
         if self.block_length is None:
             return Windows(canvas.prompt, canvas.length)
-        done = (canvas.first_hole() - canvas.prompt) // self.block_length
-        start = canvas.prompt + done * self.block_length
-        return Windows(start, torch.minimum(start + self.block_length, canvas.length))
+        origin = torch.zeros_like(canvas.prompt) if self.aligned else canvas.prompt
+        done = (canvas.first_hole() - origin) // self.block_length
+        start = origin + done * self.block_length
+        end = torch.minimum(start + self.block_length, canvas.length)
+        return Windows(torch.maximum(start, canvas.prompt), end)
