@@ -39,7 +39,9 @@ class Block(PolicyBase):
     def bind(self, spec: Attention) -> Block:
         """Know the model's blocks; ValueError if it attends in both directions everywhere."""
         if spec.block_length is None:
-            raise ValueError("expected a block-causal model; this one needs cache='dual' or alike")
+            raise ValueError(
+                "expected a block-causal model, but this one attends both ways: use cache='dual'"
+            )
         if self.block_length not in (None, spec.block_length):
             own = spec.block_length
             raise ValueError(f"block_length={self.block_length}: the model's is {own}")

@@ -118,6 +118,10 @@ class KVStore:
         if self.seen is not None:
             self.seen = self.seen[:, rows, :length]
 
+    def drop(self, length: Tensor) -> None:
+        """Forget the slots of each row from `length` [B] on."""
+        self.live &= torch.arange(self.length, device=self.live.device) < length[:, None]
+
     def open(self, plan: Plan) -> Access:
         """Begin a forward: its queries' slots are live from now on, as layers write, then read."""
         extent = self.length if plan.extent is None else plan.extent

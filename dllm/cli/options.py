@@ -41,6 +41,12 @@ Given = Annotated[
     option("OFFSET:TEXT that stands in the answer from the start; may be repeated."),
 ]
 Cache = Annotated[str | None, option("Which positions are computed anew.", metavar=PART)]
+CacheMib = Annotated[
+    float | None, option("MiB that the keys and values of a batch may take at most.")
+]
+Buckets = Annotated[
+    bool | None, option("Pad a cached forward's queries to 8, 16, 32, ...", "--buckets")
+]
 MaxNewTokens = Annotated[int | None, option("Holes behind the prompt.")]
 BlockLength = Annotated[int | None, option("Tokens of a window; 0: all holes at once.")]
 Temperature = Annotated[float | None, option("0 takes the most likely token.")]

@@ -15,9 +15,9 @@ from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.output import Output
+from tests.fakes import EOS, MASK, PLAIN, VOCAB, FakeText
 
-VOCAB, EOS, MASK = 23, 0, 1
-PLAIN = range(4, VOCAB)
+__all__ = ["EOS", "MASK", "PLAIN", "VOCAB", "Watched", "decoder", "run", "steps"]
 
 
 @cache
@@ -80,7 +80,7 @@ class Watched:
 
 def run(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[Output]:
     """The Outputs of prompts of token ids, histories included."""
-    return Engine(model).generate([list(p) for p in prompts], history=True, **options)
+    return Engine(model, FakeText()).generate([list(p) for p in prompts], history=True, **options)
 
 
 def steps(output: Output) -> list[tuple[list[int], list[int]]]:

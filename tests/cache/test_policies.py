@@ -8,25 +8,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache import POLICIES
-from dllm.config import DecodeConfig
+from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
-from tests.cache.models import PLAIN, Watched, decoder, run, steps
+from dllm.models.decoder import Decoder
+from tests.cache.models import MASK, PLAIN, Watched, decoder, run, steps
+from tests.test_promises import CHANGES, STOPS, WHERE, any_of, rules
 
 # Each policy with options that compute everything in every step, and with some that do not.
 EXACT: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
+    "block": ["block"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
+    "block": ["block", "block:exact=false"],
 }
 
+BUSY = {  # options of the parts that see or choose more than a rule does
+    "planner": any_of(WHERE),
+    "transform": st.none() | any_of(CHANGES),
+    "stop_rule": st.none() | any_of(STOPS),
+}
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
 shifts = st.sampled_from([0, 1])
-models = st.builds(decoder, shifts, st.none(), st.integers(0, 3))
+BLOCKS: dict[str, list[int | None]] = {"block": [1, 4, 8]}  # of attention; others: both ways too
 options = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 14),
@@ -37,8 +46,12 @@ options = st.fixed_dictionaries(
 )
 
 
-def any_of(table: dict[str, list[str]]) -> st.SearchStrategy[str]:
-    return st.sampled_from(sorted(table)).flatmap(lambda name: st.sampled_from(table[name]))
+@st.composite
+def cached(draw: st.DrawFn, table: dict[str, list[str]]) -> tuple[Decoder, str]:
+    """A model, and a policy of `table` that takes it."""
+    policy = draw(any_of(table))
+    block = draw(st.sampled_from(BLOCKS.get(policy.partition(":")[0], [None, 4])))
+    return decoder(draw(shifts), block, draw(st.integers(0, 3))), policy
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +65,12 @@ def test_every_policy_takes_part():
 
 
 @settings(max_examples=150)
-@given(prompts, models, options, any_of(EXACT), st.sampled_from([0.0, 0.0, 0.7]))
-def test_refreshed_at_every_step_it_is_uncached(batch, model, chosen, policy, guidance):
+@given(prompts, options, cached(EXACT), st.sampled_from([0.0, 0.0, 0.7]))
+def test_refreshed_at_every_step_it_is_uncached(batch, chosen, case, guidance):
+    model, policy = case
     chosen = chosen | {"cfg_scale": guidance}
-    exact, cached = Watched(model), Watched(model)
-    plain = run(exact, batch, **chosen)
-    same = run(cached, batch, **chosen, cache=policy)
+    plain = run(model, batch, **chosen)
+    same = run(model, batch, **chosen, cache=policy)
     for a, b in zip(plain, same, strict=True):
         assert steps(a) == steps(b)
         assert (a.token_ids, a.nfe) == (b.token_ids, b.nfe)
@@ -66,8 +79,9 @@ def test_refreshed_at_every_step_it_is_uncached(batch, model, chosen, policy, gu
 
 
 @settings(max_examples=150)
-@given(prompts, models, options, any_of(LAZY))
-def test_rows_do_not_see_each_other(batch, model, chosen, policy):
+@given(prompts, options, cached(LAZY))
+def test_rows_do_not_see_each_other(batch, chosen, case):
+    model, policy = case
     together = run(model, batch, **chosen, cache=policy)
     for row, (prompt, output) in enumerate(zip(batch, together, strict=True)):
         watched = Watched(model)
@@ -78,8 +92,9 @@ def test_rows_do_not_see_each_other(batch, model, chosen, policy):
 
 
 @settings(max_examples=60)
-@given(prompts, models, options, any_of(LAZY), st.integers(0, 5))
-def test_requests_are_independent_and_can_be_cut(batch, model, chosen, policy, after):
+@given(prompts, options, cached(LAZY), st.integers(0, 5))
+def test_requests_are_independent_and_can_be_cut(batch, chosen, case, after):
+    model, policy = case
     first = run(model, batch, **chosen, cache=policy)
     engine = Engine(model)
     stream = engine.stream_steps(batch, DecodeConfig(**chosen, cache=policy))
@@ -88,3 +103,34 @@ def test_requests_are_independent_and_can_be_cut(batch, model, chosen, policy, a
     stream.close()
     again = engine.generate(batch, history=True, **chosen, cache=policy)
     assert [steps(o) for o in first] == [steps(o) for o in again]
+
+
+@settings(max_examples=200)
+@given(prompts, st.integers(1, 10), rules, st.fixed_dictionaries(BUSY), cached(LAZY))
+def test_every_part_works_with_it_or_is_refused(batch, size, rule, busy, case):
+    model, policy = case
+    chosen = {"max_new_tokens": size, "block_length": 4, "sampler": rule, **busy}
+    try:
+        outputs = run(model, batch, **chosen, cache=policy)
+    except ConfigError:
+        return
+    for prompt, output in zip(batch, outputs, strict=True):
+        assert output.nfe <= size
+        tokens = {t for commit in output.history for t in commit.token_ids}
+        assert MASK not in tokens
+        assert all(min(c.positions) >= len(prompt) for c in output.history)
+        if "eotp" not in str(busy["stop_rule"]):  # it may have dropped what was known
+            assert output.finish_reason == "eos" or len(output.token_ids) == size
+
+
+@settings(max_examples=200)
+@given(prompts, st.integers(1, 10), rules, st.fixed_dictionaries(BUSY), cached(EXACT))
+def test_every_part_gets_the_uncached_result_from_fresh_keys(batch, size, rule, busy, case):
+    model, policy = case
+    chosen = {"max_new_tokens": size, "block_length": 4, "sampler": rule, **busy}
+    try:
+        cached = run(model, batch, **chosen, cache=policy)
+    except ConfigError:
+        return
+    plain = run(model, batch, **chosen)
+    assert [steps(o) for o in plain] == [steps(o) for o in cached]
