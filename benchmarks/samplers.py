@@ -4,16 +4,20 @@ Held-out prompts of all task families, seed 11, none of them among those watched
 (single calculations have no others); 128 holes behind each, in blocks of 32 and as one window. The
 papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer. A
 forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
-Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report
+Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report; with
+--missing, only what the committed result does not have yet for the same prompts and weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 import dllm
-from benchmarks.common import unseen, write_result
+from benchmarks.common import RESULTS, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
@@ -29,6 +33,8 @@ from dllm.memo import MemoModel
 from dllm.output import Output
 from dllm.samplers.egp import ExtremelyGreedy
 
+Row = dict[str, Any]
+Key = tuple[str, str, str, str]  # task, block setting, method, knob
 BLOCKWISE, WHOLE = "block 32", "whole canvas"
 HOLES, SEED = 128, 11
 BLOCKS = {BLOCKWISE: 32, WHOLE: None}
@@ -45,16 +51,37 @@ class Setting:
     only: str | None = None
 
 
-def sweep(method: str, spec: str, values: list[Any], paper: Any, **options: Any) -> list[Setting]:
+def key(task: str, block: str, setting: Setting) -> Key:
+    return task, block, setting.method, setting.knob
+
+
+def sweep(
+    method: str, spec: str, values: list[Any], paper: Any, option: str = "sampler", **others: Any
+) -> list[Setting]:
     """One setting per value of the knob that ends `spec`; `paper` is the published value."""
     knob = spec.rpartition(":")[2].rpartition(",")[2].removesuffix("=")
     return [
-        Setting(method, f"{knob}={v}", {**options, "sampler": f"{spec}{v}"}, paper=v == paper)
+        Setting(method, f"{knob}={v}", {**others, option: f"{spec}{v}"}, paper=v == paper)
         for v in values
     ]
 
 
+def part(
+    method: str,
+    option: str,
+    spec: str,
+    values: list[Any],
+    paper: Any,
+    base: dict[str, Any],
+    only: str | None = None,
+) -> list[Setting]:
+    """One setting per value of the knob that ends the `spec` of another part than the rule."""
+    settings = sweep(method, spec, values, paper, option, **base)
+    return [replace(setting, only=only) for setting in settings]
+
+
 THRESHOLD = {"sampler": "threshold:threshold=0.9"}
+QUOTA = {"sampler": "quota"}
 SETTINGS = [
     *(
         Setting("quota", f"{k} a step", {"sampler": f"quota:steps={HOLES // k}"}, paper=k == 1)
@@ -69,40 +96,37 @@ SETTINGS = [
     *sweep("klass", "klass:kl_threshold=", [0.001, 0.015, 0.1], 0.015),
     *sweep("hierarchical", "hierarchical:low=", [0.7, 0.4, 0.2], 0.4),
     *sweep("credit", "threshold:threshold=", [0.9, 0.7], 0.9, transform="credit"),
-    Setting("saber", "count=2", {"sampler": "saber:count=2"}, True, WHOLE),
+    *sweep("saber", "saber:count=", [2, 4, 8], 2),
     *sweep("pc", "pc:decay=0.25,steps=", [HOLES, HOLES // 2, HOLES // 4], HOLES),
     Setting("dus", "", {"sampler": "dus"}, paper=True),
-    Setting("fhs", "", {"sampler": "fhs", "temperature": 1.0}, True, WHOLE),
+    # its only knob is the length of a window, which the whole canvas does not have
     *(
         Setting(
-            "adablock",
-            f"threshold={v}",
-            {**THRESHOLD, "planner": f"adablock:threshold={v}"},
-            v == 0.3,
+            "dus",
+            f"window={v}",
+            {"sampler": "dus", "planner": f"fixed:block_length={v}"},
+            False,
             BLOCKWISE,
         )
-        for v in (0.1, 0.3, 0.5)
+        for v in (8, 16)
     ),
-    Setting("slowfast", "", {**THRESHOLD, "planner": "slowfast"}, True),
+    *sweep("fhs", "fhs:count=", [1, 2, 4], 1, temperature=1.0),
+    *part("adablock", "planner", "adablock:threshold=", [0.1, 0.3, 0.5], 0.3, THRESHOLD),
+    *part("slowfast", "planner", "slowfast:reach=", [0.1, 0.3, 0.6], 0.3, THRESHOLD),
+    # with one block there is nothing to pipeline
+    *part("multi", "planner", "multi:add=", [0.1, 0.5], 0.1, THRESHOLD, BLOCKWISE),
     *(
-        Setting(
-            "multi", f"add={v}", {**THRESHOLD, "planner": f"multi:add={v}"}, v == 0.1, BLOCKWISE
+        Setting("prophet", knob, {**QUOTA, "stop_rule": f"prophet:marker=Answer:,{gaps}"}, paper)
+        for knob, gaps, paper in (
+            ("gaps 7.5, 5, 2.5", "early=7.5,middle=5,late=2.5", True),
+            ("gaps 3, 2, 1", "early=3,middle=2,late=1", False),
+            ("gaps 15, 10, 5", "early=15,middle=10,late=5", False),
         )
-        for v in (0.1, 0.5)
     ),
-    Setting(
-        "prophet", "Answer:", {"sampler": "quota", "stop_rule": "prophet:marker=Answer:"}, True
-    ),
-    Setting("eotp", "", {**THRESHOLD, "stop_rule": "eotp"}, True),
-    Setting(
-        "freedave",
-        "length=4",
-        {"sampler": "quota", "speculator": "freedave:length=4"},
-        True,
-        BLOCKWISE,
-    ),
-    Setting("ssd", "length=4", {"sampler": "quota", "speculator": "ssd:length=4"}, True, BLOCKWISE),
-    Setting("freedave on threshold", "length=4", {**THRESHOLD, "speculator": "freedave:length=4"}),
+    *part("eotp", "stop_rule", "eotp:threshold=", [0.5, 0.96], 0.96, THRESHOLD),
+    *part("freedave", "speculator", "freedave:length=", [2, 4, 8], 4, QUOTA),
+    *part("ssd", "speculator", "ssd:length=", [2, 4, 8], 4, QUOTA),
+    *part("freedave on threshold", "speculator", "freedave:length=", [2, 4], 4, THRESHOLD),
 ]
 
 
@@ -112,8 +136,8 @@ def decode(engine: Engine, prompts: list[str], options: dict[str, Any]) -> list[
     return outputs
 
 
-def measure(name: str, count: int, settings: list[Setting]) -> dict[str, Any]:
-    """Counts of every setting on one task, by block setting."""
+def measure(name: str, count: int, settings: list[Setting], known: set[Key]) -> list[Row]:
+    """Counts of every setting on one task, by block setting; those `known` left out."""
     torch.set_num_threads(1)
     plain = dllm.load("tiny")
     engine = Engine(MemoModel(plain.model, 2**31), plain.text)
@@ -124,14 +148,15 @@ def measure(name: str, count: int, settings: list[Setting]) -> dict[str, Any]:
         base = {"block_length": length}
         reference = decode(engine, prompts, {**base, "sampler": "quota"})
         for setting in settings:
-            if setting.only not in (None, block):
+            if setting.only not in (None, block) or key(name, block, setting) in known:
                 continue
             outputs = decode(engine, prompts, {**base, **setting.options})
             rows.append(row(name, block, setting, chosen, outputs, reference))
-        outputs = decode(engine, prompts, {**base, "sampler": oracle(plain, reference)})
         egp = Setting("egp", "oracle", paper=True)
-        rows.append(row(name, block, egp, chosen, outputs, reference))
-    return {"task": name, "rows": rows}
+        if key(name, block, egp) not in known:
+            outputs = decode(engine, prompts, {**base, "sampler": oracle(plain, reference)})
+            rows.append(row(name, block, egp, chosen, outputs, reference))
+    return rows
 
 
 def oracle(engine: Engine, reference: list[Output]) -> ExtremelyGreedy:
@@ -148,7 +173,7 @@ def row(
     chosen: list[Example],
     outputs: list[Output],
     reference: list[Output],
-) -> dict[str, Any]:
+) -> Row:
     task = TASKS[name]
     grades = Counter(task.grade(e, o.text) for e, o in zip(chosen, outputs, strict=True))
     same = sum(o.token_ids == r.token_ids for o, r in zip(outputs, reference, strict=True))
@@ -172,19 +197,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
     parser.add_argument("--methods", nargs="*", help="only these (nothing is written)")
+    parser.add_argument("--missing", action="store_true", help="keep what the result file has")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     settings = [s for s in SETTINGS if not args.methods or s.method in args.methods]
     # the longest first, so that the workers end together
     names = sorted(TASKS, key=lambda name: TASKS[name].group == "structured", reverse=True)
+    header = {
+        "holes": HOLES,
+        "seed": SEED,
+        "blocks": BLOCKS,
+        "count_per_task": args.count,
+        "weights": fingerprint(),
+    }
+    rows = measured(header, settings) if args.missing else []
+    known = {(r["task"], r["block"], r["method"], r["knob"]) for r in rows}
     with ProcessPoolExecutor(args.workers) as pool:
-        jobs = [pool.submit(measure, name, args.count, settings) for name in names]
-        rows = [r for job in track(jobs, "decoding") for r in job.result()["rows"]]
+        jobs = [pool.submit(measure, name, args.count, settings, known) for name in names]
+        rows += [r for job in track(jobs, "decoding") for r in job.result()]
     if args.methods:
         Console().print(rows)
         return
-    setting = {"holes": HOLES, "seed": SEED, "blocks": BLOCKS, "count_per_task": args.count}
-    print(write_result("samplers", {**setting, "rows": rows}))
+    order = [*((s.method, s.knob) for s in settings), ("egp", "oracle")]
+    place = {each: i for i, each in enumerate(order)}
+    rows.sort(key=lambda r: (names.index(r["task"]), r["block"], place[r["method"], r["knob"]]))
+    print(write_result("samplers", {**header, "rows": rows}))
+
+
+def fingerprint() -> str:
+    """The start of the SHA-256 of the bundled weights."""
+    weights = Path(dllm.__file__).parent / "assets" / "tiny" / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+
+
+def measured(header: Row, settings: list[Setting]) -> list[Row]:
+    """What the result file has of `settings`, with whether they are a paper's; SystemExit if it was
+    made otherwise than `header` says.
+    """
+    result = json.loads((RESULTS / "samplers.json").read_text())
+    for name, value in header.items():
+        if result.get(name) != value:
+            raise SystemExit(f"--missing: {name} is {result.get(name)!r} there, expected {value!r}")
+    paper = {(s.method, s.knob): s.paper for s in settings} | {("egp", "oracle"): True}
+    rows = [r for r in result["rows"] if (r["method"], r["knob"]) in paper]
+    return [{**r, "paper": paper[r["method"], r["knob"]]} for r in rows]
 
 
 if __name__ == "__main__":

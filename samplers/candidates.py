@@ -157,10 +157,11 @@ def propose(
     if "gap" in needs:
         extra["gap"] = (z.gather(-1, best) - second(z, best))[..., 0]
     scores = law if how.tempered else z
-    top = scores.amax(-1, keepdim=True)
-    mass = (scores - top).exp_()
+    first = best if scores is z else scores.argmax(-1, keepdim=True)
+    top = scores.gather(-1, first)
+    # in place where nobody reads the scores again: allocating such a tensor costs as much as a pass
+    mass = ((scores - top) if "entropy" in needs else scores.sub_(top)).exp_()
     if "margin" in needs:
-        first = scores.argmax(-1, keepdim=True)
         extra["margin"] = (1 - second(mass, first))[..., 0]
     if "best" in needs:
         extra["best_conf"] = mass.gather(-1, best)[..., 0]
