@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dllm.binding import Codec
 from dllm.canvas import Canvas
 from dllm.output import Commit, FinishReason, Output, Timings
-
-
-class Decoder(Protocol):
-    """Ids back to text."""
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Reads answers; `stop` are the strings that end one, `stop_ids` the tokens that do."""
 
-    text: Decoder | None
+    text: Codec | None
     stop_ids: tuple[int, ...]
     stop: tuple[str, ...]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
+from dllm.binding import Codec
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding import DecodeError, Decoding
 from dllm.models.protocol import Model
@@ -18,14 +19,12 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-class TextCodec(Protocol):
-    """Text to ids and back; dllm.text.Text is one."""
+class TextCodec(Codec, Protocol):
+    """Text to ids and back, with a chat template; dllm.text.Text is one."""
 
     @property
     def has_chat_template(self) -> bool: ...
-    def encode(self, text: str) -> list[int]: ...
     def chat(self, messages: Sequence[Message]) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class Engine:

@@ -33,7 +33,6 @@ class Preset:
 WHOLE = {"block_length": None}
 QUOTA = {"sampler": "quota"}  # one token per forward
 ADABLOCK = {"planner": "adablock:threshold=0.3,exact=true", "sampler": "threshold:threshold=0.9"}
-DAVE = {"sampler": "quota", "speculator": "freedave:length=4"}
 
 PRESETS: dict[str, Preset] = {
     "llada": Preset("2502.09992, one token per forward", QUOTA),
@@ -83,7 +82,11 @@ PRESETS: dict[str, Preset] = {
         {"planner": "multi", "sampler": "entropy:threshold=0.5"},
         {"sampler": "entropy:threshold=0.4"},
     ),
-    "freedave": Preset("2510.00294", DAVE, {"speculator": "freedave:length=8"}),
+    "freedave": Preset(
+        "2510.00294",
+        {**QUOTA, "speculator": "freedave:length=4"},
+        {"speculator": "freedave:length=8"},
+    ),
     "ssd": Preset("2510.04147", {**QUOTA, "speculator": "ssd:length=4"}),
 }
 

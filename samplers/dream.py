@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.noise import gumbel
-from dllm.samplers.rule import CommitRule, Selection, steps_of_window, top
+from dllm.samplers.rule import CommitRule, Selection, at_least, steps_of_window, top
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Dream(CommitRule):
     alg_temp: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+        if self.steps is not None:
+            at_least("steps", self.steps, 1, "a whole number")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps={self.eps}: expected a number between 0 and 1")
         if not self.alg_temp >= 0:

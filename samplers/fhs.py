@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, top
+from dllm.samplers.rule import CommitRule, Selection, at_least, top
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class FirstHitting(CommitRule):
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not self.count >= 1:
-            raise ValueError(f"count={self.count}: expected a whole number of at least 1")
+        at_least("count", self.count, 1, "a whole number")
 
     def select(self, view: Candidates) -> Selection:
         luck = view.uniform()

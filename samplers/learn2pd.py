@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from dllm.canvas import Canvas
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
-from dllm.samplers.rule import CommitRule, Selection, probability, quota, top
+from dllm.samplers.rule import CommitRule, Selection, at_least, probability, quota, top
 
 FORMAT = "dllm-filter-1"
 NAMES = ("in.weight", "in.bias", "out.weight", "out.bias")
@@ -40,8 +40,8 @@ class Learn2PD(CommitRule):
 
     def __post_init__(self) -> None:
         probability("threshold", self.threshold)
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+        if self.steps is not None:
+            at_least("steps", self.steps, 1, "a whole number")
         object.__setattr__(self, "layers", load_filter(self.filter))
 
     @property

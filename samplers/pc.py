@@ -37,8 +37,8 @@ class PositionCalibrated(CommitRule):
         at_least("decay", self.decay, 0)
         if not self.clip > 0:
             raise ValueError(f"clip={self.clip}: expected a number above 0")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+        if self.steps is not None:
+            at_least("steps", self.steps, 1, "a whole number")
         if self.table is not None:
             frequency = read_frequency(self.table)
             # An unseen token is as surprising as float64 can say; any usual clip is lower.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, quota, top
+from dllm.samplers.rule import CommitRule, Selection, at_least, quota, top
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Quota(CommitRule):
     confidence_eos_eot_inf: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}: expected a whole number of at least 1")
+        if self.steps is not None:
+            at_least("steps", self.steps, 1, "a whole number")
 
     @property
     def bans_eos(self) -> bool:

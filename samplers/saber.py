@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.rule import CommitRule, Selection, at_least
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Saber(CommitRule):
     count: int = 2
 
     def __post_init__(self) -> None:
-        if not self.count >= 1:
-            raise ValueError(f"count={self.count}: expected a whole number of at least 1")
+        at_least("count", self.count, 1, "a whole number")
 
     @property
     def needs(self) -> frozenset[str]:
