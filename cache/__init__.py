@@ -9,4 +9,5 @@ POLICIES = {
     "prefix": "dllm.cache.fastdllm:Prefix",
     "dual": "dllm.cache.fastdllm:Dual",
     "vicinity": "dllm.cache.vicinity:Vicinity",
+    "freeze": "dllm.cache.freecache:FreezeLeft",
 }

@@ -18,12 +18,14 @@ EXACT: dict[str, list[str]] = {
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
     "vicinity": ["vicinity:refresh=1", "vicinity:warmup=99", "vicinity:before=99,after=99"],
+    "freeze": ["freeze:refresh=1"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
     "vicinity": ["vicinity:before=1,after=2,warmup=1", "vicinity:before=2,after=0,refresh=3"],
+    "freeze": ["freeze", "freeze:refresh=3"],
 }
 
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
