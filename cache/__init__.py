@@ -9,5 +9,6 @@ POLICIES = {
     "prefix": "dllm.cache.fastdllm:Prefix",
     "dual": "dllm.cache.fastdllm:Dual",
     "vicinity": "dllm.cache.vicinity:Vicinity",
+    "delayed": "dllm.cache.delayed:Delayed",
     "freeze": "dllm.cache.freecache:FreezeLeft",
 }

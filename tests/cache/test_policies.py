@@ -18,6 +18,7 @@ EXACT: dict[str, list[str]] = {
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
     "vicinity": ["vicinity:refresh=1", "vicinity:warmup=99", "vicinity:before=99,after=99"],
+    "delayed": ["delayed:refresh=1"],
     "freeze": ["freeze:refresh=1"],
 }
 LAZY: dict[str, list[str]] = {
@@ -25,6 +26,12 @@ LAZY: dict[str, list[str]] = {
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
     "vicinity": ["vicinity:before=1,after=2,warmup=1", "vicinity:before=2,after=0,refresh=3"],
+    "delayed": [
+        "delayed",
+        "delayed:refresh=3",
+        "delayed:mode=pd,refresh=4",
+        "delayed:mode=prefill",
+    ],
     "freeze": ["freeze", "freeze:refresh=3"],
 }
 
