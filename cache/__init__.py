@@ -10,5 +10,6 @@ POLICIES = {
     "dual": "dllm.cache.fastdllm:Dual",
     "vicinity": "dllm.cache.vicinity:Vicinity",
     "delayed": "dllm.cache.delayed:Delayed",
+    "delayed-greedy": "dllm.cache.greedy:Greedy",
     "freeze": "dllm.cache.freecache:FreezeLeft",
 }

@@ -19,6 +19,7 @@ EXACT: dict[str, list[str]] = {
     "dual": ["dual:refresh=1"],
     "vicinity": ["vicinity:refresh=1", "vicinity:warmup=99", "vicinity:before=99,after=99"],
     "delayed": ["delayed:refresh=1"],
+    "delayed-greedy": ["delayed-greedy:refresh=1", "delayed-greedy:refresh=1,ahead=1"],
     "freeze": ["freeze:refresh=1"],
 }
 LAZY: dict[str, list[str]] = {
@@ -32,6 +33,7 @@ LAZY: dict[str, list[str]] = {
         "delayed:mode=pd,refresh=4",
         "delayed:mode=prefill",
     ],
+    "delayed-greedy": ["delayed-greedy", "delayed-greedy:refresh=6,neighbours=1,ahead=2"],
     "freeze": ["freeze", "freeze:refresh=3"],
 }
 
