@@ -9,4 +9,8 @@ POLICIES = {
     "prefix": "dllm.cache.fastdllm:Prefix",
     "dual": "dllm.cache.fastdllm:Dual",
     "block": "dllm.cache.block:Block",
+    "vicinity": "dllm.cache.vicinity:Vicinity",
+    "delayed": "dllm.cache.delayed:Delayed",
+    "delayed-greedy": "dllm.cache.greedy:Greedy",
+    "freeze": "dllm.cache.freecache:FreezeLeft",
 }

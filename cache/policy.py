@@ -130,3 +130,9 @@ def check_every(name: str, value: int | None) -> None:
     """Raise ValueError unless `value` is None or a whole number of at least 1."""
     if value is not None and not (isinstance(value, int) and value >= 1):
         raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or none")
+
+
+def check_count(name: str, value: int, least: int = 0) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `least`."""
+    if not (isinstance(value, int) and value >= least):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")

@@ -20,12 +20,25 @@ EXACT: dict[str, list[str]] = {
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
     "block": ["block"],
+    "vicinity": ["vicinity:refresh=1", "vicinity:warmup=99", "vicinity:before=99,after=99"],
+    "delayed": ["delayed:refresh=1"],
+    "delayed-greedy": ["delayed-greedy:refresh=1", "delayed-greedy:refresh=1,ahead=1"],
+    "freeze": ["freeze:refresh=1"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
     "block": ["block", "block:exact=false"],
+    "vicinity": ["vicinity:before=1,after=2,warmup=1", "vicinity:before=2,after=0,refresh=3"],
+    "delayed": [
+        "delayed",
+        "delayed:refresh=3",
+        "delayed:mode=pd,refresh=4",
+        "delayed:mode=prefill",
+    ],
+    "delayed-greedy": ["delayed-greedy", "delayed-greedy:refresh=6,neighbours=1,ahead=2"],
+    "freeze": ["freeze", "freeze:refresh=3"],
 }
 
 BUSY = {  # options of the parts that see or choose more than a rule does

@@ -1,0 +1,56 @@
+"""dKV-Cache: keys and values of a token are kept from one step after its commit on (2505.15781).
+
+They move most when the mask becomes a token, so each token is an input once before it is cached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due, entered
+
+
+def settled(step: Step) -> Tensor:
+    """[B, T] positions that were known one step ago and still are: those that are cached.
+
+    With a shift of 1 the row of p predicts p + 1, so p settles when both are known (`un_right` of
+    the released code; its other two choices freeze masks, or leave out rows that must predict).
+    """
+    known = ~step.inside | (step.canvas.known & ~step.changed)
+    if step.shift:
+        known &= pad(known[:, 1:], (0, 1), value=True)
+    return known & step.inside
+
+
+@dataclass(frozen=True)
+class Delayed(PolicyBase):
+    """Compute what was not known one step earlier; all in a window's first two forwards.
+
+    refresh: every refresh-th forward of a window computes all (none: no later one does). mode:
+    "decode" is that; "pd" never computes the prompt again after the row's first forward; "prefill"
+    does not either, and computes the whole answer in every forward.
+    """
+
+    paper: ClassVar[str] = "dKV-Cache-Decode, arXiv 2505.15781"
+    refresh: int | None = 8
+    mode: Literal["decode", "prefill", "pd"] = "decode"
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+        if self.mode not in ("decode", "prefill", "pd"):
+            raise ValueError(f"mode={self.mode!r}: expected decode, prefill or pd")
+
+    def query(self, step: Step, state: State) -> Query:
+        whole = entered(step, state) | (state["since"] == 1) | due(state["since"], self.refresh)
+        if self.mode == "prefill":
+            whole = torch.ones_like(whole)
+        pos = step.inside & (whole[:, None] | ~settled(step))
+        if self.mode != "decode":  # the last row of the prompt predicts where there is a shift
+            start = torch.where(step.index == 0, 0, step.canvas.prompt - step.shift)
+            pos &= step.between(start, step.canvas.length)
+        return Query(pos)

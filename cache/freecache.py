@@ -1,0 +1,33 @@
+"""FreeCache: what lies left of the window is frozen (FlashDLM, arXiv 2505.21467)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due
+
+
+@dataclass(frozen=True)
+class FreezeLeft(PolicyBase):
+    """Compute all once, then from the window's start to the end.
+
+    What the window has left behind is never computed again, but for the tokens committed in the
+    last step: each is computed once as itself, since keys of a mask would else stand for it to the
+    end (ours). With a shift of 1 neither is the token before the window frozen while it predicts.
+    refresh: forwards of the row between two that compute all (none: only the first does).
+    """
+
+    paper: ClassVar[str] = "FreeCache (FlashDLM), arXiv 2505.21467"
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+
+    def query(self, step: Step, state: State) -> Query:
+        whole = (step.index == 0) | due(step.index, self.refresh)
+        start = torch.where(whole, 0, step.start)
+        fresh = step.changed & step.canvas.known & step.inside
+        return Query(step.between(start, step.canvas.length) | fresh)

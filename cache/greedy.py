@@ -1,0 +1,82 @@
+"""dKV-Cache-Greedy: a handful of positions a forward, whatever the length (arXiv 2505.15781)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dllm.cache.policy import PolicyBase, Query, State, Step, check_count, check_every, due, entered
+
+
+@dataclass(frozen=True)
+class Greedy(PolicyBase):
+    """Compute what may be committed now, what was committed last, and masks near the former.
+
+    Only `ahead` holes are predicted, chosen before the forward. order: "random" takes them in a
+    fixed random order of each row's positions, as released (which commits all of them);
+    "confidence" (ours) takes those most confident when last seen, and all of the windows in a
+    forward that computes all. neighbours: for each of them so many more masks, the nearest by
+    distance, left before right. refresh: all is computed when a window is entered, and in every
+    refresh-th forward of it (none: not again).
+    """
+
+    paper: ClassVar[str] = "dKV-Cache-Greedy, arXiv 2505.15781"
+    narrows: ClassVar[bool] = True
+    wants_confidence: ClassVar[bool] = True
+    refresh: int | None = 4
+    neighbours: int = 4
+    ahead: int = 4
+    order: Literal["confidence", "random"] = "confidence"
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+        check_count("neighbours", self.neighbours)
+        check_count("ahead", self.ahead, least=1)
+        if self.order not in ("confidence", "random"):
+            raise ValueError(f"order={self.order!r}: expected confidence or random")
+
+    def query(self, step: Step, state: State) -> Query:
+        whole = (entered(step, state) | due(state["since"], self.refresh))[:, None]
+        holes = step.want & step.canvas.holes
+        random = self.order == "random"
+        rank = ranked(holes, shuffled(step) if random else step.confidence)
+        offered = holes & (rank < self.ahead)
+        near = self.beside(rank, offered, step.canvas.holes & ~offered)
+        pos = step.inside & (whole | offered | near | step.changed)
+        if not random:
+            offered |= holes & whole
+        # what is known and wanted all the same (rules that look back) is not left out
+        return Query(pos, want=offered | ~step.canvas.holes)
+
+    def beside(self, rank: Tensor, offered: Tensor, free: Tensor) -> Tensor:
+        """[B, T] of the `free` masks those nearest to each `offered` position, by its `rank`.
+
+        One after another: a mask that one has taken is not there for the next.
+        """
+        pos = torch.arange(free.shape[1], device=free.device)
+        found = torch.zeros_like(free)
+        for k in range(min(self.ahead, free.shape[1])):
+            this = offered & (rank == k)  # one position, or none
+            away = pos - torch.where(this, pos, 0).sum(1, keepdim=True)
+            order = ranked(free & ~found, -(2 * away.abs() + (away > 0)))
+            found |= free & ~found & (order < self.neighbours) & this.any(1, keepdim=True)
+        return found
+
+
+def ranked(mask: Tensor, score: Tensor) -> Tensor:
+    """[B, T] rank from 0 by score, highest first, ties to the left, outside `mask` last."""
+    score = score.double().masked_fill(~mask, -torch.inf)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1)
+
+
+def shuffled(step: Step) -> Tensor:
+    """[B, T] numbers in [0, 2**48) that depend on the row's index and the position only."""
+    x = (step.canvas.row[:, None] + 1) * 0x9E3779B97F4A + step.canvas.pos
+    for _ in range(3):  # each round multiplies, then brings the well mixed high bits down
+        x = (x * 0x5851F42D4C957F2D) & ((1 << 48) - 1)
+        x = x ^ (x >> 23)
+    return x
