@@ -8,4 +8,5 @@ POLICIES = {
     "none": "dllm.cache.none:NoCache",
     "prefix": "dllm.cache.fastdllm:Prefix",
     "dual": "dllm.cache.fastdllm:Dual",
+    "elastic": "dllm.cache.elastic:Elastic",
 }

@@ -17,11 +17,13 @@ EXACT: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
+    "elastic": ["elastic:refresh=1", "elastic:refresh=1,gamma=2,tracked=2"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
+    "elastic": ["elastic", "elastic:window=3,gamma=0.97,tracked=2", "elastic:refresh=3,gamma=2"],
 }
 
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
