@@ -203,7 +203,7 @@ def log_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k = q.transpose(1, 2).to(wide), k.to(wide)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.mT * q.shape[-1] ** -0.5
+    scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.log_softmax(-1)
@@ -218,5 +218,5 @@ def similarity(old: Tensor, new: Tensor, real: Tensor) -> Tensor:
     inner = (old + new).logsumexp(1)  # [b, N, K]
     norms = ((2 * old).logsumexp(1) + (2 * new).logsumexp(1)) / 2
     counts = real[..., None] & norms.isfinite()
-    total: Tensor = (inner - norms).exp().masked_fill(~counts, 0).sum((1, 2))
+    total = (inner - norms).exp().masked_fill(~counts, 0).sum((1, 2))
     return total / counts.sum((1, 2)).clamp(min=1)
