@@ -81,6 +81,8 @@ class Forward:
         size = canvas.ids.shape[1]
         live = age = torch.zeros_like(canvas.known)
         if self.stores:
+            for store in self.stores:  # what a stop rule cut off is not read any more
+                store.live &= canvas.pos < canvas.length[:, None]
             live, age = self.stores[0].live, self.stores[0].age
         return Step(
             canvas=canvas,

@@ -35,6 +35,7 @@ options = st.fixed_dictionaries(
         "block_length": st.sampled_from([None, 1, 4, 5]),
         "sampler": st.sampled_from(["quota", "threshold:threshold=0.6", "quota:steps=4", "saber"]),
         "buckets": st.booleans(),
+        "stop_rule": st.sampled_from([None, None, "eotp:threshold=0.06"]),  # cuts rows short
     }
 )
 
