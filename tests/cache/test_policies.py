@@ -35,7 +35,6 @@ options = st.fixed_dictionaries(
         "block_length": st.sampled_from([None, 1, 4, 5]),
         "sampler": st.sampled_from(["quota", "threshold:threshold=0.6", "quota:steps=4", "saber"]),
         "buckets": st.booleans(),
-        "stop_rule": st.sampled_from([None, None, "eotp:threshold=0.06"]),  # cuts rows short
     }
 )
 
@@ -91,3 +90,17 @@ def test_requests_are_independent_and_can_be_cut(batch, model, chosen, policy, a
     stream.close()
     again = engine.generate(batch, history=True, **chosen, cache=policy)
     assert [steps(o) for o in first] == [steps(o) for o in again]
+
+
+@pytest.mark.parametrize("policy", [spec for specs in EXACT.values() for spec in specs])
+def test_a_row_cut_short_reads_nothing_behind_its_end(policy):
+    prompt = [PLAIN[56 % len(PLAIN)], PLAIN[57 % len(PLAIN)]]
+    chosen = {"max_new_tokens": 12, "block_length": None, "sampler": "quota"}
+    chosen["stop_rule"] = "eotp:threshold=0.06"
+    exact, cached = Watched(decoder()), Watched(decoder())
+    (plain,) = run(exact, [prompt], **chosen)
+    assert 1 < plain.nfe < 12  # cut, and decoded on
+    (same,) = run(cached, [prompt], **chosen, cache=policy)
+    assert steps(plain) == steps(same)
+    for one, two in zip(exact.logits, cached.logits, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
