@@ -13,4 +13,5 @@ POLICIES = {
     "delayed": "dllm.cache.delayed:Delayed",
     "delayed-greedy": "dllm.cache.greedy:Greedy",
     "freeze": "dllm.cache.freecache:FreezeLeft",
+    "elastic": "dllm.cache.elastic:Elastic",
 }

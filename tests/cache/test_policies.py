@@ -24,6 +24,7 @@ EXACT: dict[str, list[str]] = {
     "delayed": ["delayed:refresh=1"],
     "delayed-greedy": ["delayed-greedy:refresh=1", "delayed-greedy:refresh=1,ahead=1"],
     "freeze": ["freeze:refresh=1"],
+    "elastic": ["elastic:refresh=1", "elastic:refresh=1,gamma=2,tracked=2"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
@@ -39,6 +40,7 @@ LAZY: dict[str, list[str]] = {
     ],
     "delayed-greedy": ["delayed-greedy", "delayed-greedy:refresh=6,neighbours=1,ahead=2"],
     "freeze": ["freeze", "freeze:refresh=3"],
+    "elastic": ["elastic", "elastic:window=3,gamma=0.97,tracked=2", "elastic:refresh=3,gamma=2"],
 }
 
 BUSY = {  # options of the parts that see or choose more than a rule does
@@ -48,7 +50,10 @@ BUSY = {  # options of the parts that see or choose more than a rule does
 }
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
 shifts = st.sampled_from([0, 1])
-BLOCKS: dict[str, list[int | None]] = {"block": [1, 4, 8]}  # of attention; others: both ways too
+BLOCKS: dict[str, list[int | None]] = {
+    "block": [1, 4, 8],
+    "elastic": [None],
+}  # of attention; others: both ways too
 options = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 14),

@@ -1,0 +1,164 @@
+"""Elastic-Cache for one row, written from its text: plain sets, whole attention matrices, no store.
+
+Slow and literal. Knows nothing of the policy, the plans or the engine; of the model it takes the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dllm.models.decoder import Block, Decoder
+
+
+@dataclass
+class Kept:
+    """Of one layer, for all T positions: inputs, queries, keys, values; the tracked tokens."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tracked: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Told:
+    """What a decoding did, by forward: positions that each layer computed, tokens by position."""
+
+    computed: list[list[set[int]]] = field(default_factory=list)
+    commits: list[dict[int, int]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # [W, V] of the window, by forward
+
+
+Choose = Callable[[dict[int, float]], list[int]]  # of the confidences by position
+
+
+def decode(
+    model: Decoder,
+    prompt: list[int],
+    size: int,
+    choose: Choose,
+    *,
+    window: int,
+    gamma: float,
+    tracked: int,
+    refresh: int | None = None,
+) -> Told:
+    """Decode `size` tokens behind `prompt`."""
+    spec, told = model.spec, Told()
+    ids = prompt + [spec.mask_id] * size
+    length, holes = len(ids), set(range(len(prompt), len(ids)))
+    kept = [_nothing(model, length) for _ in model.layers]
+    decoded: set[int] = set()
+    forward = 0
+    while holes:
+        masked = sorted(holes)[:window]
+        if forward == 0 or (refresh is not None and forward % refresh == 0):
+            rows, start = set(range(length)), 0
+        else:
+            rows = decoded | set(masked) | {r for layer in kept for r in layer.tracked}
+            rows |= {max(p - spec.shift, 0) for p in masked}
+            start = len(kept)
+        out, computed = _forward(model, ids, rows, start, kept, masked, holes, gamma, tracked)
+        told.computed.append(computed)
+        logits = [model.head(model.norm(out[max(p - spec.shift, 0)])) for p in masked]
+        told.logits.append(torch.stack(logits))
+        best, conf = {}, {}
+        for p, row in zip(masked, logits, strict=True):
+            row[spec.mask_id] = -torch.inf
+            law = torch.softmax(row, -1)
+            conf[p], best[p] = float(law.max()), int(law.argmax())
+        decoded = set(choose(conf))
+        told.commits.append({p: best[p] for p in decoded})
+        for p in decoded:
+            ids[p] = best[p]
+        holes -= decoded
+        forward += 1
+        ends = [p for p in range(len(prompt), length) if ids[p] == spec.eos_id]
+        if ends and (not holes or min(ends) < min(holes)):
+            break
+    return told
+
+
+def _nothing(model: Decoder, length: int) -> Kept:
+    spec = model.spec
+    heads = [(spec.num_heads,), (spec.num_kv_heads,), (spec.num_kv_heads,)]
+    q, k, v = (torch.zeros(*h, length, spec.head_dim, dtype=model.dtype) for h in heads)
+    return Kept(torch.zeros(length, spec.hidden_size, dtype=model.dtype), q, k, v)
+
+
+def _forward(
+    model: Decoder,
+    ids: list[int],
+    rows: set[int],
+    start: int,
+    kept: list[Kept],
+    masked: list[int],
+    holes: set[int],
+    gamma: float,
+    count: int,
+) -> tuple[dict[int, Tensor], list[set[int]]]:
+    """Rows behind the last layer by position, and the positions each layer computed.
+
+    start: the layer from which everything is computed, as it stands before the first one.
+    """
+    everything = range(len(ids))
+    x = {p: model.embed.weight[ids[p]] for p in rows}
+    computed = []
+    for index, (layer, own) in enumerate(zip(model.layers, kept, strict=True)):
+        for p in x:
+            own.x[p] = x[p]
+        if index == start:
+            x = {p: own.x[p] for p in everything}
+        computed.append(set(x))
+        before = [_row(own, own.q[:, r]) for r in own.tracked]  # a_old, by tracked token
+        for p in x:
+            own.q[:, p], own.k[:, p], own.v[:, p] = _heads(layer, x[p], p)
+        weights = {p: _row(own, own.q[:, p]) for p in x}  # [H, T] each
+        for p in list(x):
+            x[p] = x[p] + _branch(layer, weights[p], own.v)
+            x[p] = x[p] + layer.feed(x[p])
+        if index < start and own.tracked:
+            cosines = []  # across the heads, for every tracked row and key
+            for r, old in zip(own.tracked, before, strict=True):
+                cosines += (old * weights[r]).sum(0) / old.norm(dim=0) / weights[r].norm(dim=0)
+            if sum(cosines) / len(cosines) < gamma:
+                start = index + 1
+        mass = sum(weights[p].sum(0) for p in masked).tolist()
+        known = [key for key in everything if key not in holes]
+        own.tracked = sorted(known, key=lambda key: -mass[key])[:count]
+    return x, computed
+
+
+def _heads(layer: Block, x: Tensor, pos: int) -> list[Tensor]:
+    """q [H, D], k and v [H_kv, D] of one row x [d], q and k turned by its position."""
+    spec, x = layer.attn.spec, layer.attn_norm(x)
+    found = []
+    for name in ("q", "k", "v"):
+        heads = getattr(layer.attn, name)(x).view(-1, spec.head_dim)
+        if name != "v":
+            half = spec.head_dim // 2
+            turn = pos * spec.rope_theta ** (-torch.arange(half, dtype=x.dtype) / half)
+            a, b = heads[:, :half], heads[:, half:]
+            heads = torch.cat([a * turn.cos() - b * turn.sin(), b * turn.cos() + a * turn.sin()], 1)
+        found.append(heads)
+    return found
+
+
+def _row(own: Kept, q: Tensor) -> Tensor:
+    """The attention row [H, T] of the query q [H, D]."""
+    k = own.k.repeat_interleave(q.shape[0] // own.k.shape[0], 0)  # [H, T, D]
+    return torch.softmax((k @ q[..., None])[..., 0] / q.shape[1] ** 0.5, -1)
+
+
+def _branch(layer: Block, weights: Tensor, v: Tensor) -> Tensor:
+    """What attention weights [H, T] over values [H_kv, T, D] add to the row: [d]."""
+    v = v.repeat_interleave(weights.shape[0] // v.shape[0], 0)  # [H, T, D]
+    out = (weights[:, None] @ v).flatten()
+    found: Tensor = layer.attn.o(out)
+    return found
