@@ -8,4 +8,6 @@ POLICIES = {
     "none": "dllm.cache.none:NoCache",
     "prefix": "dllm.cache.fastdllm:Prefix",
     "dual": "dllm.cache.fastdllm:Dual",
+    "interval": "dllm.cache.interval:Interval",
+    "sparse": "dllm.cache.sparse:Sparse",
 }

@@ -130,3 +130,9 @@ def check_every(name: str, value: int | None) -> None:
     """Raise ValueError unless `value` is None or a whole number of at least 1."""
     if value is not None and not (isinstance(value, int) and value >= 1):
         raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or none")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a share from 0 to 1")

@@ -17,11 +17,15 @@ EXACT: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix:refresh=1"],
     "dual": ["dual:refresh=1"],
+    "interval": ["interval:prompt=1,answer=1", "interval:prompt=1,share=1.0"],
+    "sparse": ["sparse:refresh=1", "sparse:refresh=1,keep=0.0", "sparse:refresh=1,width=1"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
     "prefix": ["prefix", "prefix:refresh=3"],
     "dual": ["dual", "dual:refresh=2"],
+    "interval": ["interval", "interval:prompt=3,answer=2,share=0.0", "interval:prompt=5,answer=3"],
+    "sparse": ["sparse", "sparse:keep=0.2,width=1", "sparse:refresh=3"],
 }
 
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
