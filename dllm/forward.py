@@ -80,6 +80,8 @@ class Forward:
         empty = windows.end <= windows.start
         size = canvas.ids.shape[1]
         live = age = torch.zeros_like(canvas.known)
+        for store in self.stores:  # a stop rule may have shortened rows
+            store.live &= canvas.pos < canvas.length[:, None]
         if self.stores:
             live, age = self.stores[0].live, self.stores[0].age
         return Step(

@@ -69,6 +69,18 @@ def test_refreshed_at_every_step_it_is_uncached(batch, model, chosen, policy, gu
             torch.testing.assert_close(one.confidences, two.confidences, rtol=0, atol=1e-9)
 
 
+@settings(max_examples=60)
+@given(prompts, models, options, any_of(EXACT), any_of(LAZY))
+def test_what_a_stop_rule_cuts_off_is_not_read_again(batch, model, chosen, exact, lazy):
+    chosen = chosen | {"stop_rule": "eotp:threshold=0.1"}
+    plain = run(model, batch, **chosen)
+    same = run(model, batch, **chosen, cache=exact)
+    assert [steps(o) for o in plain] == [steps(o) for o in same]
+    together = run(model, batch, **chosen, cache=lazy)
+    alone = [run(model, [prompt], **chosen, cache=lazy)[0] for prompt in batch]
+    assert [steps(o) for o in together] == [steps(o) for o in alone]
+
+
 @settings(max_examples=150)
 @given(prompts, models, options, any_of(LAZY))
 def test_rows_do_not_see_each_other(batch, model, chosen, policy):
