@@ -66,6 +66,24 @@ def test_intervals_are_each_rows_own():
             assert steps(output) == steps(alone)
 
 
+def test_rows_cut_short_compare_fewer_values():
+    """Answers of different lengths: what pads the comparison stores no values."""
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [5, 5, 9], [6], [8, 8, 9]]
+    ragged = 0
+    for seed in range(12):
+        options = {
+            "max_new_tokens": 12,
+            "cache": Interval(20, 9, 0.4),
+            "stop_rule": "eotp:threshold=0.1",
+        }
+        together = run(decoder(seed=seed), prompts, **options)
+        ragged += len({output.nfe for output in together}) > 1
+        for prompt, output in zip(prompts, together, strict=True):
+            (alone,) = run(decoder(seed=seed), [prompt], **options)
+            assert steps(output) == steps(alone)
+    assert ragged
+
+
 def test_a_slots_age_counts_from_its_last_refresh():
     ages = []
 
