@@ -124,6 +124,26 @@ def test_windows_that_end_in_their_second_forward_are_uncached():
         assert [steps(o) for o in same] == [steps(o) for o in plain]
 
 
+def test_rows_of_a_batch_choose_in_their_own_time():
+    """Rows enter windows at different steps, with different numbers of positions to choose from."""
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [5, 9], [6, 7, 8, 6], [8]]
+    apart = 0
+    for seed in range(8):
+        options = {
+            "max_new_tokens": 20,
+            "block_length": 5,
+            "sampler": "threshold:threshold=0.3",
+            "cache": Sparse(0.3),
+        }
+        watched = Watched(decoder(seed=seed))
+        together = run(watched, prompts, **options)
+        apart += any(plan.rows is not None for plan in watched.plans)
+        for prompt, output in zip(prompts, together, strict=True):
+            (alone,) = run(decoder(seed=seed), [prompt], **options)
+            assert steps(output) == steps(alone)
+    assert apart > 5
+
+
 def test_grouped_queries_score_as_if_the_keys_were_repeated():
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, 5, 3, generator=generator)
