@@ -14,4 +14,6 @@ POLICIES = {
     "delayed-greedy": "dllm.cache.greedy:Greedy",
     "freeze": "dllm.cache.freecache:FreezeLeft",
     "elastic": "dllm.cache.elastic:Elastic",
+    "interval": "dllm.cache.interval:Interval",
+    "sparse": "dllm.cache.sparse:Sparse",
 }

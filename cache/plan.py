@@ -18,6 +18,10 @@ class Layer(Protocol):
         """Rotated queries [B, H, Q, D], keys and values [B, H_kv, Q, D] of rows x [B, Q, d]."""
         ...
 
+    def values(self, x: Tensor) -> Tensor:
+        """The values [B, H_kv, Q, D] of `heads` alone."""
+        ...
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The attention branch [B, Q, d] of queries q over keys and values [B, H_kv, K, D]."""
         ...

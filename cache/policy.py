@@ -136,3 +136,9 @@ def check_count(name: str, value: int, least: int = 0) -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
     if not (isinstance(value, int) and value >= least):
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a share from 0 to 1")

@@ -142,16 +142,23 @@ class KVStore:
 
     def update(self, layer: int, access: Access, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [B, H, Q, D] of `layer` to their slots; return those [B, H, extent, D]."""
-        for kept, new in ((self.k[layer], k), (self.v[layer], v)):
-            if access.rows is None:
-                kept.scatter_(2, access.slots[:, None, :, None].expand_as(new), new)
-            else:
-                kept[access.rows[:, None], :, access.slots] = new.transpose(1, 2)
+        self._put(self.k[layer], access, k)
+        self.update_values(layer, access, v)
         if self.seen is not None:
             real = access.slots < self.slots
             rows = self._rows(access.rows)[:, None].expand_as(real)
             self.seen[layer, rows[real], access.slots[real]] = True
         return self.read(layer, access)
+
+    def update_values(self, layer: int, access: Access, v: Tensor) -> None:
+        """Write values [B, H, Q, D] only; the slots' keys stay as they are."""
+        self._put(self.v[layer], access, v)
+
+    def _put(self, kept: Tensor, access: Access, new: Tensor) -> None:
+        if access.rows is None:
+            kept.scatter_(2, access.slots[:, None, :, None].expand_as(new), new)
+        else:
+            kept[access.rows[:, None], :, access.slots] = new.transpose(1, 2)
 
     def read(self, layer: int, access: Access) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, extent, D] of `layer`; a view where all rows are meant."""

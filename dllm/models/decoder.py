@@ -48,9 +48,10 @@ class Run:
         assert self.store is not None
         assert self.access is not None
         slots = pos if valid is None else torch.where(valid, pos, self.store.slots)
-        access = replace(self.access, slots=slots)
-        plan = Plan(pos, pos, valid, rows=access.rows, extent=access.extent)
-        mask = attention_mask(self.spec, plan, self.store, access)
+        access, mask = replace(self.access, slots=slots), self.mask
+        if self.spec.block_length is not None:  # else every query sees the same slots
+            plan = Plan(pos, pos, valid, rows=access.rows, extent=access.extent)
+            mask = attention_mask(self.spec, plan, self.store, access)
         cos, sin = angles(self.spec, pos, self.cos.dtype)
         return Run(self.spec, pos, valid, cos, sin, mask, self.store, access)
 
@@ -148,13 +149,14 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q [B, H, Q, D], k and v [B, H_kv, Q, D] of normed rows x [B, Q, d]."""
-        q, k, v = (
-            rearrange(proj(x), "b q (h d) -> b h q d", d=self.spec.head_dim)
-            for proj in (self.q, self.k, self.v)
-        )
+        q, k, v = (self.split(proj(x)) for proj in (self.q, self.k, self.v))
         q = rotate(self.q_norm(q), run, self.spec.rope_fp32)
         k = rotate(self.k_norm(k), run, self.spec.rope_fp32)
         return q, k, v
+
+    def split(self, x: Tensor) -> Tensor:
+        """Projected rows x [B, Q, H * D] by head: [B, H, Q, D]."""
+        return rearrange(x, "b q (h d) -> b h q d", d=self.spec.head_dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = self.spec.num_heads != self.spec.num_kv_heads
@@ -181,6 +183,10 @@ class Block(nn.Module):
     def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [B, H, Q, D], keys and values [B, H_kv, Q, D] of rows x [B, Q, d]."""
         return self.attn.heads(self.attn_norm(x), run)
+
+    def values(self, x: Tensor) -> Tensor:
+        """The values [B, H_kv, Q, D] of `heads` alone."""
+        return self.attn.split(self.attn.v(self.attn_norm(x)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The attention branch [B, Q, d]: what it adds to the residual stream."""

@@ -25,6 +25,8 @@ EXACT: dict[str, list[str]] = {
     "delayed-greedy": ["delayed-greedy:refresh=1", "delayed-greedy:refresh=1,ahead=1"],
     "freeze": ["freeze:refresh=1"],
     "elastic": ["elastic:refresh=1", "elastic:refresh=1,gamma=2,tracked=2"],
+    "interval": ["interval:prompt=1,answer=1", "interval:prompt=1,share=1.0"],
+    "sparse": ["sparse:refresh=1", "sparse:refresh=1,keep=0.0", "sparse:refresh=1,width=1"],
 }
 LAZY: dict[str, list[str]] = {
     "none": ["none"],
@@ -41,6 +43,8 @@ LAZY: dict[str, list[str]] = {
     "delayed-greedy": ["delayed-greedy", "delayed-greedy:refresh=6,neighbours=1,ahead=2"],
     "freeze": ["freeze", "freeze:refresh=3"],
     "elastic": ["elastic", "elastic:window=3,gamma=0.97,tracked=2", "elastic:refresh=3,gamma=2"],
+    "interval": ["interval", "interval:prompt=3,answer=2,share=0.0", "interval:prompt=5,answer=3"],
+    "sparse": ["sparse", "sparse:keep=0.2,width=1", "sparse:refresh=3"],
 }
 
 BUSY = {  # options of the parts that see or choose more than a rule does
@@ -60,6 +64,7 @@ options = st.fixed_dictionaries(
         "block_length": st.sampled_from([None, 1, 4, 5]),
         "sampler": st.sampled_from(["quota", "threshold:threshold=0.6", "quota:steps=4", "saber"]),
         "buckets": st.booleans(),
+        "stop_rule": st.sampled_from([None, None, "eotp:threshold=0.1"]),
     }
 )
 

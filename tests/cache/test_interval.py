@@ -1,0 +1,132 @@
+"""dLLM-Cache computes the rows that its text says, layer by layer, and pads without a trace."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from dllm.cache.interval import Interval
+from dllm.specs import SpecError
+from tests.cache.literal_walks import Interval as Literal
+from tests.cache.literal_walks import Plain, decode, written
+from tests.cache.models import PLAIN, Watched, decoder, run, steps
+
+OPTIONS = [(8, 4, 0.25), (5, 3, 0.25), (4, 2, 0.0), (100, 7, 0.25)]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_it_computes_what_the_text_says(monkeypatch, options, shift):
+    rng = random.Random(f"{options} {shift}")
+    for case in range(25):
+        model = decoder(shift, None, case % 4)
+        prompt = [rng.choice(PLAIN) for _ in range(rng.randint(0, 9))]
+        size, block = rng.randint(4, 12), rng.choice([None, 4, 5])
+        threshold, guidance = rng.choice([None, 0.6]), rng.choice([0.0, 0.0, 0.7])
+        expected, literal = decode(
+            lambda: Literal(Plain(model), len(prompt), len(prompt) + size, options),  # noqa: B023
+            prompt,
+            size,
+            block=block,
+            threshold=threshold,
+            shift=shift,
+            guidance=guidance,
+        )
+        watched = Watched(model)
+        with written(monkeypatch) as notes:
+            (output,) = run(
+                watched,
+                [prompt],
+                max_new_tokens=size,
+                block_length=block,
+                sampler="quota" if threshold is None else f"threshold:threshold={threshold}",
+                cfg_scale=guidance,
+                cache=Interval(*options),
+            )
+        assert steps(output) == expected
+        assert output.nfe == len(notes) == len(expected) * len(literal)
+        for store, cache in zip(watched.stores, literal, strict=True):
+            found = [[note[n] for n in range(3)] for of, note in notes if of is store]
+            assert found == cache.computed
+
+
+def test_intervals_are_each_rows_own():
+    """Rows of a batch choose different numbers of rows; what pads the shorter ones writes nothing.
+
+    Rows finish at different steps, so that what is kept moves up.
+    """
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [5], [], [8, 8, 9]]
+    for seed in range(4):
+        options = {"max_new_tokens": 9, "cache": Interval(4, 3, 0.4), "sampler": "eb"}
+        together = run(decoder(seed=seed), prompts, **options)
+        for prompt, output in zip(prompts, together, strict=True):
+            (alone,) = run(decoder(seed=seed), [prompt], **options)
+            assert steps(output) == steps(alone)
+
+
+def test_rows_cut_short_compare_fewer_values():
+    """Answers of different lengths: what pads the comparison stores no values."""
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [5, 5, 9], [6], [8, 8, 9]]
+    ragged = 0
+    for seed in range(12):
+        options = {
+            "max_new_tokens": 12,
+            "cache": Interval(20, 9, 0.4),
+            "stop_rule": "eotp:threshold=0.1",
+        }
+        together = run(decoder(seed=seed), prompts, **options)
+        ragged += len({output.nfe for output in together}) > 1
+        for prompt, output in zip(prompts, together, strict=True):
+            (alone,) = run(decoder(seed=seed), [prompt], **options)
+            assert steps(output) == steps(alone)
+    assert ragged
+
+
+def test_a_slots_age_counts_from_its_last_refresh():
+    ages = []
+
+    class Seen(Watched):
+        def __call__(self, ids, plan, store=None):
+            logits = super().__call__(ids, plan, store)
+            ages.append(store.age[0].tolist())
+            return logits
+
+    run(Seen(decoder()), [[5, 6]], max_new_tokens=5, cache="interval:prompt=3,answer=2")
+    assert [age[0] for age in ages] == [0, 1, 2, 0, 1][: len(ages)]
+    assert [age[2] for age in ages] == [0, 1, 0, 1, 0][: len(ages)]
+    assert len(ages) >= 4
+
+
+@pytest.mark.parametrize("block", [2, 5])
+def test_a_block_causal_model_is_exact_when_refreshed(block):
+    model, prompts = decoder(0, block), [[5, 6, 7], [8]]
+    plain = run(model, prompts, max_new_tokens=7)
+    same = run(model, prompts, max_new_tokens=7, cache="interval:prompt=1,share=1.0")
+    assert [steps(o) for o in plain] == [steps(o) for o in same]
+    lazy = run(model, prompts, max_new_tokens=7, cache="interval")
+    alone = [run(model, [p], max_new_tokens=7, cache="interval")[0] for p in prompts]
+    assert [steps(o) for o in lazy] == [steps(o) for o in alone]
+
+
+def test_what_the_walk_keeps_counts_as_cache():
+    watched = Watched(decoder())
+    run(watched, [[5, 6]], max_new_tokens=4, cache="interval")
+    (store,) = watched.stores
+    assert set(store.extra) == {"attention", "feed"}
+    assert all(t.dtype == torch.float64 for t in store.extra.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("prompt=0", "prompt=0: expected a whole number of at least 1"),
+        ("answer=-1", "answer=-1: expected a whole number of at least 1"),
+        ("share=1.5", "share=1.5: expected a share from 0 to 1"),
+        ("share=nan", "share=nan: expected a share"),
+    ],
+)
+def test_bad_options_are_refused(option, what):
+    with pytest.raises(SpecError, match=what):
+        run(decoder(), [[5]], max_new_tokens=2, cache=f"interval:{option}")
