@@ -71,7 +71,14 @@ def test_it_is_the_released_one(case, refresh, neighbours, ahead, order):
 def test_few_positions_are_computed_however_long_the_row(shift, order):
     watched = Watched(decoder(shift))
     cache = f"delayed-greedy:ahead=2,neighbours=3,refresh=8,order={order}"
-    run(watched, [[5] * 50], max_new_tokens=40, block_length=20, sampler="quota", cache=cache)
+    run(
+        watched,
+        [[7] * 50],
+        max_new_tokens=40,
+        block_length=20,
+        sampler="quota:logits_eos_inf=true",
+        cache=cache,
+    )
     widths = [len(query) for query in watched.queries]
     most = 2 * (1 + 3 + shift) + 1
     full = [n for n, width in enumerate(widths) if width == 90]
