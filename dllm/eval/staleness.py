@@ -17,9 +17,9 @@ class Staleness:
     """Sums over all forwards that were measured; the properties are what to report.
 
     An age counts the row's forwards since a slot was written: 0 in the forward that writes it, 1
-    in the next one. It is kept per slot, not per layer: a slot counts as new in all layers once a
-    forward queries it, also where a `Walk` recomputes it in some layers only or takes old branch
-    outputs for it. For policies with a walk read ages as a lower bound; the KL knows no such limit.
+    in the next one. It is kept per slot, not per layer. Where a `Walk` also writes slots in single
+    layers (elastic, interval), these are fresher than their age, which is then an upper bound; it
+    says nothing of old branch outputs. The KL knows no such limits.
     """
 
     predictions: int = 0
