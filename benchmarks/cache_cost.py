@@ -1,10 +1,10 @@
 """How long cached steps take and what they multiply: the machinery behind benchmarks.caches.
 
 A random LLaDA-shaped model decodes a fixed number of tokens a step, so that all policies make the
-same steps. A long generation is not run whole: it is looked into at a few blocks, where all before
-the block stands as prompt. Of each look the first step, in which policies compute what they keep,
-is set apart (a generation has one); the steps behind it span one block, the entry into the next
-included. Whole generation = first step + the others at the mean of all looks.
+same steps. A long generation is not run whole: its first step is, and it is looked into at a few
+blocks, where all before the block stands as prompt. Of each look the first step, in which policies
+compute what they keep, is left out; those behind it span one block, the entry into the next
+included. Whole generation = its first step + the others at the mean of all looks.
 """
 
 from __future__ import annotations
@@ -137,19 +137,19 @@ def steadied(looks: list[list[Moment]]) -> list[list[Moment]]:
 
 
 def whole(looks: list[list[Moment]], batch: int, generated: int) -> dict[str, Any]:
-    """Sums over a whole generation of `generated` tokens in each of `batch` rows."""
-    first = [one[0] for one in looks]
+    """Sums over a whole generation of `generated` tokens in each of `batch` rows.
+
+    looks of one step are the generation's first.
+    """
+    first = [one[0] for one in looks if len(one) == 1]
     later = [moment for one in looks for moment in one[1:]]
-
-    def total(name: str) -> float:
-        begin = statistics.fmean(getattr(m, name) for m in first)
-        begun = statistics.fmean(m.tokens for m in first)
-        rate = sum(getattr(m, name) for m in later) / sum(m.tokens for m in later)
-        return float(begin + rate * (batch * generated - begun))
-
-    names = ("seconds", "flops", "rows", "forwards")
-    found = {name: total(name) for name in names}
-    return {**found, "tokens_per_step": sum(m.tokens for m in later) / len(later) / batch}
+    left = batch * generated - statistics.fmean(moment.tokens for moment in first)
+    tokens = sum(moment.tokens for moment in later)
+    found = {}
+    for name in ("seconds", "flops", "rows", "forwards"):
+        begin = statistics.fmean(getattr(moment, name) for moment in first)
+        found[name] = begin + left / tokens * sum(getattr(moment, name) for moment in later)
+    return {**found, "tokens_per_step": tokens / len(later) / batch}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +174,10 @@ def measure(
     stored: dict[Contender, int] = {}
     blocks = generated // BLOCK
     places = [min(int(share * blocks), blocks - 2) for share in LOOKS]
-    for _, place, c in itertools.product(range(repeats), places, contenders):
+    for _, place, c in itertools.product(range(repeats), (0, *places), contenders):
         steps = 3 if c.policy == "none" else 1 + PERIOD  # all steps of `none` are alike
-        moments, stored[c] = look(
-            models[c.causal], works[c.causal], c.cache, batch, generated, place, steps
-        )
+        decoder, work, steps = models[c.causal], works[c.causal], steps if place else 1
+        moments, stored[c] = look(decoder, work, c.cache, batch, generated, place, steps)
         looks[c].append(moments)
     rows = []
     for c in contenders:
