@@ -167,7 +167,10 @@ class Contender:
 def measure(
     contenders: Sequence[Contender], generated: int, batch: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """One row for each contender, visited in turns; the first of each model is its reference."""
+    """One row for each contender, visited in turns; the first of each model is its reference.
+
+    generated: tokens of an answer, four blocks at least.
+    """
     models = {causal: model(BLOCK if causal else None) for causal in {c.causal for c in contenders}}
     works = {causal: Work(decoder) for causal, decoder in models.items()}
     looks: dict[Contender, list[list[Moment]]] = defaultdict(list)

@@ -71,6 +71,7 @@ class Meter:
     def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
         return self.model.new_store(batch, length, limit)
 
+    @torch.no_grad()
     def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
         logits = self.model(ids, plan, store)
         real = predicted(plan.head)
