@@ -47,7 +47,7 @@ def speed_table(section: Section, generated: int, batch: int) -> str:
                 f"{r['flop_ratio']:.1%}",
                 kept,
                 f"{r['forwards'] / batch:.0f}",
-                f"{r['rows'] / batch / 1e6:.2f} M",
+                f"{r['rows'] / batch / 1e3:,.0f} k",
                 f"{r['bytes'] / 2**20:.0f}",
             ]
         )
