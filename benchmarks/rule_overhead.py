@@ -53,7 +53,7 @@ def seconds_per_step(model: TableModel, batch: int, chosen: dict[str, object]) -
     while steps < STEPS and decoding.active:
         decoding.step()
         steps += 1
-    return (time.perf_counter() - began - decoding.forward_seconds) / steps
+    return (time.perf_counter() - began - decoding.forward.seconds) / steps
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def engine_seconds(model: TableModel, batch: int, steps: int, block_length: int 
     began = time.perf_counter()
     for _ in range(steps):
         decoding.step()
-    return (time.perf_counter() - began - decoding.forward_seconds) / steps
+    return (time.perf_counter() - began - decoding.forward.seconds) / steps
 
 
 def usual_seconds(model: TableModel, batch: int, steps: int) -> float:
