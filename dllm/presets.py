@@ -39,6 +39,13 @@ PRESETS: dict[str, Preset] = {
     "dream": Preset("2508.15487, one token per forward", {"sampler": "dream:alg=entropy", **WHOLE}),
     "fast-dllm": Preset("2505.22618, threshold", {"sampler": "threshold:threshold=0.9"}),
     "fast-dllm-factor": Preset("2505.22618, factor", {"sampler": "factor:factor=1.0"}),
+    "fast-dllm-cache": Preset(
+        "2505.22618, threshold and dual cache",
+        {"sampler": "threshold:threshold=0.9", "cache": "dual"},
+    ),
+    "fast-dllm-v2": Preset(  # sub-blocks of the model's blocks of 32
+        "2509.26328", {"sampler": "threshold:threshold=0.9", "block_length": 8, "cache": "block"}
+    ),
     "frechet": Preset("2606.02955", {"sampler": "frechet:delta=0.25"}),
     "localleap": Preset(
         "2510.07081",
@@ -86,6 +93,19 @@ PRESETS: dict[str, Preset] = {
         "2510.00294",
         {**QUOTA, "speculator": "freedave:length=4"},
         {"speculator": "freedave:length=8"},
+    ),
+    "dkv-cache": Preset(
+        "2505.15781", {**QUOTA, "cache": "delayed:refresh=8"}, {"cache": "delayed:refresh=4"}
+    ),
+    "dllm-cache": Preset("2506.06295", {**QUOTA, "cache": "interval:prompt=50,answer=7"}),
+    "elastic-cache": Preset(
+        "2510.14973",
+        {"sampler": "threshold:threshold=0.9", "cache": "elastic:window=32,gamma=0.9", **WHOLE},
+    ),
+    "sparse-dllm": Preset("2508.02558", {**QUOTA, "cache": "sparse:keep=0.5"}),
+    "dinfer-vicinity": Preset(
+        "2510.08666",
+        {"sampler": "threshold:threshold=0.9", "cache": "vicinity", "block_length": 64},
     ),
     "ssd": Preset("2510.04147", {**QUOTA, "speculator": "ssd:length=4"}),
 }

@@ -10,6 +10,7 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.presets import PRESETS, TUNED, preset_options, read_preset
+from tests.cache.models import decoder
 from tests.echo import echo, write_tiny
 from tests.fakes import FakeModel, FakeText
 
@@ -26,7 +27,8 @@ def test_every_preset_is_made_of_known_parts(name, family):
 @pytest.mark.parametrize("shift", [0, 1])
 def test_every_preset_fills_the_canvas(name, shift):
     options = {"preset": name, "max_new_tokens": 9}
-    for output in Engine(FakeModel(shift=shift), FakeText()).generate([[3], [4, 6]], **options):
+    model = decoder(shift, 4 if preset_options(name).get("cache") == "block" else None)
+    for output in Engine(model, FakeText()).generate([[3], [4, 6]], **options):
         assert output.finish_reason in ("eos", "length")
         assert output.nfe <= 9
 
