@@ -7,12 +7,11 @@ that have no numbers yet are left as they are.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, fill
 from dllm.intervals import wilson
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -172,18 +171,10 @@ def draw(speed: Section, long: Section, target: Path) -> None:
 
 def main() -> None:
     result = json.loads((RESULTS / "caches.json").read_text())
-    page = DOCS / "caches.md"
-    text = page.read_text()
-    for key, make in parts(result).items():
-        mark = f"<!-- {key} -->"
-        part = f"{mark}\n{make()}\n{mark}"
-        text, count = re.subn(f"{mark}.*?{mark}", lambda _, p=part: p, text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{page.name}: expected {mark} twice")
-    page.write_text(text)
+    fill(DOCS / "caches.md", {key: make() for key, make in parts(result).items()})
     if "speed" in result and "long" in result:
         draw(result["speed"], result["long"], DOCS / "caches.svg")
-    print(f"written: {page.name}: {', '.join(parts(result))}")
+    print(f"written: caches.md: {', '.join(parts(result))}")
 
 
 if __name__ == "__main__":

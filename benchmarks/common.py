@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ def sizes_of(task: Task) -> tuple[int, ...]:
     return LIST_SIZES if task.group in ("lists", "random") else task.sizes
 
 
-def unseen(name: str, count: int, seed: int, taken: Collection[str] = ()) -> list[Example]:
+def unseen(
+    name: str,
+    count: int,
+    seed: int,
+    taken: Collection[str] = (),
+    sizes: tuple[int, ...] | None = None,
+) -> list[Example]:
     """Held-out examples of a task, none of them `taken` or watched during training.
 
     A task that has no more than what was watched (single calculations) gives of that.
     """
     task = TASKS[name]
-    sizes = sizes_of(task)
+    sizes = sizes or sizes_of(task)
     watched = {e.prompt for s in WATCHED for e in held_out(task, 500, seed=s, sizes=sizes)}
     drawn = held_out(task, count + len(watched) + len(taken), seed=seed, sizes=sizes)
     free = [e for e in drawn if e.prompt not in taken]
@@ -69,3 +75,15 @@ def write_result(name: str, content: dict[str, Any], directory: Path = RESULTS) 
     temp.write_text(json.dumps({"environment": environment(), **content}, indent=2) + "\n")
     temp.replace(path)
     return path
+
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Put each text of `parts` between the two marks "<!-- name -->" that `page` has for it."""
+    text = page.read_text()
+    for name, part in parts.items():
+        mark = f"<!-- {name} -->"
+        pieces = text.split(mark)
+        if len(pieces) != 3:
+            raise SystemExit(f"{page.name}: expected {mark} twice")
+        text = f"{pieces[0]}{mark}\n{part}\n{mark}{pieces[2]}"
+    page.write_text(text)

@@ -6,12 +6,11 @@ Run after benchmarks.samplers: python -m benchmarks.samplers_report (needs the e
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, fill
 from dllm.intervals import wilson
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -85,17 +84,9 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
 
 def main() -> None:
     result = json.loads((RESULTS / "samplers.json").read_text())
-    page = DOCS / "samplers.md"
-    text = page.read_text()
-    for block in result["blocks"]:
-        mark = f"<!-- {block} -->"
-        part = f"{mark}\n{table(result['rows'], block)}\n{mark}"
-        text, count = re.subn(f"{mark}.*?{mark}", lambda _, p=part: p, text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{page.name}: expected {mark} twice")
-    page.write_text(text)
+    fill(DOCS / "samplers.md", {b: table(result["rows"], b) for b in result["blocks"]})
     draw(result["rows"], DOCS / "samplers.svg")
-    print(f"written: {page.name}, samplers.svg")
+    print("written: samplers.md, samplers.svg")
 
 
 if __name__ == "__main__":
