@@ -54,10 +54,8 @@ BUSY = {  # options of the parts that see or choose more than a rule does
 }
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
 shifts = st.sampled_from([0, 1])
-BLOCKS: dict[str, list[int | None]] = {
-    "block": [1, 4, 8],
-    "elastic": [None],
-}  # of attention; others: both ways too
+# The blocks of attention that a policy's models have (None: it goes both ways); others: None, 4.
+BLOCKS: dict[str, list[int | None]] = {"block": [1, 4, 8], "elastic": [None], "sparse": [None]}
 options = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 14),

@@ -141,7 +141,7 @@ def test_rows_of_a_batch_choose_in_their_own_time():
         for prompt, output in zip(prompts, together, strict=True):
             (alone,) = run(decoder(seed=seed), [prompt], **options)
             assert steps(output) == steps(alone)
-    assert apart > 5
+    assert apart > 2
 
 
 def test_grouped_queries_score_as_if_the_keys_were_repeated():
