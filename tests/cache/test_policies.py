@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,3 +157,15 @@ def test_every_part_gets_the_uncached_result_from_fresh_keys(batch, size, rule, 
         return
     plain = run(model, batch, **chosen)
     assert [steps(o) for o in plain] == [steps(o) for o in cached]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("policy", [spec for specs in LAZY.values() for spec in specs])
+def test_keys_and_values_have_the_models_dtype(policy, dtype):
+    block = 4 if policy.startswith("block") else None
+    model = Watched(copy.deepcopy(decoder(1, block)).to(dtype))
+    batch = [[3, 4], [6, 7, 8, 9]]
+    outputs = run(model, batch, max_new_tokens=9, block_length=4, cache=policy)
+    assert all(o.finish_reason in ("eos", "length") for o in outputs)
+    for store in model.stores:
+        assert store.k.dtype == store.v.dtype == dtype
