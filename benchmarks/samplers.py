@@ -5,7 +5,8 @@ Held-out prompts of all task families, seed 11, none of them among those watched
 papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer. A
 forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
 Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report; with
---missing, only what the committed result does not have yet for the same prompts and weights.
+--missing, only what the committed result does not have yet for the same prompts and weights,
+written after every task.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -212,16 +213,22 @@ def main() -> None:
     }
     rows = measured(header, settings) if args.missing else []
     known = {(r["task"], r["block"], r["method"], r["knob"]) for r in rows}
-    with ProcessPoolExecutor(args.workers) as pool:
-        jobs = [pool.submit(measure, name, args.count, settings, known) for name in names]
-        rows += [r for job in track(jobs, "decoding") for r in job.result()]
-    if args.methods:
-        Console().print(rows)
-        return
     order = [*((s.method, s.knob) for s in settings), ("egp", "oracle")]
     place = {each: i for i, each in enumerate(order)}
-    rows.sort(key=lambda r: (names.index(r["task"]), r["block"], place[r["method"], r["knob"]]))
-    print(write_result("samplers", {**header, "rows": rows}))
+    with ProcessPoolExecutor(args.workers) as pool:
+        jobs = [pool.submit(measure, name, args.count, settings, known) for name in names]
+        for done, job in enumerate(track(as_completed(jobs), "decoding", len(jobs)), 1):
+            rows += job.result()
+            rows.sort(
+                key=lambda r: (names.index(r["task"]), r["block"], place[r["method"], r["knob"]])
+            )
+            # A run for what is missing, if it is killed, leaves less missing to the next one.
+            if not args.methods and (args.missing or done == len(jobs)):
+                path = write_result("samplers", {**header, "rows": rows})
+    if args.methods:
+        Console().print(rows)
+    else:
+        print(path)
 
 
 def fingerprint() -> str:

@@ -30,6 +30,18 @@ def summed(rows: list[dict[str, Any]], groups: tuple[str, ...] = ()) -> dict[Key
     return dict(found)
 
 
+def check_whole(rows: list[dict[str, Any]]) -> None:
+    """SystemExit where a setting lacks prompts that others have: totals would not compare."""
+    totals = summed(rows)
+    most = max(t["count"] for t in totals.values())
+    short = [", ".join(key) for key, t in totals.items() if t["count"] != most]
+    if short:
+        raise SystemExit(
+            f"samplers.json: expected {most} prompts of every setting, fewer of {short[0]} and "
+            f"{len(short) - 1} others; run benchmarks.samplers --missing"
+        )
+
+
 def table(rows: list[dict[str, Any]], block: str) -> str:
     """The Markdown table of one block setting: every method at its paper's defaults."""
     lines = [
@@ -84,6 +96,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
 
 def main() -> None:
     result = json.loads((RESULTS / "samplers.json").read_text())
+    check_whole(result["rows"])
     fill(DOCS / "samplers.md", {b: table(result["rows"], b) for b in result["blocks"]})
     draw(result["rows"], DOCS / "samplers.svg")
     print("written: samplers.md, samplers.svg")

@@ -126,7 +126,8 @@ class Transform(Protocol):
         """New logits for logits [B, K, V] of the positions `pos` [B, K], perhaps in place; banned
         tokens are -inf already. Called for a few positions at a time, for each once a step.
 
-        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row.
+        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row. The
+        memory of `logits` is used again: keep copies of what is needed later.
         """
         ...
 
@@ -142,11 +143,16 @@ class Progress:
 
 
 def propose(
-    z: Tensor, how: Proposal, needs: frozenset[str], keys: tuple[Tensor, ...]
+    z: Tensor,
+    how: Proposal,
+    needs: frozenset[str],
+    keys: tuple[Tensor, ...],
+    spare: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Tokens and scores of logits z [B, K, V], which are used up; `keys` count the token draws.
 
     The result holds the fields of `Candidates` by name, the optional ones only if in `needs`.
+    spare [B, K, V]: memory that entropies may be worked out in (None: their own).
     """
     law = z / how.temperature if how.temperature > 0 else z
     if how.temperature > 0 or how.tempered:
@@ -159,16 +165,15 @@ def propose(
     scores = law if how.tempered else z
     first = best if scores is z else scores.argmax(-1, keepdim=True)
     top = scores.gather(-1, first)
-    # in place where nobody reads the scores again: allocating such a tensor costs as much as a pass
-    mass = ((scores - top) if "entropy" in needs else scores.sub_(top)).exp_()
+    gap = scores.sub_(top)  # in place: allocating a tensor of this size costs as much as a pass
+    mass = torch.exp(gap, out=spare) if "entropy" in needs else gap.exp_()
     if "margin" in needs:
         extra["margin"] = (1 - second(mass, first))[..., 0]
     if "best" in needs:
         extra["best_conf"] = mass.gather(-1, best)[..., 0]
     if "entropy" in needs:
         # H = log S - sum(mass * (z - top)) / S; a banned token has mass 0, and 0 * inf is no number
-        gap = scores.sub_(top).clamp_(min=-1e30)
-        extra["entropy"] = torch.linalg.vecdot(mass, gap)
+        extra["entropy"] = torch.linalg.vecdot(mass, gap.clamp_(min=-1e30))
     own = mass.gather(-1, token)[..., 0]
     rest = mass.scatter_(-1, token, 0.0).sum(-1)
     total = own + rest
@@ -240,10 +245,14 @@ def score(
     stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
     parts = []
-    size = max(1, CHUNK // (logits.shape[0] * logits.shape[2]))
-    for at in range(0, logits.shape[1], size):
+    batch, count, vocabulary = logits.shape
+    size = min(count, max(1, CHUNK // (batch * vocabulary)))
+    # The same memory for every piece: new one for each costs its page faults, more than a pass.
+    room = logits.new_empty(1 + ("entropy" in needs), batch, size, vocabulary, dtype=kind)
+    for at in range(0, count, size):
         cut = slice(at, at + size)
-        z = logits[:, cut].to(kind, copy=True)
+        z, *spare = room[:, :, : count - at]  # [B, size, V] each, the last piece perhaps shorter
+        z.copy_(logits[:, cut])
         z[..., list(how.banned)] = -torch.inf
         if transform is not None:
             z = transform.apply(
@@ -251,7 +260,7 @@ def score(
             )
         kept = {"logits": z.clone()} if needs & {"logits", "kl"} else {}
         keys = (canvas.row[:, None], step[:, None], pos[:, cut], stream)
-        parts.append(propose(z, how, needs, keys) | kept)
+        parts.append(propose(z, how, needs, keys, *spare) | kept)
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 

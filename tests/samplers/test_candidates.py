@@ -31,7 +31,7 @@ V, MASK, END = 7, 3, 1
 NEEDS = frozenset({"margin", "entropy"})
 
 
-def view(logits: torch.Tensor, **how) -> Candidates:
+def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidates:
     """Candidates of logits [B, K, V], every row being K holes and nothing else."""
     batch, size, _ = logits.shape
     canvas = Canvas.from_prompts([[]] * batch, size, MASK)
@@ -41,7 +41,7 @@ def view(logits: torch.Tensor, **how) -> Candidates:
     return Candidates(
         pos=pos,
         valid=valid,
-        **score(logits, pos, valid, zero, canvas, proposal, NEEDS),
+        **score(logits, pos, valid, zero, canvas, proposal, needs),
         **dict.fromkeys(("start", "window_step", "step", "prompt"), zero),
         **dict.fromkeys(("end", "window_holes", "length"), zero + size),
         row=canvas.row,
@@ -157,6 +157,14 @@ def test_chunks_change_nothing(monkeypatch, how):
     cut = view(z, **how)
     for field in ("token", "conf", "log1m", "margin", "entropy", "ends"):
         assert torch.equal(getattr(whole, field), getattr(cut, field)), field
+
+
+def test_the_logits_that_are_kept_are_those_that_were_scored(monkeypatch):
+    monkeypatch.setattr(candidates, "CHUNK", 1)  # every position in the memory of the one before
+    z = torch.randn(2, 3, V, generator=torch.manual_seed(2))
+    expected = z.clone()
+    expected[..., MASK] = -torch.inf
+    assert torch.equal(view(z, NEEDS | {"logits"}).logits, expected)
 
 
 # --- truncation and drawing ----------------------------------------------------------------------
