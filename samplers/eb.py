@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import CommitRule, Selection, at_least
@@ -39,7 +40,10 @@ class EntropyBound(CommitRule):
         rank = view.rank(*score)
         entropy = view.entropy.double().clamp(min=0)  # rounding may give less than 0
         ordered = torch.empty_like(entropy).scatter_(1, rank, entropy)  # padding comes last
-        lost = ordered.cumsum(1) - ordered.cummax(1).values  # grows with n
+        # The sum less the largest: each adds itself, or what was the largest before it. So it only
+        # grows, however small the entropies are.
+        before = pad(ordered.cummax(1).values[:, :-1], (1, 0))
+        lost = torch.minimum(before, ordered).cumsum(1)
         # Compared in fp32, in which entropies come: 0.05 + 0.05 is no more than 0.1.
         passes = lost.float() <= self.bound
         return Selection(view.valid & passes.gather(1, rank), score)

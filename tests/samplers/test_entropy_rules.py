@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def eb_by_hand(row: list[Row], gamma: float, error: str) -> list[int]:
     order = ranked(row, PROXY[error], lambda c: -c.log1m)
     best = 1
     for n in range(1, len(order) + 1):
-        h = [c.entropy for c in order[:n]]
+        h = [Fraction(c.entropy) for c in order[:n]]  # 1e-20 + 1 - 1 is not 0
         if sum(h) - max(h) <= gamma * (1 + 1e-7):
             best = n
     return sorted(c.pos for c in order[:best])
