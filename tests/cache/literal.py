@@ -121,9 +121,13 @@ def quota(total: int | None) -> Choice:
 
 def decode(row: Row, choose: Choice, method: Method) -> Row:
     """Window by window, until nothing is left or the text has ended."""
-    first, size = len(row.prompt), row.block or row.size
-    for start in range(first, row.end, size):
-        row.s, row.e, row.i = start, min(start + size, row.end), 0
+    row.e = len(row.prompt)
+    # windows count from the prompt's end, or with the blocks of the model's attention from 0
+    origin = row.e if row.model.spec.block_length is None else 0
+    while row.e < row.end:
+        row.s, row.i = row.e, 0
+        done = (row.s - origin) // row.block if row.block else 0
+        row.e = min(origin + (done + 1) * row.block, row.end) if row.block else row.end
         while row.masks:
             row.before.append(set(row.known))
             compute, want = method(row)
@@ -176,9 +180,12 @@ cases = st.builds(
 )
 
 
-def agree(case: Case, method: Method, cache: Any) -> Row:
-    """Assert that the engine with `cache` does what `method` does; the row as it was decoded."""
-    model = decoder(case.shift, seed=case.seed)
+def agree(case: Case, method: Method, cache: Any, attention: int | None = None) -> Row:
+    """Assert that the engine with `cache` does what `method` does; the row as it was decoded.
+
+    attention: the length of the model's blocks, if its attention is causal between blocks.
+    """
+    model = decoder(case.shift, attention, case.seed)
     with torch.no_grad():
         row = decode(Row(model, case.prompt, case.size, case.block), case.choose, method)
     watched = Watched(model)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.config import ConfigError
+from tests.cache.literal import Row, agree, cases, whole
 from tests.cache.models import MASK, PLAIN, Watched, decoder, run, steps
 
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
@@ -41,6 +42,25 @@ def test_it_equals_computing_everything(batch, shift, block, seed, chosen):
         assert (a.token_ids, a.nfe) == (b.token_ids, b.nfe)
         for one, two in zip(a.history, b.history, strict=True):
             torch.testing.assert_close(one.confidences, two.confidences, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=200)
+@given(cases, st.sampled_from([1, 2, 4, 8]))
+def test_it_is_prefill_open_block_and_commit(case, block):
+    """Open blocks are computed in every forward, finished ones in one forward more."""
+    stored: set[int] = set()
+
+    def method(row: Row) -> set[int]:
+        blocks = range((row.e - 1) // block + 1)
+        span = {k: range(k * block, min((k + 1) * block, row.end)) for k in blocks}
+        computed = {p for k in blocks if k not in stored for p in span[k]}
+        for k in blocks:
+            if not row.known.issuperset(span[k]):
+                break
+            stored.add(k)
+        return computed
+
+    agree(case, whole(method), "block", block)
 
 
 def test_a_finished_block_is_stored_by_the_next_blocks_first_forward():
