@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# The models are small: a second thread costs more than it does, most of all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("dllm", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("dllm")
 
