@@ -6,18 +6,11 @@ Attention never looks past its own block, so that the keys of a finished block a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, entered
-
-
-class Attention(Protocol):
-    """What `bind` asks of a model."""
-
-    @property
-    def block_length(self) -> int | None: ...
+from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, entered
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class Block(PolicyBase):
     exact: bool = True
     block_length: int | None = None
 
-    def bind(self, spec: Attention) -> Block:
+    def bind(self, spec: Facts) -> Block:
         """Know the model's blocks; ValueError if it attends in both directions everywhere."""
         if spec.block_length is None:
             raise ValueError(

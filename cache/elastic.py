@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm.cache.plan import Layer
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due
+from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, check_count, check_every, due
 from dllm.canvas import positions
-
-
-class Facts(Protocol):
-    """What the policy asks of a model."""
-
-    @property
-    def block_length(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +40,7 @@ class Elastic(PolicyBase):
 
     def __post_init__(self) -> None:
         for name in ("window", "tracked"):
-            if not (isinstance(value := getattr(self, name), int) and value >= 1):
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+            check_count(name, getattr(self, name), least=1)
         if not isfinite(self.gamma):
             raise ValueError(f"gamma={self.gamma!r}: expected a finite number")
         check_every("refresh", self.refresh)

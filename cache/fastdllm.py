@@ -11,21 +11,17 @@ from typing import ClassVar
 
 import torch
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due, entered
+from dllm.cache.policy import Query, Refreshed, State, Step, due, entered
 
 
 @dataclass(frozen=True)
-class Prefix(PolicyBase):
+class Prefix(Refreshed):
     """Compute all when a window is entered, then from the window's start to the end.
 
     refresh: forwards of a window between two that compute all (none: only the first does).
     """
 
     paper: ClassVar[str] = "Fast-dLLM PrefixCache, arXiv 2505.22618"
-    refresh: int | None = None
-
-    def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
 
     def query(self, step: Step, state: State) -> Query:
         whole = entered(step, state) | due(state["since"], self.refresh)
@@ -34,14 +30,10 @@ class Prefix(PolicyBase):
 
 
 @dataclass(frozen=True)
-class Dual(PolicyBase):
+class Dual(Refreshed):
     """Compute all when a window is entered, then the window alone."""
 
     paper: ClassVar[str] = "Fast-dLLM DualCache, arXiv 2505.22618"
-    refresh: int | None = None
-
-    def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
 
     def query(self, step: Step, state: State) -> Query:
         whole = entered(step, state) | due(state["since"], self.refresh)

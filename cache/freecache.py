@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due
+from dllm.cache.policy import Query, Refreshed, State, Step, due
 
 
 @dataclass(frozen=True)
-class FreezeLeft(PolicyBase):
+class FreezeLeft(Refreshed):
     """Compute all once, then from the window's start to the end.
 
     What the window has left behind is never computed again, but for the tokens committed in the
@@ -21,10 +21,6 @@ class FreezeLeft(PolicyBase):
     """
 
     paper: ClassVar[str] = "FreeCache (FlashDLM), arXiv 2505.21467"
-    refresh: int | None = None
-
-    def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
 
     def query(self, step: Step, state: State) -> Query:
         whole = (step.index == 0) | due(step.index, self.refresh)

@@ -105,6 +105,23 @@ class PolicyBase:
     wants_confidence: ClassVar[bool] = False
 
 
+class Facts(Protocol):
+    """What a policy's `bind` may ask of a model: the blocks its attention is causal in, or None."""
+
+    @property
+    def block_length(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Refreshed(PolicyBase):
+    """A policy with the one knob `refresh`: forwards between two that compute all (none: never)."""
+
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        check_every("refresh", self.refresh)
+
+
 def entered(step: Step, state: State) -> Tensor:
     """[B] rows whose window is a new one, the first included; counts the forwards since then.
 

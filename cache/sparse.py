@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dllm.cache.plan import Layer
 from dllm.cache.policy import (
+    Facts,
     PolicyBase,
     Query,
     State,
@@ -49,7 +50,7 @@ class Sparse(PolicyBase):
             raise ValueError(f"width={self.width!r}: expected an odd whole number of at least 1")
         check_every("refresh", self.refresh)
 
-    def bind(self, spec: Any) -> Self:
+    def bind(self, spec: Facts) -> Self:
         """Refuse block-causal models: a row might keep nothing that it may see."""
         if spec.block_length is not None:
             raise ValueError("expected a bidirectional model: one of blocks has an exact cache")
