@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Protocol, cast
 
 from dllm.cache.policy import CachePolicy
+from dllm.canvas import Given
 from dllm.config import ConfigError, DecodeConfig
 from dllm.models.protocol import TokenIds
 from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
@@ -128,28 +129,28 @@ class Parts:
         return needs | ({"best"} if "decoded" in needs else frozenset())
 
 
-def encode_given(
-    given: Sequence[str], text: Codec | None, max_new_tokens: int
-) -> list[tuple[int, list[int]]]:
-    """Texts "OFFSET:TEXT" as (offset, ids); ConfigError where one does not fit."""
-    found, taken = [], set[int]()
-    for item in given:
-        offset, _, words = item.partition(":")
-        if text is None:
-            raise ConfigError("given text needs a tokenizer: load the engine with one")
-        ids = text.encode(words)
-        span = set(range(int(offset), int(offset) + len(ids)))
-        if max(span) >= max_new_tokens:
-            raise ConfigError(
-                f"given={item!r}: its {len(ids)} tokens reach behind {max_new_tokens=}"
-            )
-        if span & taken:
-            raise ConfigError(f"given={item!r}: overlaps another given text")
-        taken |= span
-        found.append((int(offset), ids))
-    if len(taken) == max_new_tokens:
-        raise ConfigError(f"given={tuple(given)!r}: leaves no hole in {max_new_tokens=}")
-    return found
+def encode_given(given: Sequence[str], text: Codec | None) -> list[tuple[int, list[int]]]:
+    """Texts "OFFSET:TEXT" as (offset, ids)."""
+    if given and text is None:
+        raise ConfigError("given text needs a tokenizer: load the engine with one")
+    parts = (item.partition(":") for item in given)
+    return [(int(offset), text.encode(words)) for offset, _, words in parts if text is not None]
+
+
+def check_given(rows: Sequence[Given], max_new_tokens: int) -> None:
+    """ConfigError where what stands in a row's answer does not fit, or leaves nothing to decode."""
+    for row, given in enumerate(rows):
+        taken = set[int]()
+        for offset, ids in given:
+            span = set(range(offset, offset + len(ids)))
+            what = f"row {row}, given at {offset}: its {len(ids)} tokens"
+            if offset < 0 or offset + len(ids) > max_new_tokens:
+                raise ConfigError(f"{what} reach out of {max_new_tokens=}")
+            if span & taken:
+                raise ConfigError(f"{what} overlap other given ones")
+            taken |= span
+        if len(taken) == max_new_tokens:
+            raise ConfigError(f"row {row}: what is given leaves no hole in {max_new_tokens=}")
 
 
 def _bound(part: Any, facts: Words | TokenIds) -> Any:

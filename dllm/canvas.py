@@ -47,6 +47,9 @@ class Windows:
         return self.each(pos).any(1)
 
 
+Given = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, token ids)
+
+
 @dataclass(slots=True)
 class Canvas:
     """B rows of prompt plus positions to fill, each from position 0, padded on the right only.
@@ -71,11 +74,11 @@ class Canvas:
         max_new_tokens: int,
         mask_id: int,
         device: torch.device | str = "cpu",
-        given: Sequence[tuple[int, Sequence[int]]] = (),
+        given: Sequence[Given] = (),
     ) -> Canvas:
         """A canvas of `prompts` with `max_new_tokens` holes behind each.
 
-        given: (offset behind the prompt, token ids) that stand in every answer from the start.
+        given: by row, what stands in its answer from the start.
         """
         size = max(map(len, prompts)) + max_new_tokens
         ids = torch.full((len(prompts), size), mask_id)
@@ -85,7 +88,7 @@ class Canvas:
         generated = (pos >= prompt_length[:, None]) & (pos < length[:, None])
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
-            for offset, tokens in given:
+            for offset, tokens in given[row] if given else ():
                 span = slice(len(prompt) + offset, len(prompt) + offset + len(tokens))
                 ids[row, span] = torch.tensor(list(tokens), dtype=torch.long)
                 generated[row, span] = False

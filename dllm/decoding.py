@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dllm.answers import Answers
-from dllm.binding import Codec, Parts, encode_given
-from dllm.canvas import Canvas, Windows
+from dllm.binding import Codec, Parts, check_given, encode_given
+from dllm.canvas import Canvas, Given, Windows
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
 from dllm.forward import Forward
@@ -50,13 +50,16 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
         row_ids: Sequence[int] | None = None,
+        given: Sequence[Given] | None = None,
     ) -> None:
         self.model, self.config = model, config
         spec, device = model.spec, model.device
         self.parts = Parts.of(config, text, spec)
-        given = encode_given(config.given, text, config.max_new_tokens)
+        shared = encode_given(config.given, text)
+        stands = [[*shared, *own] for own in given or [()] * len(prompts)]
+        check_given(stands, config.max_new_tokens)
         self.canvas = Canvas.from_prompts(
-            prompts, config.max_new_tokens, spec.mask_id, device, given=given
+            prompts, config.max_new_tokens, spec.mask_id, device, given=stands
         )
         self.active = list(range(len(prompts)))  # request index of every row of the canvas
         if row_ids is not None:
@@ -346,7 +349,7 @@ class Decoding:
             self.commits[self.active[i]],
             nfe=int(self.forward.nfe[i]),
             canvases=int(self.canvases[i]),
-            timings=Timings(self.seconds, self.forward.seconds),
+            timings=Timings(self.seconds, self.forward.seconds, self.forward.first),
             history=self.config.history,
         )
         return Finished(self.active[i], output)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
 from dllm.binding import Codec
+from dllm.canvas import Given
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding import DecodeError, Decoding
 from dllm.models.protocol import Model
@@ -65,17 +66,19 @@ class Engine:
         config: DecodeConfig,
         *,
         row_ids: Sequence[int] | None = None,
+        given: Sequence[Given] | None = None,
     ) -> Iterator[Event]:
         """Decode token ids; yield Started, Commit and Finished events of all rows as they happen.
 
         row_ids: the identity of each row in random draws (default: its index), so that a row
-        samples the same alone, in a batch, or on another machine. KeyboardInterrupt ends the rows
+        samples the same alone, in a batch, or on another machine. given: by row, (offset behind the
+        prompt, token ids) that stand in its answer from the start. KeyboardInterrupt ends the rows
         that are left with finish_reason "interrupted". Raises DecodeError.
         """
-        self._check(prompts, config, row_ids)
+        self._check(prompts, config, row_ids, given)
         if not prompts:
             return
-        decoding = Decoding(self.model, self.text, prompts, config, row_ids)
+        decoding = Decoding(self.model, self.text, prompts, config, row_ids, given)
         for row, prompt in enumerate(prompts):
             yield Started(row, list(prompt), config.max_new_tokens)
         yield from decoding.given()
@@ -155,12 +158,15 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
         row_ids: Sequence[int] | None,
+        given: Sequence[Given] | None,
     ) -> None:
-        if row_ids is not None and len(row_ids) != len(prompts):
-            raise DecodeError(f"{len(row_ids)} row_ids for {len(prompts)} prompts")
+        for name, each in (("row_ids", row_ids), ("given", given)):
+            if each is not None and len(each) != len(prompts):
+                raise DecodeError(f"{len(each)} {name} for {len(prompts)} prompts")
         vocab, most = self.model.spec.vocab_size, getattr(self.model.spec, "max_positions", None)
         for row, prompt in enumerate(prompts):
-            outside = [token for token in prompt if not 0 <= token < vocab]
+            stands = [token for _, ids in (given[row] if given else ()) for token in ids]
+            outside = [token for token in (*prompt, *stands) if not 0 <= token < vocab]
             if outside:
                 raise DecodeError(
                     f"row {row}: token id {outside[0]} is outside the vocabulary [0, {vocab})"

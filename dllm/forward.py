@@ -24,7 +24,8 @@ from dllm.models.protocol import Model
 class Forward:
     """The model with its cache, for the rows of one request.
 
-    nfe [B]: forwards that each row took part in. seconds: spent in the model.
+    nfe [B]: forwards that each row took part in. seconds: spent in the model; first: of these, in
+    the first step.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class Forward:
     stores: list[KVStore] = field(default_factory=list)  # with guidance, one for each of the two
     state: State = field(default_factory=dict)
     seconds: float = 0.0
+    first: float = 0.0
 
     @classmethod
     def of(cls, model: Model, policy: CachePolicy, config: DecodeConfig, canvas: Canvas) -> Forward:
@@ -72,6 +74,7 @@ class Forward:
             for plan, part in zip(chosen, parts, strict=True):
                 logits[plan.rows] = part
         self.seconds += self._clock() - began
+        self.first = self.first or self.seconds
         return logits, pos, want
 
     def _step(

@@ -26,13 +26,15 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds the engine spent while the row was in the batch: in all, and inside the model.
+    """Seconds the engine spent while the row was in the batch: in all, inside the model, and in the
+    model's first forward, which has to compute the prompt.
 
     What the consumer of the events does between steps is not in them.
     """
 
     total: float
     forward: float
+    prompt: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

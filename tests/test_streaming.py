@@ -267,7 +267,7 @@ class TestFeed:
 
 
 def test_output_to_dict():
-    output = Output("a b", [3, 4], "eos", 2, 5, 8, 3, Timings(0.5, 0.25))
+    output = Output("a b", [3, 4], "eos", 2, 5, 8, 3, Timings(0.5, 0.25, 0.125))
     assert json.loads(json.dumps(output_to_dict(output))) == {
         "text": "a b",
         "token_ids": [3, 4],
@@ -278,5 +278,5 @@ def test_output_to_dict():
         "answer_tokens": 3,
         "tokens_per_forward": 1.5,
         "slots_per_forward": 4.0,
-        "timings": {"total": 0.5, "forward": 0.25},
+        "timings": {"total": 0.5, "forward": 0.25, "prompt": 0.125},
     }
