@@ -71,6 +71,12 @@ RULES: dict[str, May] = {
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
     "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.intervals")),
+    # the questions and graders need no torch
+    "dllm.eval.suite": May(
+        ("dllm.errors", "dllm.specs", "dllm.eval.suite", "dllm.eval.tasks", "dllm.eval.__init__"),
+        (),
+    ),
+    "dllm.eval.tasks": May(("dllm.eval.tasks",), ()),
     "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
     "dllm.cli": May((*LIBRARY, *CONSOLE, "dllm.cli")),

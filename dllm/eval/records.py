@@ -1,0 +1,185 @@
+"""What a run of the suite leaves on disk: its plan, a row for every answer, and counts by cell.
+
+run.json       Plan: model, tasks, settings, seeds, environment
+samples.jsonl  every question once, so that grading needs neither generator nor data file
+results.jsonl  one Row per answer, in a fixed order (results.RANK.jsonl while it runs)
+summary.json   Plan and Cells
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+SCHEMA = "dllm-eval-1"
+PHASES = ("prompt", "forward", "sampler", "other")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to decode. Settings of one `method` are the points of one curve, told apart by `knob`
+    ("threshold=0.9"; "" where there is none). options: of DecodeConfig, JSON values.
+    """
+
+    method: str
+    knob: str
+    options: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.knob}".strip()
+
+    @cached_property
+    def key(self) -> str:
+        """The options as canonical JSON: two settings with one key decode alike."""
+        return json.dumps(dict(self.options), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was run. model: name, weights (hash), dtype, device, family. tasks: specs. memo: whether
+    forwards were remembered between settings, so that seconds mean nothing.
+    """
+
+    suite: str
+    model: dict[str, Any]
+    tasks: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    seeds: tuple[int, ...]
+    count: int
+    batch_size: int
+    memo: bool
+    environment: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        settings = [
+            {"method": s.method, "knob": s.knob, "options": dict(s.options)} for s in self.settings
+        ]
+        return {"schema": SCHEMA, **asdict(self), "settings": settings}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
+
+    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each.
+    slots: places in `ids` of the answer's items; None unless each item is one token. nfe, canvases,
+    tokens (up to and including the end) and filled (end padding too) as in Output. room: holes it
+    was given. seconds: by PHASES, the batch's divided by its rows.
+    """
+
+    setting: int
+    task: int
+    n: int
+    seed: int
+    i: int
+    score: bool
+    strict: bool
+    reason: str
+    nfe: int
+    canvases: int
+    tokens: int
+    filled: int
+    room: int
+    prompt_tokens: int
+    finish: str
+    text: str
+    ids: list[int]
+    steps: list[int]
+    slots: list[int] | None
+    seconds: list[float]
+
+    @property
+    def key(self) -> tuple[int, int, int, int, int]:
+        return self.task, self.n, self.seed, self.i, self.setting
+
+    @property
+    def sets(self) -> list[list[int]] | None:
+        """Items (0, 1, ... in answer order) that each decision committed, in order."""
+        if self.slots is None:
+            return None
+        found: dict[int, list[int]] = {}
+        for item, place in enumerate(self.slots):
+            found.setdefault(self.steps[place], []).append(item)
+        return [found[step] for step in sorted(found)]
+
+
+@dataclass(slots=True)
+class Cell:
+    """Sums over the answers of one setting to one task at one size, all seeds together.
+
+    ceiling: sum of the perfect model's chances for the commits really made, over the `ceiled`
+    answers for which that is known, `ceiled_right` of which are right. tau: sum of Kendall's rank
+    correlation between commit order and left to right, over `ordered` answers.
+    """
+
+    setting: int
+    task: int
+    n: int
+    count: int = 0
+    right: int = 0
+    strict: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    nfe: int = 0
+    canvases: int = 0
+    tokens: int = 0
+    filled: int = 0
+    ceiling: float = 0.0
+    ceiled: int = 0
+    ceiled_right: int = 0
+    tau: float = 0.0
+    ordered: int = 0
+    seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
+
+
+@dataclass(frozen=True, slots=True)
+class OracleCell:
+    """The per-sample oracle over one method's knob: for each sample the best score and, of the
+    settings that reach it, the fewest forwards (ParallelBench, arXiv 2510.04767, appendix G.2).
+    """
+
+    method: str
+    task: int
+    n: int
+    count: int
+    right: int
+    nfe: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """summary.json: the plan and what was counted."""
+
+    plan: Plan
+    cells: tuple[Cell, ...]
+    oracles: tuple[OracleCell, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **self.plan.as_dict(),
+            "cells": [asdict(cell) for cell in self.cells],
+            "oracles": [asdict(oracle) for oracle in self.oracles],
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Summary:
+        """What `as_dict` gave; KeyError or TypeError where it is something else."""
+        if fields["schema"] != SCHEMA:
+            raise KeyError(SCHEMA)
+        plan = Plan(
+            suite=fields["suite"],
+            model=fields["model"],
+            tasks=tuple(fields["tasks"]),
+            settings=tuple(Setting(**setting) for setting in fields["settings"]),
+            seeds=tuple(fields["seeds"]),
+            count=fields["count"],
+            batch_size=fields["batch_size"],
+            memo=fields["memo"],
+            environment=fields["environment"],
+        )
+        cells = tuple(Cell(**cell) for cell in fields["cells"])
+        return cls(plan, cells, tuple(OracleCell(**oracle) for oracle in fields["oracles"]))

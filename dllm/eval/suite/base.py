@@ -1,0 +1,137 @@
+"""What a task of the suite is: seeded questions with a right answer, and a grader of replies.
+
+Text only: no model, no tokenizer, no torch. A task is a dataclass whose fields are its options, so
+that a user names it as "shuffle:n=4+6,surface=infill" (dllm.specs). Sample i is a function of
+(SUITE, task, n, seed, i) alone, whatever the options that only change its wording.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+SUITE = "dllm-suite-1"  # changes whenever a sample or a grade of any task does
+
+# What is wrong with an answer; a task may have finer ones of its own.
+REASONS = {
+    "ok": "right",
+    "parse": "no answer of the asked form can be read",
+    "length": "too few or too many items",
+    "duplicate": "an item stands too often",
+    "missing": "an item that has to be there is not",
+    "foreign": "an item that nobody gave",
+    "unchanged": "the question's own items, although something had to change",
+    "order": "the right items in a wrong order, or a wrong place changed",
+    "arithmetic": "a wrong number",
+}
+Surface = Literal["free", "infill"]
+Span = tuple[int, int]  # [start, end) in characters
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question. prompt: the user's turn; shots: (question, answer) turns before it; answer: a
+    right one, where there are many one draw of them; facts: JSON values that grading needs.
+    """
+
+    prompt: str
+    answer: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    shots: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation up to the answer."""
+        turns = [("user", self.prompt)]
+        for question, answer in reversed(self.shots):
+            turns = [("user", question), ("assistant", answer), *turns]
+        return [{"role": role, "content": content} for role, content in turns]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Sample:
+        shots = tuple((question, answer) for question, answer in fields["shots"])
+        return cls(fields["prompt"], fields["answer"], fields["facts"], shots)
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """score: right, however it is wrapped (chatter before it, brackets, quotes, spaces); strict:
+    right and in exactly the asked form; reason: "ok" if and only if `score`, else a code.
+    """
+
+    score: bool
+    strict: bool
+    reason: str
+
+    @classmethod
+    def of(cls, reason: str, *, strict: bool) -> Grade:
+        """A right answer is strict where its form is; a wrong one never is."""
+        return cls(reason == "ok", reason == "ok" and strict, reason)
+
+
+class SuiteTask(Protocol):
+    """A task; see `TaskBase` for what its members mean and for defaults."""
+
+    name: ClassVar[str]
+
+    @property
+    def n(self) -> tuple[int, ...]: ...
+    @property
+    def surface(self) -> Surface: ...
+    @property
+    def room(self) -> int | None: ...
+    def count(self, n: int) -> int | None: ...
+    def sample(self, rng: random.Random, n: int, i: int) -> Sample: ...
+    def grade(self, sample: Sample, reply: str) -> Grade: ...
+    def items(self, sample: Sample, reply: str) -> list[Span]: ...
+    def form(self, n: int) -> tuple[str, int] | None: ...
+    def symbols(self, sample: Sample) -> Sequence[str]: ...
+    def write(self, sample: Sample, words: Sequence[str]) -> str: ...
+
+
+@dataclass(frozen=True)
+class TaskBase:
+    """Defaults of a `SuiteTask`. The class attribute `name` is the task's name in tables.
+
+    n: sizes (items, steps, blanks); each is a cell of its own. surface: "free", the model writes
+    the whole answer; "infill", its punctuation is given and each item is one hole.
+    """
+
+    name: ClassVar[str] = ""
+    n: tuple[int, ...] = ()
+    surface: Surface = "free"
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of the answer's canvas; None where the runner measures what answers need."""
+        return None
+
+    def count(self, n: int) -> int | None:
+        """How many samples of size `n` there are; None where they do not end."""
+        return None
+
+    def items(self, sample: Sample, reply: str) -> list[Span]:
+        """Where the items of an answer stand in `reply`, as lenient grading reads it; else []."""
+        return []
+
+    def form(self, n: int) -> tuple[str, int] | None:
+        """The task of `closed_forms` (and of `oracle.Joint`) that this is, and its size there."""
+        return None
+
+    def symbols(self, sample: Sample) -> Sequence[str]:
+        """The words behind the symbols 0, 1, ... of `oracle.Joint` for this sample."""
+        return ()
+
+    def write(self, sample: Sample, words: Sequence[str]) -> str:
+        """An answer in the asked form that consists of the items `words`."""
+        raise NotImplementedError
+
+
+def draw(task: SuiteTask, n: int, seed: int, i: int) -> Sample:
+    """Sample `i` of size `n`: a function of its arguments and the suite's version alone."""
+    return task.sample(random.Random(f"{SUITE}/{task.name}/{n}/{seed}/{i}"), n, i)
