@@ -85,6 +85,10 @@ class SuiteTask(Protocol):
     def surface(self) -> Surface: ...
     @property
     def room(self) -> int | None: ...
+    @property
+    def chat(self) -> bool | Literal["auto"]: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
     def count(self, n: int) -> int | None: ...
     def sample(self, rng: random.Random, n: int, i: int) -> Sample: ...
     def grade(self, sample: Sample, reply: str) -> Grade: ...
@@ -110,6 +114,18 @@ class TaskBase:
     def room(self) -> int | None:
         """Tokens of the answer's canvas; None where the runner measures what answers need."""
         return None
+
+    @property
+    def chat(self) -> bool | Literal["auto"]:
+        """Whether the prompt goes through the chat template ("auto": if the model has one). Without
+        one the prompt, shots in it, is plain text that the answer goes on from.
+        """
+        return "auto"
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end an answer."""
+        return ()
 
     def count(self, n: int) -> int | None:
         """How many samples of size `n` there are; None where they do not end."""
