@@ -38,6 +38,16 @@ class Setting:
         return json.dumps(dict(self.options), sort_keys=True)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Skipped:
+    """A setting (index) that cannot answer a task (index) at size n, and why."""
+
+    setting: int
+    task: int
+    n: int
+    reason: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """What was run. model: name, weights (hash), dtype, device, family. tasks: specs. memo: whether
@@ -53,12 +63,31 @@ class Plan:
     batch_size: int
     memo: bool
     environment: dict[str, Any]
+    skipped: tuple[Skipped, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         settings = [
             {"method": s.method, "knob": s.knob, "options": dict(s.options)} for s in self.settings
         ]
         return {"schema": SCHEMA, **asdict(self), "settings": settings}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """What `as_dict` gave, possibly with more; KeyError or TypeError for anything else."""
+        if fields["schema"] != SCHEMA:
+            raise KeyError(SCHEMA)
+        return cls(
+            suite=fields["suite"],
+            model=fields["model"],
+            tasks=tuple(fields["tasks"]),
+            settings=tuple(Setting(**setting) for setting in fields["settings"]),
+            seeds=tuple(fields["seeds"]),
+            count=fields["count"],
+            batch_size=fields["batch_size"],
+            memo=fields["memo"],
+            environment=fields["environment"],
+            skipped=tuple(Skipped(**skipped) for skipped in fields["skipped"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +197,6 @@ class Summary:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Summary:
         """What `as_dict` gave; KeyError or TypeError where it is something else."""
-        if fields["schema"] != SCHEMA:
-            raise KeyError(SCHEMA)
-        plan = Plan(
-            suite=fields["suite"],
-            model=fields["model"],
-            tasks=tuple(fields["tasks"]),
-            settings=tuple(Setting(**setting) for setting in fields["settings"]),
-            seeds=tuple(fields["seeds"]),
-            count=fields["count"],
-            batch_size=fields["batch_size"],
-            memo=fields["memo"],
-            environment=fields["environment"],
-        )
+        plan = Plan.from_dict(fields)
         cells = tuple(Cell(**cell) for cell in fields["cells"])
         return cls(plan, cells, tuple(OracleCell(**oracle) for oracle in fields["oracles"]))
