@@ -5,7 +5,19 @@ from dllm.specs import build_part
 
 # Name a user types -> where it lives; third parties add theirs in the entry-point group.
 GROUP = "dllm.tasks"
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "copy": "dllm.eval.suite.lists:Copy",
+    "reverse": "dllm.eval.suite.lists:Reverse",
+    "sort": "dllm.eval.suite.lists:Sort",
+    "shuffle": "dllm.eval.suite.lists:Shuffle",
+    "replace_index": "dllm.eval.suite.lists:ReplaceIndex",
+    "insert_index": "dllm.eval.suite.lists:InsertIndex",
+    "remove_index": "dllm.eval.suite.lists:RemoveIndex",
+    "replace_random": "dllm.eval.suite.lists:ReplaceRandom",
+    "insert_random": "dllm.eval.suite.lists:InsertRandom",
+    "remove_random": "dllm.eval.suite.lists:RemoveRandom",
+    "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
+}
 
 SUITES: dict[str, tuple[str, ...]] = {}
 
