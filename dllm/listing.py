@@ -55,7 +55,7 @@ def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text
     except (DllmError, NameError) as error:
         return Text(str(error), "red"), Text()
     paper = getattr(part, "paper", "")  # a task has none
-    about = Text.assemble(summary(part), *(["\n", (paper, "dim")] if paper else []))
+    about = Text(summary(part)).append(f"\n{paper}" if paper else "", "dim")
     options = [
         Text.assemble(f"{f.name}={shown(f.default)} ", (f"({describe(hints[f.name])})", "dim"))
         for f in fields(part)

@@ -37,6 +37,11 @@ class Setting:
         """The options as canonical JSON: two settings with one key decode alike."""
         return json.dumps(dict(self.options), sort_keys=True)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Name and key: a preset may decode as a rule does, and is a setting of its own."""
+        return self.name, self.key
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Skipped:
@@ -94,9 +99,10 @@ class Plan:
 class Row:
     """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
 
-    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each.
+    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each (0:
+    it was given).
     slots: places in `ids` of the answer's items; None unless each item is one token. nfe, canvases,
-    tokens (up to and including the end) and filled (end padding too) as in Output. room: holes it
+    tokens: committed ones up to and including the end; filled: end padding too. room: holes it
     was given. seconds: by PHASES, the batch's divided by its rows.
     """
 

@@ -23,7 +23,7 @@ from dllm.eval.suite import SUITE, SuiteTask, draw, task_of
 from dllm.eval.summary import summarize
 from dllm.output import Commit, Finished, Output
 
-Progress = Callable[[int, int, Setting | None], None]
+Progress = Callable[[int, int, Setting], None]
 
 
 class Work(NamedTuple):
@@ -62,7 +62,7 @@ class Sweep:
             suite=SUITE,
             model=subject.identity(),
             tasks=tuple(dict.fromkeys(self.tasks)),
-            settings=tuple(dict.fromkeys(self.settings)),
+            settings=tuple({setting.identity: setting for setting in self.settings}.values()),
             seeds=tuple(self.seeds),
             count=self.count,
             batch_size=self.batch_size,
@@ -97,11 +97,14 @@ def run(
         store.begin(wanted)
     ranks.wait()
     plan = store.plan()
-    index = {setting.key: at for at, setting in enumerate(plan.settings)}
-    without = {(index[key], plan.tasks.index(spec), n): why for key, spec, n, why in skipped}
+    index = {setting.identity: at for at, setting in enumerate(plan.settings)}
+    without = {
+        (index[setting.identity], plan.tasks.index(spec), n): why
+        for setting, spec, n, why in skipped
+    }
     work = list(pieces(plan, tasks, sweep))
     mine = ranks.share(work)
-    settings = [(index[setting.key], setting) for setting in wanted.settings]
+    settings = [(index[setting.identity], setting) for setting in wanted.settings]
     done, todo = 0, sum(piece.last - piece.first for piece in mine) * len(settings)
     known = {row.key for row in store.rows()}
     for piece in mine:
@@ -150,8 +153,8 @@ def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator
 
 def unable(
     subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[Setting]
-) -> Iterator[tuple[str, str, int, str]]:
-    """(setting key, task spec, n, reason) of what cannot be run; no forward is made."""
+) -> Iterator[tuple[Setting, str, int, str]]:
+    """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
     for spec, task in tasks.items():
         for n in task.n:
             for setting in settings:
@@ -159,7 +162,7 @@ def unable(
                     questions = subject.ask(task, n, 0, {0: draw(task, n, 0, 0)})
                     next(begin(questions, configure(task, questions, setting, 0)))
                 except DllmError as error:
-                    yield setting.key, spec, n, str(error)
+                    yield setting, spec, n, str(error)
 
 
 def configure(task: SuiteTask, questions: Questions, setting: Setting, seed: int) -> DecodeConfig:
@@ -207,6 +210,7 @@ def answer(
     prompt, forward = longest.prompt, longest.forward - longest.prompt
     phases = (prompt, forward, longest.total - longest.forward, wall - longest.total)
     seconds = [round(phase / len(read), 7) for phase in phases]
+    steps = [made(output, len(questions.prompts[row])) for row, (_, output) in enumerate(read)]
     return [
         Row(
             setting=at,
@@ -219,14 +223,14 @@ def answer(
             reason=grade.reason,
             nfe=output.nfe,
             canvases=output.canvases,
-            tokens=output.answer_tokens,
+            tokens=sum(step > 0 for step in steps[row]),
             filled=output.slots,
             room=config.max_new_tokens,
             prompt_tokens=len(questions.prompts[row]),
             finish=output.finish_reason,
             text=found.text,
             ids=output.token_ids,
-            steps=steps(output, len(questions.prompts[row])),
+            steps=steps[row][: len(output.token_ids)],
             slots=found.slots,
             seconds=seconds,
         )
@@ -234,9 +238,11 @@ def answer(
     ]
 
 
-def steps(output: Output, prompt: int) -> list[int]:
-    """The decision (1, 2, ...) that committed each of the answer's tokens for good; 0: given."""
-    found = [0] * len(output.token_ids)
+def made(output: Output, prompt: int) -> list[int]:
+    """The decision (1, 2, ...) that committed each of the answer's tokens for good, the end token
+    among them; 0 for a given token.
+    """
+    found = [0] * output.answer_tokens
     history: list[Commit] = output.history or []
     for step, commit in enumerate(history, 1):
         for position in commit.positions:

@@ -92,11 +92,11 @@ def joined(old: Plan, new: Plan, path: Path) -> Plan:
                 f"{path}: a run with {name}={getattr(old, name)!r}: expected the same, found "
                 f"{getattr(new, name)!r}; choose another directory"
             )
-    keys = {setting.key for setting in old.settings}
+    known = {setting.identity for setting in old.settings}
     return replace(
         new,
         tasks=(*old.tasks, *(task for task in new.tasks if task not in old.tasks)),
-        settings=(*old.settings, *(s for s in new.settings if s.key not in keys)),
+        settings=(*old.settings, *(s for s in new.settings if s.identity not in known)),
         seeds=tuple(sorted({*old.seeds, *new.seeds})),
         count=max(old.count, new.count),
         memo=old.memo or new.memo,

@@ -152,7 +152,7 @@ class Checkpoint:
             words = ", ".join(repr(text[start:end]) for start, end in spans)
             raise ConfigError(
                 f"{task}: surface=infill: expected items of one token each, found {words}; try "
-                "items=letters"
+                "vocabulary=letters"
             )
         ids = [*ids, self.engine.model.spec.eos_id]
         return [(at, [token]) for at, token in enumerate(ids) if at not in slots], len(ids)

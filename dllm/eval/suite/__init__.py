@@ -19,7 +19,23 @@ TASKS: dict[str, str] = {
     "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
 }
 
-SUITES: dict[str, tuple[str, ...]] = {}
+LISTS = (
+    "copy",
+    "reverse",
+    "sort",
+    "shuffle",
+    "replace_index",
+    "insert_index",
+    "remove_index",
+    "replace_random",
+    "insert_random",
+    "remove_random",
+)
+SUITES: dict[str, tuple[str, ...]] = {
+    "tiny": tuple(f"{name}:wording=short,n=3+4+5+6" for name in LISTS),
+    "oracle": tuple(f"{name}:n=3+4+6+8" for name in LISTS),
+    "full": (*LISTS, "words_to_sentence"),
+}
 
 __all__ = [
     "GROUP",
