@@ -125,9 +125,11 @@ def last_json(reply: str, kind: type) -> str | None:
         at = opening.start()
         try:
             value, end = json.JSONDecoder().raw_decode(reply, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             at += 1
             continue
+        except RecursionError:  # to try every bracket of a very deep nest would take minutes
+            break
         found = reply[at:end] if isinstance(value, kind) else found
         at = end
     return found
