@@ -16,7 +16,17 @@ TASKS: dict[str, str] = {
     "replace_random": "dllm.eval.suite.lists:ReplaceRandom",
     "insert_random": "dllm.eval.suite.lists:InsertRandom",
     "remove_random": "dllm.eval.suite.lists:RemoveRandom",
+    "latin_square": "dllm.eval.suite.puzzles:LatinSquare",
+    "sudoku": "dllm.eval.suite.puzzles:Sudoku",
+    "cumulative_sums": "dllm.eval.suite.sums:CumulativeSums",
     "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
+    "word_problem": "dllm.eval.suite.families:WordProblem",
+    "calculation": "dllm.eval.suite.families:Calculation",
+    "latin_fill": "dllm.eval.suite.families:LatinFill",
+    "json": "dllm.eval.suite.families:Json",
+    "records": "dllm.eval.suite.families:Records",
+    "table": "dllm.eval.suite.families:Table",
+    "function": "dllm.eval.suite.families:Function",
 }
 
 LISTS = (
