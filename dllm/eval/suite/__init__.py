@@ -42,9 +42,16 @@ LISTS = (
     "remove_random",
 )
 SUITES: dict[str, tuple[str, ...]] = {
-    "tiny": tuple(f"{name}:wording=short,n=3+4+5+6" for name in LISTS),
-    "oracle": tuple(f"{name}:n=3+4+6+8" for name in LISTS),
-    "full": (*LISTS, "words_to_sentence"),
+    "full": (*LISTS, "latin_square", "sudoku", "cumulative_sums", "words_to_sentence"),
+    # what the exact law is known of, in sizes that it can be computed for
+    "oracle": (*(f"{name}:n=3+4+6+8" for name in LISTS), "latin_square", "cumulative_sums"),
+    # what the bundled model was trained on, in its own words
+    "tiny": (
+        *(f"{name}:wording=short,n=3+4+5+6" for name in LISTS),
+        "sudoku:wording=short,n=2+3+4+5+6+7",
+        "word_problem",
+        "json",
+    ),
 }
 
 __all__ = [
