@@ -6,6 +6,7 @@ into the order in which the answer's items were committed.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from dllm.streaming import Speller
 from dllm.text import Text
 
 MEASURED = 64  # answers that are looked at to choose the size of a canvas
-ROUND = 8  # to which it is rounded up, in tokens
+SPARE = 1.25  # times the longest of them: an exact fit would tell the model how long to write
+ROUND = 16  # to which it is rounded up, in tokens
 ORACLE = "oracle"
 LARGEST_SHUFFLE = 8  # the oracle's table of orders grows as n!
 PROMPT = 33  # an oracle's prompt: 32 bits in base 2, and more than that in any other base
@@ -135,11 +137,11 @@ class Checkpoint:
         return self.text.answer(self._messages(task, sample), sample.answer)
 
     def _room(self, task: SuiteTask, n: int) -> int:
-        """Tokens that answers of other samples need, with their end, rounded up."""
+        """Tokens that answers of other samples need, with their end, and some more."""
         if (task, n) not in self.rooms:
             count = min(task.count(n) or MEASURED, MEASURED)
             sizes = (len(self._answer(task, draw(task, n, -1, i))) + 1 for i in range(count))
-            self.rooms[task, n] = -(-max(sizes) // ROUND) * ROUND
+            self.rooms[task, n] = math.ceil(max(sizes) * SPARE / ROUND) * ROUND
         return self.rooms[task, n]
 
     def _skeleton(self, task: SuiteTask, sample: Sample) -> tuple[Given, int]:

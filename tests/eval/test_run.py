@@ -235,7 +235,7 @@ def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
     summary = run(subject, Sweep(TASKS[:1], settings, count=2), tmp_path / "run")
     assert {cell.setting for cell in summary.cells} == {0}
     assert [(s.setting, s.task, s.n) for s in summary.plan.skipped] == [(1, 0, 3), (1, 0, 4)]
-    assert "reach out of max_new_tokens=8" in summary.plan.skipped[0].reason
+    assert "reach out of max_new_tokens=16" in summary.plan.skipped[0].reason
     with pytest.raises(DllmError, match=r"nothing can be run: .*reach out of"):
         run(subject, Sweep(TASKS[:1], settings[1:], count=2), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -61,7 +61,7 @@ def test_a_free_canvas_holds_the_answers_of_all_samples(tiny):
         _, questions = asked(tiny, spec, n=5, count=50)
         for sample in questions.samples:
             assert len(tiny.text.answer(sample.messages, sample.answer)) < questions.room
-        assert questions.room % 8 == 0
+        assert questions.room % 16 == 0
 
 
 def test_shots_go_before_the_question(tiny):
