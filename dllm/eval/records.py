@@ -99,11 +99,11 @@ class Plan:
 class Row:
     """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
 
-    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each (0:
-    it was given).
-    slots: places in `ids` of the answer's items; None unless each item is one token. nfe, canvases,
-    tokens: committed ones up to and including the end; filled: end padding too. room: holes it
-    was given. seconds: by PHASES, the batch's divided by its rows.
+    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each,
+    0 for a given one. slots: places in `ids` of the answer's items; None unless each item is one
+    token. tokens: committed ones up to and including the end; filled: end padding too; nfe,
+    canvases: as in Output. room: tokens of the canvas behind the prompt. seconds: by PHASES, the
+    batch's divided by its rows.
     """
 
     setting: int

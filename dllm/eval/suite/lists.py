@@ -11,15 +11,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from dllm.eval.suite.base import Grade, Sample, Span, Surface, TaskBase
+from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
+from dllm.eval.suite.options import ask, check_shots, check_sizes
 from dllm.eval.suite.reading import list_spans
 from dllm.eval.tasks import is_held_out, lists
 
 Wording = Literal["full", "short"]
 Vocabulary = Literal["words", "letters"]
-CHOICES = {"surface": Surface, "wording": Wording, "vocabulary": Vocabulary}
 POOLS: dict[str, Sequence[str]] = {"words": lists.ALL_ITEMS, "letters": ascii_uppercase}
 CLOSING = "Answer with the new list only, as JSON in the same form."
 
@@ -40,27 +40,16 @@ class ListTask(TaskBase):
     asks: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for option, hint in CHOICES.items():
-            value, known = getattr(self, option), get_args(hint)
-            if value not in known:
-                raise ValueError(f"{option}={value!r}: expected one of {', '.join(known)}")
-        most = len(POOLS[self.vocabulary]) - 1  # one more is the new item
-        if not self.n or not all(2 <= n <= most for n in self.n):
-            sizes = "+".join(map(str, self.n))
-            raise ValueError(f"n={sizes}: expected sizes from 2 to {most} of {self.vocabulary}")
-        if self.shots is not None and self.shots < 0:
-            raise ValueError(f"shots={self.shots}: expected a number of at least 0")
+        check_sizes(self.n, 2, len(POOLS[self.vocabulary]) - 1)  # one more is the new item
+        check_shots(self.shots or 0)
         if self.wording == "short" and self.vocabulary != "words":
             raise ValueError(f"vocabulary={self.vocabulary!r}: expected words with wording=short")
         if self.wording == "short" and self.shots:
             raise ValueError(f"shots={self.shots}: expected 0 with wording=short")
 
     def sample(self, rng: random.Random, n: int, i: int) -> Sample:
-        question = self._draw(rng, n)
-        count = int(self.wording == "full") if self.shots is None else self.shots
-        examples = [self._draw(rng, n) for _ in range(count)]  # last: they change no question
-        shots = tuple((example.prompt, example.answer) for example in examples)
-        return Sample(question.prompt, question.answer, question.facts, shots)
+        shots = int(self.wording == "full") if self.shots is None else self.shots
+        return ask(lambda rng: self._draw(rng, n), rng, shots)
 
     def grade(self, sample: Sample, reply: str) -> Grade:
         got = _read(reply)

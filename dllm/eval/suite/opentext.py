@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dllm.eval.suite.base import Grade, Sample, TaskBase
+from dllm.eval.suite.options import check_sizes
 
 # Any verb goes with any noun: "We carry the old basket".
 VERBS = tuple(
@@ -47,10 +48,7 @@ class WordsToSentence(TaskBase):
     def __post_init__(self) -> None:
         if self.surface != "free":
             raise ValueError(f"surface={self.surface!r}: expected free, no answer's form is given")
-        most = 2 * len(ADJECTIVES)
-        if not self.n or not all(2 <= n <= most for n in self.n):
-            sizes = "+".join(map(str, self.n))
-            raise ValueError(f"n={sizes}: expected sizes from 2 to {most}")
+        check_sizes(self.n, 2, 2 * len(ADJECTIVES))
 
     def sample(self, rng: random.Random, n: int, i: int) -> Sample:
         verb = rng.choice(VERBS)

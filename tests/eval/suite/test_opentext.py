@@ -74,8 +74,8 @@ def test_leaving_out_any_word_is_noticed():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("n=1", "n=1: expected sizes from 2 to 80"),
-        ("n=3+81", "n=3+81: expected sizes from 2 to 80"),
+        ("n=1", "n=1: expected different sizes from 2 to 80"),
+        ("n=3+81", "n=3+81: expected different sizes from 2 to 80"),
         ("surface=infill", "surface='infill': expected free"),
     ],
 )
@@ -85,5 +85,5 @@ def test_bad_options_are_named(options, said):
 
 
 def test_no_size_at_all_is_refused():
-    with pytest.raises(ValueError, match="expected sizes"):
+    with pytest.raises(ValueError, match="expected different sizes"):
         type(TASK)(n=())
