@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z = 1.96  # 95%
 
@@ -20,3 +21,19 @@ def paired(lost: int, gained: int, count: int, z: float = Z) -> tuple[float, flo
     shift, moved, n = lost - gained, lost + gained + 1, count + 2
     middle, half = shift / n, z * math.sqrt(moved - shift**2 / n) / n
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def weighted(parts: Sequence[tuple[float, int, int]], z: float = Z) -> tuple[float, float]:
+    """Interval of a weighted sum of shares of independent samples, parts (weight, right, count).
+
+    Adds the distances to Wilson's limits as if they were standard errors (Newcombe's square-and-add
+    interval; MOVER of Zou and Donner, 2008). One part of weight 1 gives Wilson's interval.
+    """
+    value = down = up = 0.0
+    for weight, right, count in parts:
+        share = right / count
+        limits = [weight * (limit - share) for limit in wilson(right, count, z)]
+        value += weight * share
+        down += min(limits) ** 2
+        up += max(limits) ** 2
+    return value - math.sqrt(down), value + math.sqrt(up)
