@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dllm.errors import DllmError
 from dllm.eval.curves import Curve, Point, select
 from dllm.eval.frontier import points_more, times_faster
-from dllm.eval.records import Cell, Summary
+from dllm.eval.records import Summary
 from dllm.intervals import weighted
 
 
@@ -86,15 +86,12 @@ def compare(
         )
     ours, theirs = select(new, shared, n), select(old, shared, n)
     before = {point.setting.key: point for point in theirs.points}
-    found = [
-        changes(point, new.plan.tasks, before[point.setting.key], old.plan.tasks)
-        for point in ours.points
-        if point.setting.key in before
-    ]
+    pairs = [(p, before[p.setting.key]) for p in ours.points if p.setting.key in before]
+    found = [changes(p, new.plan.tasks, q, old.plan.tasks) for p, q in pairs]
     methods = {curve.name: curve for curve in theirs.curves}
     return Comparison(
-        settings=tuple(mean for mean, *_ in found),
-        cells=tuple(change for _, *cells in found for change in cells),
+        settings=tuple(each[0] for each in found if each),
+        cells=tuple(change for each in found for change in each[1:]),
         curves=tuple(CurveChange(c, methods[c.name]) for c in ours.curves if c.name in methods),
         reach=max(ours.reach, theirs.reach),
     )
@@ -106,18 +103,14 @@ def changes(
     """Of two settings: the mean over the tasks and sizes that both have, then each of these; ()
     where there are none. Each point comes with the tasks of its plan.
     """
-    before = {(old_tasks[cell.task], cell.n): cell for cell in old.cells}
-    pairs = {
-        (spec, cell.n): (cell, before[spec, cell.n])
-        for cell in new.cells
-        if ((spec := new_tasks[cell.task]), cell.n) in before
-    }
+    ours = {(new_tasks[cell.task], cell.n): cell for cell in new.cells}
+    theirs = {(old_tasks[cell.task], cell.n): cell for cell in old.cells}
+    shared = [key for key in ours if key in theirs]
 
-    def change(where: str, *both: tuple[Cell, Cell]) -> Change:
-        ours, theirs = zip(*both)
-        return Change(where, replace(new, cells=ours), replace(old, cells=theirs))
+    def change(where: str, keys: Sequence[tuple[str, int]]) -> Change:
+        side = replace(new, cells=tuple(ours[key] for key in keys))
+        return Change(where, side, replace(old, cells=tuple(theirs[key] for key in keys)))
 
-    if not pairs:
+    if not shared:
         return ()
-    each = (change(f"{spec} n={n}", pair) for (spec, n), pair in pairs.items())
-    return (change("", *pairs.values()), *each)
+    return (change("", shared), *(change(f"{spec} n={n}", [(spec, n)]) for spec, n in shared))
