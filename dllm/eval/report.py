@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dllm.errors import DllmError
 from dllm.eval.compare import Change, Comparison, compare
-from dllm.eval.curves import Curve, Point, Selection, select
+from dllm.eval.curves import Curve, Selection, select
 from dllm.eval.frontier import (
     Pair,
     aup,
@@ -100,7 +100,8 @@ def report(
 
 def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     """A row for every setting; those on the front of its run are marked."""
-    columns = ("method", "knob", "front", "score, %", "95%", "strict, %", "forwards / answer")
+    columns = ["method", "knob", "front", "score, %", "95%", "strict, %"]
+    columns += ["forwards / answer", "tokens / forward", "slots / forward"]
     rows = []
     for selection in selections:
         front = pareto([pair for curve in selection.curves for pair in curve.pairs])
@@ -124,13 +125,13 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     for (name, _), selection in zip(runs, selections):
         if selection.left_out:
             notes.append(f"{name}: left out, not all answers yet: {', '.join(selection.left_out)}")
-    columns += ("tokens / forward", "slots / forward")
-    return Table("Settings", columns, tuple(rows), (*notes, *SETTING_NOTES), texts=3)
+    return Table("Settings", tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
 
 
 def _costs(curves: Sequence[Curve]) -> Table:
     """Where answers are lost and where time goes, for every setting."""
-    columns = ("method", "knob", "factorisation loss", "model loss", "excess")
+    columns = ["method", "knob", "factorisation loss", "model loss", "excess"]
+    columns += [f"{phase}, ms" for phase in PHASES]
     rows, known = [], set()
     for curve in curves:
         for point in curve.points:
@@ -143,11 +144,9 @@ def _costs(curves: Sequence[Curve]) -> Table:
             rows.append((curve.name, point.setting.knob, *map(percent, losses), *times))
     notes = list(COST_NOTES)
     if any(some < every for some, every in known):
-        notes.append(
-            f"ceilings are known for {min(known)[0]} of {max(known)[1]} tasks: the losses are theirs"
-        )
-    columns += tuple(f"{phase}, ms" for phase in PHASES)
-    return Table("Losses and time", columns, tuple(rows), tuple(notes), texts=2)
+        some, every = min(known)
+        notes.append(f"the losses are those of the {some} of {every} tasks with a known ceiling")
+    return Table("Losses and time", tuple(columns), tuple(rows), tuple(notes), texts=2)
 
 
 def _about(run: Summary, selection: Selection) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
@@ -49,12 +50,13 @@ class Table:
             box=SIMPLE_HEAD,
         )
         for i, column in enumerate(self.columns):
-            is_text = i < self.texts
+            text = i < self.texts
+            width = max(map(len, column.split())) + 2  # of a head in several lines
             table.add_column(
-                Text(column),
-                justify="left" if is_text else "right",
+                Text(column if text else fill(column, width)),
+                justify="left" if text else "right",
                 overflow="fold",
-                no_wrap=not is_text and " " not in column,
+                no_wrap=not text,  # numbers stay whole, names give way
             )
         for row in self.rows:
             table.add_row(*map(Text, row))
