@@ -21,7 +21,7 @@ from dllm.eval.frontier import (
     pareto,
 )
 from dllm.eval.records import PHASES, SCHEMA, Summary
-from dllm.eval.tables import NONE, Table, number, percent, span
+from dllm.eval.tables import NONE, Table, number, percent, signed, span
 
 Run = tuple[str, Summary]  # what to call it, and its numbers
 LEVELS = (90.0, 80.0, 70.0)  # the x of PBx
@@ -33,6 +33,7 @@ CURVE_NOTES = (
     "LPA up to the same tokens / forward; PBx interpolated",
 )
 SETTING_NOTES = (
+    "*: on the front: no other setting of the run is better in score and tokens / forward",
     "score: share of right answers, the mean over tasks, each of which counts alike; 95%: its "
     "interval (Wilson's limits, added over tasks as errors are)",
     "tokens / forward: answer tokens up to and including the end, over all forwards, wrong answers "
@@ -100,7 +101,7 @@ def report(
 
 def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     """A row for every setting; those on the front of its run are marked."""
-    columns = ["method", "knob", "front", "score, %", "95%", "strict, %"]
+    columns = ["method", "knob", "*", "score, %", "95%", "strict, %"]
     columns += ["forwards / answer", "tokens / forward", "slots / forward"]
     rows = []
     for selection in selections:
@@ -159,39 +160,37 @@ def _about(run: Summary, selection: Selection) -> str:
 
 def _metrics(curves: Sequence[Curve], reach: float) -> Table:
     """A row for every method."""
-    columns = ["method", "LPA"]
-    for level in LEVELS:
-        columns += [f"PB{level:.0f}", f"PB{level:.0f} interp."]
-    columns += ["AUP", "centre", "oracle, %", "oracle tokens / forward"]
+    columns = ["method", "LPA", *(f"PB{level:.0f}" for level in LEVELS), "AUP", "centre", "oracle"]
     best = max(y for curve in curves for _, y in curve.pairs)
     rows = []
     for curve in curves:
         pairs, oracle = curve.pairs, curve.oracle
-        at = (
-            number(parallelism_at(pairs, level, interpolate=between))
-            for level in LEVELS
-            for between in (False, True)
-        )
         rows.append(
             (
                 curve.name,
                 number(log_area(pairs, reach), 1),
-                *at,
+                *(_reached(pairs, level) for level in LEVELS),
                 number(aup(pairs, best), 1),
                 number(centre_of_mass(pairs)),
-                percent(oracle.score if oracle else None),
-                number(oracle.tokens_per_forward if oracle else None),
+                f"{percent(oracle.score)} at {oracle.tokens_per_forward:.2f}" if oracle else NONE,
             )
         )
     notes = (
         f"LPA: mean over log2 of 1 to {reach:.2f} tokens / forward of the best score at that "
         "many or more, %",
-        f"PBx: most tokens / forward at a score of at least x%; {NONE} if never",
+        f"PBx: most tokens / forward at a score of at least x%, measured and interpolated between "
+        f"settings on the front; {NONE} if never",
         f"AUP: as d3LLM defines it, best score y_max = {best:.1f}%",
         "centre: mean tokens / forward, weighted by score, of the settings that were run",
-        "oracle: the best setting of the method for every single sample, then the fewest forwards",
+        "oracle: score, %, and tokens / forward with the best setting of the method for every "
+        "single sample, of those the one with the fewest forwards",
     )
     return Table("Methods", tuple(columns), tuple(rows), notes)
+
+
+def _reached(pairs: Sequence[Pair], level: float) -> str:
+    measured, between = (parallelism_at(pairs, level, interpolate=i) for i in (False, True))
+    return NONE if measured is None else f"{number(measured)} {number(between)}"
 
 
 def _by_task(
@@ -278,7 +277,7 @@ def _changes(name: str, other: str, found: Comparison, reach: float | None) -> l
             for pairs in both
         )
         areas = (number(log_area(pairs, reach), 1) for pairs in both)
-        gaps = number(change.times_fewer_forwards), f"{change.points_more:+.1f}"
+        gaps = number(change.times_fewer_forwards), signed(change.points_more)
         rows.append((change.new.name, *gaps, *areas, *at))
     title = f"{name} against {other}"
     clear = sorted((c for c in found.cells if c.is_clear), key=lambda c: -abs(c.gain))
@@ -301,8 +300,8 @@ def _change_table(title: str, changes: Sequence[Change], notes: tuple[str, ...])
             change.where,
             percent(change.old.score),
             percent(change.new.score),
-            f"{100 * change.gain:+.1f}",
-            span(change.interval),
+            signed(100 * change.gain),
+            " to ".join(signed(100 * limit) for limit in change.interval),
             f"×{change.forwards:.2f}",
         )
         for change in changes

@@ -72,4 +72,8 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def span(interval: tuple[float, float]) -> str:
-    return " to ".join(f"{100 * limit:.1f}" for limit in interval)
+    return "–".join(f"{100 * limit:.1f}" for limit in interval)
+
+
+def signed(points: float) -> str:
+    return f"{points:+.1f}"
