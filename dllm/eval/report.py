@@ -35,7 +35,7 @@ CURVE_NOTES = (
 SETTING_NOTES = (
     "*: on the front: no other setting of the run is better in score and tokens / forward",
     "score: share of right answers, the mean over tasks, each of which counts alike; 95%: its "
-    "interval (Wilson's limits, added over tasks as errors are)",
+    "interval (Wilson's half-widths, added over tasks as standard errors are)",
     "tokens / forward: answer tokens up to and including the end, over all forwards, wrong answers "
     "too; slots / forward counts the padding behind the end too",
 )
