@@ -107,9 +107,9 @@ def _line(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
         [max(high - score, 0) for score, (_, high) in zip(y, limits)],
     ]
     axis.errorbar(x, y, yerr=bars, linewidth=1.3, elinewidth=0.8, markersize=4, zorder=3, **style)
-    splits = [point.split for point in curve.points]
-    ceilings = [100 * split.ceiling for split in splits if split]
-    if len(ceilings) == len(x):
+    known = [p.split for p in curve.points if p.split and p.split.tasks == len(p.by_task)]
+    if len(known) == len(x):
+        ceilings = [100 * split.ceiling for split in known]
         axis.plot(x, ceilings, linestyle=":", linewidth=1.3, color=style["color"], zorder=2)
     if curve.oracle and len(x) > 1:
         end, best = curve.oracle.tokens_per_forward, 100 * curve.oracle.score
@@ -120,7 +120,7 @@ def _line(axis: Axes, curve: Curve, style: dict[str, Any]) -> None:
 def _style(index: int) -> dict[str, Any]:
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "marker": MARKERS[(index % len(COLOURS) + index // len(COLOURS)) % len(MARKERS)],
     }
 
 
@@ -130,7 +130,7 @@ def _legend(styles: dict[str, Any]) -> list[Any]:
     marks: dict[str, dict[str, Any]] = {
         "per-sample oracle": {"linestyle": "--", "marker": "o", "markerfacecolor": "white"},
         "ceiling: a perfect model": {"linestyle": ":"},
-        "best at that many or more": {"color": "0.88", "linewidth": 4},
+        "best of all at that many or more": {"color": "0.88", "linewidth": 4},
     }
     methods = [Line2D([], [], label=name, markersize=4, **style) for name, style in styles.items()]
     return methods + [

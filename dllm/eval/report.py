@@ -94,8 +94,8 @@ def report(
         _reasons(curves),
     ]
     if against is not None:
-        for name, run in runs:
-            tables += _changes(name, against[0], compare(run, against[1], tasks, n), reach)
+        for run in runs:
+            tables += _changes(run, against, compare(run[1], against[1], tasks, n), reach)
     return [table.filled() for table in tables]
 
 
@@ -126,6 +126,8 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     for (name, _), selection in zip(runs, selections):
         if selection.left_out:
             notes.append(f"{name}: left out, not all answers yet: {', '.join(selection.left_out)}")
+    if len({(run.plan.suite, s.tasks) for (_, run), s in zip(runs, selections)}) > 1:
+        notes.append("the runs differ in suite or tasks: their means do not compare")
     return Table("Settings", tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
 
 
@@ -262,7 +264,7 @@ def _reasons(curves: Sequence[Curve]) -> Table:
     return Table("Errors", ("method", "knob", "right", *codes), tuple(rows), notes, texts=2)
 
 
-def _changes(name: str, other: str, found: Comparison, reach: float | None) -> list[Table]:
+def _changes(new: Run, old: Run, found: Comparison, reach: float | None) -> list[Table]:
     """What a run gains over another one: by method, by setting, and in single cells."""
     reach = reach or found.reach
     columns = ["method", "forwards, times fewer", "score, points more", "LPA before", "LPA"]
@@ -279,14 +281,16 @@ def _changes(name: str, other: str, found: Comparison, reach: float | None) -> l
         areas = (number(log_area(pairs, reach), 1) for pairs in both)
         gaps = number(change.times_fewer_forwards), signed(change.points_more)
         rows.append((change.new.name, *gaps, *areas, *at))
-    title = f"{name} against {other}"
+    title = f"{new[0]} against {old[0]}"
+    suites = new[1].plan.suite, old[1].plan.suite
+    warning = () if len(set(suites)) == 1 else (f"other questions: suites {' and '.join(suites)}",)
     clear = sorted((c for c in found.cells if c.is_clear), key=lambda c: -abs(c.gain))
     chance = (
         f"{len(clear)} of {len(found.cells)} differ clearly (about {0.05 * len(found.cells):.0f} "
         f"would by chance); at most {SHOWN} are shown, the largest change first",
     )
     return [
-        Table(f"{title}: methods", tuple(columns), tuple(rows), CURVE_NOTES),
+        Table(f"{title}: methods", tuple(columns), tuple(rows), CURVE_NOTES + warning),
         _change_table(f"{title}: settings", found.settings, CHANGE_NOTES),
         _change_table(f"{title}: tasks and sizes", clear[:SHOWN], chance),
     ]
