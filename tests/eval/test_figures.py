@@ -135,9 +135,9 @@ def test_the_same_numbers_give_the_same_file(tmp_path, suffix):
 
 
 def test_settings_of_matplotlib_stay_as_they_were(tmp_path):
-    before = matplotlib.rcParams.copy()
-    draw([("run", drawn())], tmp_path / "a.svg")
-    assert matplotlib.rcParams == before
+    with matplotlib.rc_context({"svg.hashsalt": "mine"}):
+        draw([("run", drawn())], tmp_path / "a.svg")
+        assert matplotlib.rcParams["svg.hashsalt"] == "mine"
 
 
 def test_another_suffix(tmp_path):
