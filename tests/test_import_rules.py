@@ -32,6 +32,13 @@ LOOP = (
 ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
 CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune", "dllm.trials")
+NUMBERS = (
+    "dllm.errors",
+    "dllm.intervals",
+    "dllm.eval.records",
+    "dllm.eval.frontier",
+    "dllm.eval.curves",
+)
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -71,6 +78,13 @@ RULES: dict[str, May] = {
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
     "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.intervals")),
+    # the numbers, tables and figures of runs need no torch
+    "dllm.eval.records": May((), ()),
+    "dllm.eval.frontier": May((), ("numpy",)),
+    **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
+    "dllm.eval.tables": May((), ("rich",)),
+    "dllm.eval.report": May((*NUMBERS, "dllm.eval.compare", "dllm.eval.tables"), ()),
+    "dllm.eval.figures": May(NUMBERS, ("matplotlib",)),
     # the questions and graders need no torch
     "dllm.eval.suite": May(
         ("dllm.errors", "dllm.specs", "dllm.eval.suite", "dllm.eval.tasks", "dllm.eval.__init__"),
