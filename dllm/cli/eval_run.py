@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Option
 
 from dllm.cli.app import INTERRUPTED
+from dllm.cli.eval_report import show as show_tables
 from dllm.cli.evaluation import eval_app
 from dllm.cli.options import PART, Chat, Device, Dtype, Model, Revision, option
 from dllm.errors import DllmError
@@ -108,32 +109,39 @@ def run(
     with bar(console, hidden=ranks.rank > 0) as progress:
         line = progress.add_task("", total=None)
 
-        def report(done: int, total: int, setting: Setting) -> None:
+        def show(done: int, total: int, setting: Setting) -> None:
             progress.update(line, completed=done, total=total, description=setting.name[:40])
 
         try:
-            summary = start(subject, work, out, ranks=ranks, on_progress=report)
+            summary = start(subject, work, out, ranks=ranks, on_progress=show)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from there")
             raise typer.Exit(INTERRUPTED) from None
     if summary is not None:
-        console.print(f"written: {out / 'summary.json'}; try: dllm eval report {out}")
+        from dllm.eval.report import report as tables
+
+        show_tables(tables([(out.name, summary)])[:1])
+        print(f"written: {out}; more: dllm eval report {out}")
 
 
 def bar(console: Console, hidden: bool) -> Progress:
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn())
+    hidden = hidden or not console.is_terminal
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
 
 
 def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[str]:
     """The specs of tasks that are asked for; by default the suite that suits the model."""
-    from dllm.eval.suite import SUITES
+    from dllm.eval.suite import SUITES, task_of
 
     if suite is not None and suite not in SUITES:
         raise DllmError(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
     if suite is None and not tasks:
         suite = model if model in SUITES else "full"
-    return [*(SUITES[suite] if suite else ()), *(tasks or ())]
+    specs = [*(SUITES[suite] if suite else ()), *(tasks or ())]
+    for spec in specs:  # told at once, not after a long download
+        task_of(spec)
+    return specs
 
 
 def check(settings: Sequence[Setting]) -> None:
