@@ -66,6 +66,9 @@ def run(
     memo: Annotated[
         float, Option(help="GB of logits shared by settings; above 0 nothing is timed.", min=0)
     ] = 0.0,
+    figure: Annotated[
+        Path | None, Option(help="Draw accuracy against parallelism, .png or .svg.")
+    ] = None,
 ) -> None:
     """Decode tasks with settings, grade, count; interrupted, the same command goes on.
 
@@ -74,6 +77,7 @@ def run(
     Under torchrun or accelerate launch the processes share the work.
     """
     console = Console(stderr=True, highlight=False)
+    from dllm.eval.figures import check_target, draw
     from dllm.eval.grid import grid as combinations
     from dllm.eval.grid import rules
     from dllm.eval.ranks import Ranks
@@ -98,6 +102,8 @@ def run(
     tasks = chosen(task, suite, model)
     settings = combinations(parts, presets=[*(preset or ()), *presets])
     check(settings)
+    if figure is not None:
+        check_target(figure)
     ranks = Ranks.here()
     with console.status(f"loading {model}"):
         options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
@@ -121,6 +127,8 @@ def run(
         from dllm.eval.report import report as tables
 
         show_tables(tables([(out.name, summary)])[:1])
+        if figure is not None:
+            draw([(out.name, summary)], figure)
         print(f"written: {out}; more: dllm eval report {out}")
 
 

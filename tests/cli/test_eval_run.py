@@ -64,6 +64,7 @@ def test_parts_combine(run, tmp_path):
         (("--grid", "all"), ("unknown grid 'all'", "quick, rules, presets")),
         (("--sampler", "treshold"), ("unknown sampler 'treshold'", "threshold")),
         (("--count", "0"), ("count=0: expected at least 1",)),
+        (("--figure", "curve.gif"), ("curve.gif", ".png or .svg")),
         (("--task", "words_to_sentence"), ("nothing can be run", "law is not known")),
     ],
 )
