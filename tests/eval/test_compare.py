@@ -44,6 +44,9 @@ def test_tasks_are_paired_by_spec_wherever_they_stand():
     assert mean.forwards == pytest.approx(500 / 700)
     parts = [(0.5, 90, 100), (0.5, 40, 100), (-0.5, 85, 100), (-0.5, 60, 100)]
     assert mean.interval == pytest.approx(weighted(parts))
+    (curve,) = found.curves
+    assert curve.new.pairs == [(pytest.approx(4), pytest.approx(65))]
+    assert curve.old.pairs == [(pytest.approx(20 / 7), pytest.approx(72.5))]
 
 
 def test_only_cells_that_both_have_are_compared():

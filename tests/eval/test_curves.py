@@ -180,6 +180,10 @@ class TestSelect:
         assert all(x <= found.reach for x, _ in found.curves[0].pairs)
         assert found.reach == 10
 
+    def test_the_longest_mean_answer_sets_the_reach(self):
+        cells = [cell(i, 0, 50, 500, tokens=tokens) for i, tokens in enumerate((800, 1200, 900))]
+        assert select(summary(cells, [setting(name) for name in "abc"])).reach == 12
+
 
 class TestOracle:
     def test_mean_score_and_summed_rate(self):
