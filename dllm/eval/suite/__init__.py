@@ -5,7 +5,10 @@ from dllm.specs import build_part
 
 # Name a user types -> where it lives; third parties add theirs in the entry-point group.
 GROUP = "dllm.tasks"
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
+    "humaneval": "dllm.eval.suite.humaneval:HumanEval",
+}
 
 SUITES: dict[str, tuple[str, ...]] = {}
 
