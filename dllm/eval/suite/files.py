@@ -10,12 +10,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 from dllm.errors import DllmError
 from dllm.eval.suite.base import Surface, TaskBase
 
 Row = dict[str, str]
+Setup = Literal["llada", "llada-instruct", "dream", "dream-instruct", "fast-dllm", "dparallel"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a paper reports a benchmark. length: tokens of the answer; chat: see `TaskBase`."""
+
+    length: int
+    chat: bool
 
 
 def read_rows(path: str, patterns: Mapping[str, str], source: str) -> list[Row]:
@@ -48,15 +57,17 @@ def read_row(line: str, patterns: Mapping[str, str], where: str) -> Row:
 
 @dataclass(frozen=True)
 class FileTask(TaskBase):
-    """One cell: sample i is row i of `file`, whatever the seed. length: the answer's tokens, where
-    not those of the task's setup. Grading does not read the file.
+    """One cell: sample i is row i of `file`, whatever the seed. setup: whose convention it follows;
+    length: the answer's tokens, where not those of the setup. Grading does not read the file.
     """
 
     source: ClassVar[str]
     patterns: ClassVar[Mapping[str, str]]
+    setups: ClassVar[Mapping[Setup, Convention]]
     n: tuple[int, ...] = (0,)
     surface: Surface = "free"
     file: str = ""
+    setup: Setup = "llada"
     length: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,12 +75,18 @@ class FileTask(TaskBase):
             raise ValueError(f"n={self.n}: expected 0, the questions of a file have no sizes")
         if self.surface != "free":
             raise ValueError(f"surface={self.surface!r}: expected free")
+        if self.setup not in self.setups:
+            raise ValueError(f"setup={self.setup!r}: expected one of {', '.join(self.setups)}")
         if self.length is not None and self.length < 1:
             raise ValueError(f"length={self.length}: expected at least 1 token, or none")
 
-    def check_setup(self, setup: str, setups: Mapping[Any, object]) -> None:
-        if setup not in setups:
-            raise ValueError(f"setup={setup!r}: expected one of {', '.join(setups)}")
+    @property
+    def room(self) -> int:
+        return self.length or self.setups[self.setup].length
+
+    @property
+    def chat(self) -> bool:
+        return self.setups[self.setup].chat
 
     @cached_property
     def rows(self) -> list[Row]:

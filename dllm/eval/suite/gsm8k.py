@@ -14,18 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from dllm.errors import DllmError
 from dllm.eval.suite.base import Grade, Sample
-from dllm.eval.suite.files import FileTask, Row, read_rows
+from dllm.eval.suite.files import Convention, FileTask, Row, Setup, read_rows
 
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 PLAIN = f"-?{DIGITS}"
 NUMBER = rf"(?:(?<![\w.)\]])[-−])?\$?{DIGITS}"  # 7-5 is no -5
 GOLD = rf"#### *({PLAIN})\s*$"
-
-Setup = Literal["llada", "llada-instruct", "dream", "dream-instruct", "fast-dllm", "dparallel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +38,25 @@ class Form:
     notes: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """A way to report GSM8K. length: tokens of the answer; ask: what is said after the question."""
+@dataclass(frozen=True)
+class Shots(Convention):
+    """ask: what is said after a question."""
 
-    shots: int
-    length: int
-    chat: bool
     form: Form
+    shots: int = 0
     ask: str = ""
 
 
 HASHES = Form("Question:", "Answer:", ("#### ", ""), notes=True)  # lm-eval's gsm8k
 WORDS = Form("Q:", "A:", ("The answer is ", "."), notes=False)  # lm-eval's gsm8k_cot
 ASK = "Work it out step by step. End with a line that has only #### and the number on it."
-SETUPS: dict[Setup, Convention] = {
-    "llada": Convention(5, 1024, False, HASHES),
-    "llada-instruct": Convention(0, 512, True, HASHES, ASK),
-    "dream": Convention(8, 256, False, WORDS),
-    "dream-instruct": Convention(0, 256, True, WORDS),
-    "fast-dllm": Convention(5, 256, True, HASHES),  # shots and question in one turn
-    "dparallel": Convention(0, 256, True, HASHES),
+SETUPS: dict[Setup, Shots] = {
+    "llada": Shots(1024, chat=False, form=HASHES, shots=5),
+    "llada-instruct": Shots(512, chat=True, form=HASHES, ask=ASK),
+    "dream": Shots(256, chat=False, form=WORDS, shots=8),
+    "dream-instruct": Shots(256, chat=True, form=WORDS),
+    "fast-dllm": Shots(256, chat=True, form=HASHES, shots=5),  # shots and question in one turn
+    "dparallel": Shots(256, chat=True, form=HASHES),
 }
 
 
@@ -76,31 +72,22 @@ class Gsm8k(FileTask):
     name: ClassVar[str] = "gsm8k"
     source: ClassVar[str] = "PATH of GSM8K's test.jsonl (MIT, github.com/openai/grade-school-math)"
     patterns: ClassVar[Mapping[str, str]] = {"question": r"\S", "answer": GOLD}
-    setup: Setup = "llada"
+    setups: ClassVar[Mapping[Setup, Convention]] = SETUPS
     shots: int | None = None
     shots_file: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_setup(self.setup, SETUPS)
         if self.shots is not None and self.shots < 0:
             raise ValueError(f"shots={self.shots}: expected 0 or more, or none")
 
     @property
-    def convention(self) -> Convention:
+    def convention(self) -> Shots:
         return SETUPS[self.setup]
 
     @property
-    def room(self) -> int:
-        return self.length or self.convention.length
-
-    @property
-    def chat(self) -> bool:
-        return self.convention.chat
-
-    @property
     def stop(self) -> tuple[str, ...]:
-        return (self.convention.form.question,)
+        return () if self.convention.ask else (self.convention.form.question,)
 
     @cached_property
     def examples(self) -> list[Row]:

@@ -15,34 +15,30 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from dllm.eval.suite.base import Grade, Sample
 from dllm.eval.suite.execution import execute
-from dllm.eval.suite.files import FileTask
-
-Setup = Literal["llada", "llada-instruct", "dream", "dream-instruct", "fast-dllm", "dparallel"]
+from dllm.eval.suite.files import Convention, FileTask, Setup
 
 
-@dataclass(frozen=True, slots=True)
-class Convention:
-    """A way to report HumanEval. length: tokens of the answer; ask: what is said before the code,
-    which then stands in a code block, and so should the answer.
+@dataclass(frozen=True)
+class Wording(Convention):
+    """ask: what is said before the code; then the code stands in a code block, and so should the
+    answer.
     """
 
-    length: int
-    chat: bool
     ask: str = ""
 
 
 ASK = "Complete this Python function. Reply with the whole function in one code block."
-SETUPS: dict[Setup, Convention] = {
-    "llada": Convention(1024, chat=False),
-    "llada-instruct": Convention(512, chat=True, ask=ASK),
-    "dream": Convention(512, chat=False),
-    "dream-instruct": Convention(768, chat=True, ask=ASK),
-    "fast-dllm": Convention(256, chat=True),
-    "dparallel": Convention(256, chat=True),
+SETUPS: dict[Setup, Wording] = {
+    "llada": Wording(1024, chat=False),
+    "llada-instruct": Wording(512, chat=True, ask=ASK),
+    "dream": Wording(512, chat=False),
+    "dream-instruct": Wording(768, chat=True, ask=ASK),
+    "fast-dllm": Wording(256, chat=True),
+    "dparallel": Wording(256, chat=True),
 }
 
 FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -79,7 +75,7 @@ def extracted(prompt: str, name: str, reply: str) -> str | None:
     if re.match(r"\n*(?: {4}|\t)", reply):
         return continued(prompt, reply)
     signature = re.compile(rf"^(?:async )?def {name}\b", re.MULTILINE)
-    blocks = FENCE.findall(reply) or [unfenced(reply)]
+    blocks: list[str] = FENCE.findall(reply) or [unfenced(reply)]
     code = next(filter(signature.search, blocks), blocks[0])
     start = signature.search(code)
     if start is None:
@@ -105,26 +101,13 @@ class HumanEval(FileTask):
         "entry_point": r"^\w+$",
         "test": r"(?m)^def check\(",
     }
-    setup: Setup = "llada"
+    setups: ClassVar[Mapping[Setup, Convention]] = SETUPS
     timeout: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_setup(self.setup, SETUPS)
         if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout={self.timeout}: expected a number of seconds above 0")
-
-    @property
-    def convention(self) -> Convention:
-        return SETUPS[self.setup]
-
-    @property
-    def room(self) -> int:
-        return self.length or self.convention.length
-
-    @property
-    def chat(self) -> bool:
-        return self.convention.chat
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -134,9 +117,8 @@ class HumanEval(FileTask):
         row = self.rows[i]
         prompt, answer = row["prompt"], row["canonical_solution"]
         facts = {key: row[key] for key in ("task_id", "prompt", "entry_point", "test")}
-        if self.convention.ask:
-            answer = fenced(prompt + answer)
-            prompt = f"{self.convention.ask}\n\n{fenced(prompt)}"
+        if ask := SETUPS[self.setup].ask:
+            prompt, answer = f"{ask}\n\n{fenced(prompt)}", fenced(prompt + answer)
         return Sample(prompt, answer, facts)
 
     def grade(self, sample: Sample, reply: str) -> Grade:
@@ -146,5 +128,5 @@ class HumanEval(FileTask):
         if program is None:
             return Grade.of("parse", strict=False)
         outcome = execute(program, f"{test}\ncheck({name})", timeout=self.timeout).outcome
-        strict = not self.convention.ask or FENCE.search(reply) is not None
+        strict = not SETUPS[self.setup].ask or FENCE.search(reply) is not None
         return Grade.of("parse" if outcome == "syntax" else outcome, strict=strict)
