@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def read_rows(path: str, patterns: Mapping[str, str], source: str) -> list[Row]:
     try:
         raw = Path(path).read_bytes()
         lines = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DllmError(f"cannot read {path!r} ({error}): expected {source}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:

@@ -66,6 +66,10 @@ def unfenced(reply: str) -> str:
     return "\n".join(itertools.takewhile(CODE.match, lines)) or reply
 
 
+def definition(name: str) -> re.Pattern[str]:
+    return re.compile(rf"^(?:async )?def {name}\b", re.MULTILINE)
+
+
 def extracted(prompt: str, name: str, reply: str) -> str | None:
     """The program that a chat answer gives for the function `name`, or None.
 
@@ -74,7 +78,7 @@ def extracted(prompt: str, name: str, reply: str) -> str | None:
     """
     if re.match(r"\n*(?: {4}|\t)", reply):
         return continued(prompt, reply)
-    signature = re.compile(rf"^(?:async )?def {name}\b", re.MULTILINE)
+    signature = definition(name)
     blocks: list[str] = FENCE.findall(reply) or [unfenced(reply)]
     code = next(filter(signature.search, blocks), blocks[0])
     start = signature.search(code)
@@ -122,11 +126,12 @@ class HumanEval(FileTask):
         return Sample(prompt, answer, facts)
 
     def grade(self, sample: Sample, reply: str) -> Grade:
-        """By running it; strict where a code block, if one was asked for, is there."""
+        """By running it; strict where the code block that was asked for defines the function."""
         prompt, name, test = (sample.facts[key] for key in ("prompt", "entry_point", "test"))
         program = extracted(prompt, name, reply) if self.chat else continued(prompt, reply)
         if program is None:
             return Grade.of("parse", strict=False)
         outcome = execute(program, f"{test}\ncheck({name})", timeout=self.timeout).outcome
-        strict = not SETUPS[self.setup].ask or FENCE.search(reply) is not None
+        asked = SETUPS[self.setup].ask
+        strict = not asked or any(map(definition(name).search, FENCE.findall(reply)))
         return Grade.of("parse" if outcome == "syntax" else outcome, strict=strict)
