@@ -27,6 +27,8 @@ TASKS: dict[str, str] = {
     "records": "dllm.eval.suite.families:Records",
     "table": "dllm.eval.suite.families:Table",
     "function": "dllm.eval.suite.families:Function",
+    "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
+    "humaneval": "dllm.eval.suite.humaneval:HumanEval",
 }
 
 LISTS = (
