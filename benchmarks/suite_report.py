@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS, fill
+from dllm.eval.ceiling import chance
+from dllm.eval.closed_forms import correlation_bits, slots
 from dllm.eval.curves import Curve, Point, select
 from dllm.eval.figures import draw
 from dllm.eval.frontier import best_at
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
+from dllm.eval.suite import task_of
 from dllm.eval.tables import NONE, Table, number, percent, span
 from dllm.intervals import wilson
 
@@ -45,6 +48,30 @@ def name(spec: str) -> str:
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table without title and notes: the page has its own."""
     return Table("", tuple(columns), tuple(map(tuple, rows))).markdown().split("\n", 2)[2].strip()
+
+
+def tasks(run: Summary) -> str:
+    """What is known of each task's law, size by size."""
+    rows = []
+    for spec in run.plan.tasks:
+        task = task_of(spec)
+        laws = [task.form(n) for n in task.n]
+        sizes = "+".join(map(str, task.n))
+        if None in laws:
+            rows.append([name(spec), sizes, NONE, NONE])
+            continue
+        known = [law for law in laws if law is not None]
+        bits = [correlation_bits(*law) for law in known]
+        once = [chance(form, n, [range(slots(form, n))]) or 0.0 for form, n in known]
+        rows.append(
+            [
+                name(spec),
+                sizes,
+                ", ".join(f"{each:.2f}" for each in bits) if any(bits) else "0",
+                ", ".join(map(percent, once)) if any(bits) else "100.0",
+            ]
+        )
+    return markdown(["task", "n", "bits", "at once, %"], rows)
 
 
 def headline(run: Summary) -> str:
@@ -199,6 +226,7 @@ def main() -> None:
     fill(
         DOCS / "results.md",
         {
+            "tasks": tasks(runs["headline"]),
             "headline": headline(runs["headline"]),
             "caches": caches(runs["caches"]),
             "methods": markdown(methods.columns, methods.rows)
