@@ -7,7 +7,7 @@ processes nor an interruption changes what is computed together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,8 +90,7 @@ def run(
     tasks = {spec: task_of(spec) for spec in sweep.tasks}
     wanted = sweep.plan(subject)
     skipped = list(unable(subject, tasks, wanted.settings))
-    total = len(wanted.settings) * sum(len(task.n) for task in tasks.values())
-    if len(skipped) == total:
+    if len(skipped) == len(wanted.settings) * sum(len(task.n) for task in tasks.values()):
         raise DllmError(f"nothing can be run: {skipped[0][3]}")
     if ranks.rank == 0:
         store.begin(wanted)
@@ -99,43 +98,55 @@ def run(
     plan = store.plan()
     index = {setting.identity: at for at, setting in enumerate(plan.settings)}
     without = {
-        (index[setting.identity], plan.tasks.index(spec), n): why
+        Skipped(index[setting.identity], plan.tasks.index(spec), n, why)
         for setting, spec, n, why in skipped
     }
-    work = list(pieces(plan, tasks, sweep))
-    mine = ranks.share(work)
     settings = [(index[setting.identity], setting) for setting in wanted.settings]
-    done, todo = 0, sum(piece.last - piece.first for piece in mine) * len(settings)
-    known = {row.key for row in store.rows()}
-    for piece in mine:
-        task = tasks[plan.tasks[piece.task]]
-        samples = {i: draw(task, piece.n, piece.seed, i) for i in range(piece.first, piece.last)}
-        missing = [
-            (at, setting)
-            for at, setting in settings
-            if (at, piece.task, piece.n) not in without
-            and any((*piece[:3], i, at) not in known for i in samples)
-        ]
-        if missing:
-            began = time.perf_counter()
-            questions = subject.ask(task, piece.n, piece.seed, samples)
-            asking = time.perf_counter() - began
-        for at, setting in settings:
-            if (at, setting) in missing:
-                rows = answer(subject, task, questions, piece, at, setting, asking)
-                store.append([row for row in rows if row.key not in known])
-            done += len(samples)
-            if on_progress is not None:
-                on_progress(done, todo, setting)
+    work = ranks.share(list(pieces(plan, tasks, sweep)))
+    decode(subject, store, plan, tasks, work, settings, without, on_progress)
     ranks.wait()
     if ranks.rank > 0:
         return None
-    told = {*plan.skipped, *(Skipped(*key, why) for key, why in without.items())}
-    plan = replace(plan, skipped=tuple(sorted(told)))
+    plan = replace(plan, skipped=tuple(sorted({*plan.skipped, *without})))
     store.merge(plan)
     summary = summarize(plan, store.rows())
     write_summary(out, summary)
     return summary
+
+
+def decode(
+    subject: Subject,
+    store: Store,
+    plan: Plan,
+    tasks: Mapping[str, SuiteTask],
+    work: Sequence[Work],
+    settings: Sequence[tuple[int, Setting]],
+    without: Collection[Skipped],
+    on_progress: Progress | None,
+) -> None:
+    """Answer every piece of `work` with all `settings` (and their indices) that can and have not
+    yet; a batch is in the store before the next one begins.
+    """
+    known = {row.key for row in store.rows()}
+    skipped = {(each.setting, each.task, each.n) for each in without}
+    done, total = 0, sum(piece.last - piece.first for piece in work) * len(settings)
+    for piece in work:
+        task = tasks[plan.tasks[piece.task]]
+        samples = {i: draw(task, piece.n, piece.seed, i) for i in range(piece.first, piece.last)}
+        keys = {at: {(*piece[:3], i, at) for i in samples} for at, _ in settings}
+        missing = {
+            at for at in keys if (at, piece.task, piece.n) not in skipped and keys[at] - known
+        }
+        began = time.perf_counter()
+        questions = subject.ask(task, piece.n, piece.seed, samples) if missing else None
+        asking = time.perf_counter() - began
+        for at, setting in settings:
+            if questions is not None and at in missing:
+                rows = answer(subject, task, questions, piece, at, setting, asking)
+                store.append([row for row in rows if row.key not in known])
+            done += len(samples)
+            if on_progress is not None:
+                on_progress(done, total, setting)
 
 
 def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator[Work]:
