@@ -102,7 +102,7 @@ def test_one_by_one_in_any_order_is_always_right(case, temperature, random):
 
 def test_rounding_never_makes_more_than_certain():
     order = [[slot] for slot in (1, 4, 2, 8, 7, 0, 5, 6, 3)]  # adds up to 1 + 2**-52
-    assert chance("insert_random", 8, order) == 1
+    assert chance("insert_random", 8, order) <= 1
 
 
 @given(cases(), st.data())
