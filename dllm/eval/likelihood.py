@@ -76,7 +76,7 @@ def log_likelihoods(
 
 def forwards(answer_length: int, draws: int = DRAWS) -> int:
     """How many masked copies `log_likelihoods` computes of a pair."""
-    return min(draws, 2**answer_length - 1)
+    return min(draws, (1 << answer_length) - 1)
 
 
 def _rows(pairs: Sequence[Pair], draws: int) -> Iterator[tuple[int, Tensor, float]]:
@@ -103,8 +103,8 @@ def mask_sets(length: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
     draw = torch.arange(draws)
     start = int(uniform(seed, torch.tensor(-1)) * length)
     sizes = (start + draw * length // draws) % length + 1
-    rank = uniform(seed, draw[:, None], place).argsort(1).argsort(1)
-    return rank < sizes[:, None], length / sizes.double() / draws
+    shuffled = uniform(seed, draw[:, None], place).argsort(1)
+    return shuffled < sizes[:, None], length / sizes.double() / draws
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def _log_probability(logits: Tensor, token: Tensor) -> Tensor:
     """[N] float64 of `token` [N] under logits [N, V], in at least fp32."""
     parts = []
     size = max(1, CHUNK // logits.shape[1])
-    for part, own in zip(logits.split(size), token.split(size), strict=True):
+    for part, own in zip(torch.split(logits, size), torch.split(token, size), strict=True):
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
         parts.append(wide.gather(1, own[:, None])[:, 0] - wide.logsumexp(1))
     return torch.cat(parts).double()

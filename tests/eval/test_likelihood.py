@@ -142,6 +142,12 @@ def test_sets_of_one_size_are_drawn_alike():
     assert len(counts) == 6
 
 
+def test_sets_of_one_size_differ_from_draw_to_draw():
+    masks, _ = mask_sets(20, 40, seed=0)
+    assert masks.sum(1).bincount().tolist() == [0, *[2] * 20]
+    assert len(masks.unique(dim=0)) == 39  # there is only one of size 20
+
+
 def literal(shift: int, pair: Pair, mask: Tensor, scale: float) -> float:
     """One copy, alone, from the whole canvas's logits."""
     ids = torch.tensor([[*pair.prompt, *pair.answer]])
@@ -211,6 +217,19 @@ def test_large_vocabularies_are_normalised_in_parts(monkeypatch):
     expected = log_likelihoods(decoder(), PAIRS)
     monkeypatch.setattr("dllm.eval.likelihood.CHUNK", 2 * VOCAB)
     assert log_likelihoods(decoder(), PAIRS) == pytest.approx(expected, rel=1e-12)
+
+
+def test_half_precision_is_normalised_in_a_wider_one():
+    class Half(Watched):
+        def __call__(self, ids, plan, store=None):
+            self.logits.append(super().__call__(ids, plan, store).bfloat16())
+            return self.logits[-1]
+
+    model = Half(decoder())
+    (pair,) = PAIRS[:1]
+    found = masked_log_likelihoods(model, [pair], [torch.ones(3, dtype=torch.bool)])
+    law = model.logits[-1][0].double().log_softmax(-1)
+    assert float(found) == pytest.approx(float(law[range(3), list(pair.answer)].sum()), rel=1e-6)
 
 
 def one_at_a_time(prompt: list[int], count: int, scale: float) -> list[int]:
