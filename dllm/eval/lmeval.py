@@ -25,7 +25,6 @@ from rich.progress import track
 from torch import Tensor
 
 import dllm
-from dllm.api import load
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
@@ -90,7 +89,7 @@ class DiffusionLM(LM):
         if loading.get("device") == UNSAID:
             spread = self._world_size > 1 and torch.cuda.is_available()
             loading["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if spread else "auto"
-        return load(cast(str, self.options.model), **loading)
+        return dllm.load(cast(str, self.options.model), **loading)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each (context, generation arguments), cut where a stop string begins."""
