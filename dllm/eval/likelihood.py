@@ -1,6 +1,6 @@
 """How likely a masked-diffusion model finds an answer: a lower bound of its log-likelihood.
 
-LLaDA's estimator (arXiv 2502.09992, appendix B): mask exactly l of the L answer tokens, l uniform
+LLaDA's estimator (arXiv 2502.09992, section 2.4): mask exactly l of the L answer tokens, l uniform
 on 1 .. L, and weight the log-probability of these by L / l. What is masked is a function of a seed
 alone, so a value depends neither on the batch nor on the order of requests.
 """
@@ -91,8 +91,8 @@ def mask_sets(length: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """What to mask of `length` tokens: sets [n, length] bool, and the weight [n] of each.
 
     All sets where these are at most `draws`. Else as many as that, their sizes in equal strata from
-    a random start: LLaDA's, but for its rounding to even, which leaves out sizes (3 of L = 3 in two
-    draws), and for its strata, which are those of a batch.
+    a random start. That is LLaDA's way, but for two things that would bias or bind it: its code
+    rounds halves to even sizes, and its strata are those of one batch.
     """
     place = torch.arange(length)
     if 2**length - 1 <= draws:

@@ -16,7 +16,7 @@ from dllm.specs import split_spec
 MODEL = ("pretrained", "model")  # two names of one thing
 LOADING = ("dtype", "device", "revision")
 OWN = ("preset", "mc_num", "check_greedy", "record", "batch_size", "max_batch_size")
-DECODING = tuple(f.name for f in fields(DecodeConfig))
+DECODING = tuple(f.name for f in fields(DecodeConfig) if f.name != "history")  # nobody sees it
 OPTIONAL = ("block_length", *(f.name for f in fields(DecodeConfig) if f.default is None))
 ROOM = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 GENERATION = ("until", "do_sample", "steps", *ROOM)
@@ -128,7 +128,9 @@ def refuse_unknown(kind: str, given: Mapping[str, Any], known: tuple[str, ...]) 
     for name in given:
         if name not in known:
             listed = ", ".join(dict.fromkeys(known))
-            raise DllmError(f"unknown {kind} {name!r}; known: {listed}")
+            raise DllmError(
+                f"unknown {kind} {name!r} (quote a value that holds commas); known: {listed}"
+            )
 
 
 def fingerprint(*parts: str | int) -> int:
