@@ -188,7 +188,7 @@ class DiffusionLM(LM):
         """The end of `prompt` that fits the model beside `room` tokens."""
         most = getattr(self.engine.model.spec, "max_positions", None)
         over = 0 if most is None else len(prompt) + room - most
-        if not 0 < over <= len(prompt):  # where nothing is left to cut, the engine says so
+        if over <= 0:
             return prompt
         log.warning("a context of %d tokens loses its first %d", len(prompt), over)
         return prompt[over:]

@@ -79,7 +79,7 @@ def test_the_batch_size_is_capped(most, size):
         ({"model": "a", "pretrained": "b"}, "2 models: expected one"),
         (
             {"model": "a", "peft": "b"},
-            r"argument 'peft' \(quote a value that holds commas\); known: pretr",
+            r"'peft' \(quote a value that holds commas\); known: pre",
         ),
         ({"model": "a", "history": 3}, "unknown model argument 'history'"),
         ({"model": "a", "batch_size": "auto"}, "batch_size='auto': expected a whole number"),
