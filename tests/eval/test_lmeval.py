@@ -45,9 +45,9 @@ def model(engine: Engine | None = None, **options: Any) -> DiffusionLM:
 
 
 def instance(
-    kind: str, *arguments: Any, doc: int = 0, index: int = 0, repeats: int = 1
+    kind: str, *arguments: Any, doc: int = 0, index: int = 0, task: str = "letters"
 ) -> Instance:
-    return Instance(kind, {}, arguments, index, metadata=("letters", doc, repeats))
+    return Instance(kind, {}, arguments, index, metadata=(task, doc, 1))
 
 
 def generations(contexts: Sequence[str], **arguments: Any) -> list[Instance]:
@@ -111,11 +111,12 @@ def test_generation_arguments_reach_the_engine():
 def test_what_requests_took_is_told_once_and_written_down(tmp_path):
     record = tmp_path / "new" / "answers.jsonl"
     lm = model(sampler="quota:steps=2", record=str(record), batch_size=2, mc_num=5)
-    lm.generate_until(generations(CONTEXTS))
+    other = instance("generate_until", "a", {**ROOM, "max_gen_toks": 2}, task="other")
+    lm.generate_until([other, *generations(CONTEXTS)])
     lm.loglikelihood([instance("loglikelihood", "ab", "cdd", doc=4, index=1)])
     lines = [json.loads(line) for line in record.read_text().splitlines()]
-    assert [line["doc"] for line in lines] == [*range(len(CONTEXTS)), 4]
-    assert [line["prompt_tokens"] for line in lines] == [*map(len, CONTEXTS), 2]
+    assert [line["doc"] for line in lines] == [*range(len(CONTEXTS)), 0, 4]
+    assert [line["prompt_tokens"] for line in lines] == [*map(len, CONTEXTS), 1, 2]
     assert lines[0] == {
         "task": "letters",
         "doc": 0,
@@ -149,6 +150,16 @@ def test_what_requests_took_is_told_once_and_written_down(tmp_path):
             "requests": 1,
             "forwards": 5,
             "tokens": 3,
+        },
+        {
+            "task": "other",
+            "kind": "generate_until",
+            "requests": 1,
+            "forwards": 2,
+            "tokens": 2,
+            "slots": 2,
+            "tokens_per_forward": 1,
+            "slots_per_forward": 1,
         },
     ]
     assert lm.get_model_info()["dllm"]["tasks"] == []
@@ -294,6 +305,8 @@ def test_lm_eval_runs_it_and_its_results_hold_the_forwards(folder):
     assert [line["doc"] for line in lines] == list(range(8))
     assert sums["forwards"] == sum(line["nfe"] for line in lines) > 8 * 8
     assert sums["slots_per_forward"] == pytest.approx(2)
+    assert sums["tokens"] == 8 * 8  # four items, three commas, the end
+    assert sums["tokens_per_forward"] == sums["tokens"] / sums["forwards"]
 
 
 @pytest.mark.slow
