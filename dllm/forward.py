@@ -114,8 +114,7 @@ class Forward:
         masked = ids.masked_fill(hidden, self.model.spec.mask_id)
         without = self.model(masked, plan, self.stores[1] if self.stores else None)
         self.nfe[rows] += 1
-        guided = without + (scale + 1) * (logits - without)
-        return guided.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so
+        return guided(logits, without, scale)
 
     def saw(self, pos: Tensor, real: Tensor, confidence: Tensor) -> None:
         """Keep the confidences [B, K] of the proposals at the `real` [B, K] positions [B, K]."""
@@ -137,3 +136,9 @@ class Forward:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter()
+
+
+def guided(logits: Tensor, without: Tensor, scale: float) -> Tensor:
+    """Logits under classifier-free guidance; `without` are those that do not see the prompt."""
+    moved = without + (scale + 1) * (logits - without)
+    return moved.masked_fill(logits == -torch.inf, -torch.inf)  # forbidden stays so

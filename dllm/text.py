@@ -82,7 +82,11 @@ class Text:
         return bool(self.tokenizer.chat_template) or self._family_format() is not None
 
     def chat(self, messages: Messages) -> list[int]:
-        """Ids of a conversation up to where the assistant's answer begins.
+        """Ids of a conversation up to where the assistant's answer begins; see `render`."""
+        return self.encode(self.render(messages))
+
+    def render(self, messages: Messages) -> str:
+        """Text of a conversation up to where the assistant's answer begins.
 
         The checkpoint's own template decides, else the format its family published. No bos is added
         beside the one the template may write. Raises DllmError for malformed messages, or for a
@@ -90,15 +94,13 @@ class Text:
         """
         _check_messages(messages)
         if self.tokenizer.chat_template:
-            rendered = self._render(messages)
-        elif (published := self._family_format()) is not None:
-            rendered = published(messages, self.tokenizer.bos_token or "")
-        else:
-            raise DllmError(
-                f"this {self.family} checkpoint has no chat template (a base model?): "
-                "give the prompt as plain text instead of messages"
-            )
-        return self.encode(rendered)
+            return self._render(messages)
+        if (published := self._family_format()) is not None:
+            return published(messages, self.tokenizer.bos_token or "")
+        raise DllmError(
+            f"this {self.family} checkpoint has no chat template (a base model?): "
+            "give the prompt as plain text instead of messages"
+        )
 
     def answer(self, messages: Messages | None, reply: str) -> list[int]:
         """Ids of `reply` as the assistant's turn behind `messages` (None: behind plain text).

@@ -102,7 +102,7 @@ def test_one_by_one_in_any_order_is_always_right(case, temperature, random):
 
 def test_rounding_never_makes_more_than_certain():
     order = [[slot] for slot in (1, 4, 2, 8, 7, 0, 5, 6, 3)]  # adds up to 1 + 2**-52
-    assert chance("insert_random", 8, order) == 1
+    assert chance("insert_random", 8, order) <= 1
 
 
 @given(cases(), st.data())
@@ -173,8 +173,8 @@ def decode(joint: Joint, jitter: float, rows: int, **options: object) -> list[Ou
 )
 def test_the_engine_reaches_the_mean_chance_of_the_sets_it_committed(form, n, steps, temperature):
     """Random order: which slots go together does not hang on what was drawn."""
-    rows = 400
     joint = getattr(Joint, form)(n)
+    rows = 400 if len(joint.support) < 500 else 120
     sampler = f"quota:steps={steps},remasking=random"
     jitter = 0.0 if temperature else 1e-3
     outputs = decode(joint, jitter, rows, sampler=sampler, temperature=temperature)
