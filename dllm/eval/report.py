@@ -255,7 +255,7 @@ def _reasons(curves: Sequence[Curve]) -> Table:
     total: Counter[str] = Counter()
     for _, _, reasons in points:
         total.update(reasons)
-    codes = [code for code, share in total.most_common() if code != "ok" and share]
+    codes = [code for code, _ in total.most_common() if code != "ok"]
     rows = (
         (name, point.setting.knob, percent(point.score), *(percent(found.get(c)) for c in codes))
         for name, point, found in points
