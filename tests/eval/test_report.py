@@ -125,7 +125,8 @@ class TestReadSummary:
 
     def test_torn_or_no_gzip(self, tmp_path):
         path = tmp_path / "summary.json.gz"
-        for data in (b"{}", gzip.compress(b"{}" * 99)[:-9]):
+        whole = gzip.compress(b"{}" * 99)
+        for data in (b"{}", whole[:-9], whole[:10] + b"\xff" * 9 + whole[19:]):
             path.write_bytes(data)
             with pytest.raises(DllmError, match="expected"):
                 read_summary(path)
@@ -147,6 +148,11 @@ class TestReport:
         assert any(
             "1200 answers per setting to copy:n=4+8, shuffle" in note for note in table.notes
         )
+
+    def test_settings_with_fewer_answers_are_told(self):
+        cells = [cell(i, 0, 5, 9, count=count) for i, count in enumerate((20, 30, 10))]
+        run = summary(cells, [setting(name) for name in "abc"])
+        assert "10 to 30 answers per setting" in tables(run)["Settings"].notes[0]
 
     def test_the_front_is_marked(self):
         run = one_task(("a", "1", 90, 1000), ("a", "2", 80, 200), ("b", "", 70, 400))
