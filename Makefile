@@ -1,5 +1,6 @@
 # make demo   watch the bundled model decode in parallel
 # make test   ruff, mypy --strict, pytest
+# make results  docs/results.md and its figure, from the runs in benchmarks/results/suite
 # Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 USER_STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint results clean
 .NOTPARALLEL:
 
 demo: $(USER_STAMP)
@@ -21,6 +22,10 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+results: $(DEV_STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[plot]'
+	$(BIN)/python -m benchmarks.suite_report
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

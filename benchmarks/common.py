@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import dllm
+from dllm.environment import environment
 from dllm.eval.accuracy import held_out
 from dllm.eval.tasks import TASKS, Example, Task
 
@@ -45,26 +39,6 @@ def unseen(
     drawn = held_out(task, count + len(watched) + len(taken), seed=seed, sizes=sizes)
     free = [e for e in drawn if e.prompt not in taken]
     return ([e for e in free if e.prompt not in watched] or free)[:count]
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, without names or paths of the machine."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return {
-        "dllm": dllm.__version__,
-        "revision": revision.stdout.strip() or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
 
 
 def write_result(name: str, content: dict[str, Any], directory: Path = RESULTS) -> Path:

@@ -54,7 +54,8 @@ def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text
         hints = get_type_hints(part)
     except (DllmError, NameError) as error:
         return Text(str(error), "red"), Text()
-    about = Text.assemble(summary(part), "\n", (part.paper, "dim"))
+    paper = getattr(part, "paper", "")  # a task has none
+    about = Text(summary(part)).append(f"\n{paper}" if paper else "", "dim")
     options = [
         Text.assemble(f"{f.name}={shown(f.default)} ", (f"({describe(hints[f.name])})", "dim"))
         for f in fields(part)

@@ -100,12 +100,24 @@ class Text:
             )
         return self.encode(rendered)
 
-    def _render(self, messages: Messages) -> str:
+    def answer(self, messages: Messages | None, reply: str) -> list[int]:
+        """Ids of `reply` as the assistant's turn behind `messages` (None: behind plain text).
+
+        A template may put something before it, a space for one.
+        """
+        if messages is not None and self.tokenizer.chat_template:
+            turn = {"role": "assistant", "content": reply}
+            before, whole = self._render(messages), self._render([*messages, turn], begin=False)
+            if whole.startswith(before) and (at := whole.find(reply, len(before))) >= 0:
+                reply = whole[len(before) : at + len(reply)]
+        return self.encode(reply)
+
+    def _render(self, messages: Messages, begin: bool = True) -> str:
         from jinja2 import TemplateError
 
         try:  # transformers renders in jinja's sandbox: a template is data, not code
             rendered = self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=begin
             )
         except TemplateError as error:
             raise DllmError(f"the checkpoint's chat template refuses: {error}") from error

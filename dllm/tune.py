@@ -14,12 +14,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine, Prompt
 from dllm.errors import DllmError
 from dllm.memo import MEMO_BYTES, MemoModel
+from dllm.models.fingerprint import fingerprint
 from dllm.models.protocol import Model
 from dllm.output import Finished, Output, Timings
 from dllm.trials import Report, Setting, Trial, by_forwards, preset_options
@@ -241,16 +240,10 @@ def _fingerprint(
     model: Model, name: str, ids: list[list[int]], config: DecodeConfig
 ) -> dict[str, str]:
     """What answers depend on, by the words a user has for it."""
-    weights = hashlib.sha256(repr((name, model.spec, model.dtype)).encode())
-    module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
-    if isinstance(module, torch.nn.Module):
-        for weight in module.parameters():  # some of each tell checkpoints apart
-            some = weight.detach().flatten()[:64].cpu()
-            weights.update(some.view(torch.uint8).numpy().tobytes())
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "history"}
     return {
         "set of prompts": _digest(ids),
-        "model": weights.hexdigest(),
+        "model": fingerprint(model, name),
         "base config": _digest(options),
     }
 

@@ -16,7 +16,8 @@ from dllm.samplers.rule import CommitRule, Selection, at_least, quota, top
 class Quota(CommitRule):
     """Commit the k best candidates, k fixed by `steps`: the earlier steps of a window get one more.
 
-    steps: forwards for the whole answer (not per block); None commits one token per forward.
+    steps: forwards for the whole answer (not per block). count: k itself. With neither, one token
+    per forward.
     remasking: "low_confidence" keeps the most confident, "random" keeps random positions.
     logits_eos_inf: never propose end of sequence; end of turn stays allowed.
     confidence_eos_eot_inf: commit end tokens last (as intended upstream; the released code edits
@@ -28,10 +29,14 @@ class Quota(CommitRule):
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None:
-            at_least("steps", self.steps, 1, "a whole number")
+        for name in ("steps", "count"):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, 1, "a whole number")
+        if self.steps is not None and self.count is not None:
+            raise ValueError(f"steps={self.steps}, count={self.count}: expected one of the two")
 
     @property
     def bans_eos(self) -> bool:
@@ -43,4 +48,7 @@ class Quota(CommitRule):
             scores = (view.uniform(),)
         if self.confidence_eos_eot_inf:
             scores = tuple(score.masked_fill(view.ends, -torch.inf) for score in scores)
-        return Selection(top(view, quota(view, self.steps), *scores))
+        count = quota(view, self.steps)
+        if self.count is not None:
+            count = torch.full_like(count, self.count)
+        return Selection(top(view, count, *scores))

@@ -9,6 +9,10 @@ import torch
 
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
+from dllm.eval.records import Setting
+from dllm.eval.run import Sweep, run
+from dllm.eval.subjects import OracleSubject
+from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 
@@ -27,6 +31,7 @@ def example_files(tmp_path, monkeypatch):
     yield
     sys.modules.pop("halving", None)
     sys.modules.pop("frozen_prompt", None)
+    sys.modules.pop("doubling", None)
 
 
 def engine(shift):
@@ -69,3 +74,16 @@ def test_the_policy_reads_the_prompt_from_the_store(shift):
     assert len(others) == out.nfe - 1
     # the prompt's last row is computed as long as it predicts the first hole
     assert set(others) <= {12, 12 + shift}
+
+
+def test_the_task_grades_its_answers_and_the_oracle_knows_them(tmp_path):
+    task = task_of("doubling:Doubling:n=4")
+    sample = draw(task, 4, 0, 0)
+    assert task.grade(sample, sample.answer) == Grade(True, True, "ok")
+    assert task.grade(sample, f"It is {sample.answer}.") == Grade(True, False, "ok")
+    assert task.grade(sample, sample.answer[:-2]).reason == "arithmetic"
+    assert task.grade(sample, "no idea").reason == "parse"
+    setting = Setting("all at once", "", {"sampler": "quota:count=4"})
+    sweep = Sweep(["doubling:Doubling:n=4"], [setting], count=9)
+    [cell] = run(OracleSubject(), sweep, tmp_path / "run").cells
+    assert (cell.strict, cell.nfe, cell.ceiling) == (9, 9, 9.0)

@@ -31,7 +31,15 @@ LOOP = (
 )
 ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
-CONSOLE = ("dllm.view", "dllm.recording", "dllm.batch", "dllm.listing", "dllm.tune", "dllm.trials")
+CONSOLE = (
+    "dllm.view",
+    "dllm.recording",
+    "dllm.batch",
+    "dllm.listing",
+    "dllm.memo",
+    "dllm.tune",
+    "dllm.trials",
+)
 NUMBERS = (
     "dllm.errors",
     "dllm.intervals",
@@ -67,6 +75,7 @@ RULES: dict[str, May] = {
     **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
     "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
     "dllm.intervals": May((), ()),
+    "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     "dllm.trials": May((*ENGINE, "dllm.intervals")),
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
@@ -77,7 +86,9 @@ RULES: dict[str, May] = {
     "dllm.view": May(("dllm.output", "dllm.streaming")),
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
-    "dllm.eval": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.intervals")),
+    "dllm.eval": May(
+        (*BESIDE_ENGINE, "dllm.__init__", "dllm.environment", "dllm.eval", "dllm.intervals")
+    ),
     # the numbers, tables and figures of runs need no torch
     "dllm.eval.records": May((), ()),
     "dllm.eval.frontier": May((), ("numpy",)),

@@ -4,7 +4,7 @@ Defaults live in the library: only options that the user gave are passed on. Wha
 imported inside the verbs, so that `dllm --help` answers at once.
 """
 
-from dllm.cli import decode, eval_report, tools, tune  # noqa: F401 (they add their verbs)
+from dllm.cli import decode, eval_report, eval_run, tools, tune  # noqa: F401 (they add their verbs)
 from dllm.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +13,9 @@ from typer import Option
 
 from dllm.cli.evaluation import eval_app
 from dllm.errors import DllmError
+
+if TYPE_CHECKING:
+    from dllm.eval.tables import Table
 
 WIDE = 160  # columns where output is not a terminal
 
@@ -55,6 +59,10 @@ def report(
         draw([*found, *([other] if other else [])], figure, tasks=words, n=sizes)
     if markdown is not None:
         markdown.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+    show(tables)
+
+
+def show(tables: Sequence[Table]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDE

@@ -10,8 +10,9 @@ not matter. Answers are judged as a member of the task's set, also the shuffle t
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 ONE_ANSWER = ("copy", "reverse", "sort", "replace_index", "insert_index", "remove_index")
@@ -34,6 +35,26 @@ def slots(task: str, n: int) -> int:
     if task == "latin_square":
         return n * n
     return n + task.startswith("insert") - task.startswith("remove")
+
+
+def answers(task: str, n: int) -> Iterable[tuple[int, ...]]:
+    """All right answers, which are equally likely. Items are 0 .. n - 1 in input order and a new
+    one is n; tasks with one answer have 0, 1, ...; the rows of a square are one behind the other.
+    """
+    places = range(slots(task, n))
+    items = tuple(range(n))
+    match task:
+        case "shuffle":
+            return itertools.permutations(items)
+        case "replace_random":
+            return ((*items[:i], n, *items[i + 1 :]) for i in places)
+        case "insert_random":
+            return ((*items[:i], n, *items[i:]) for i in places)
+        case "remove_random":
+            return ((*items[:i], *items[i + 1 :]) for i in items)
+        case "latin_square":
+            return _squares(n)
+    return [tuple(places)]
 
 
 def quota_groups(positions: int, steps: int) -> tuple[int, ...]:
@@ -254,6 +275,19 @@ def _add(found: list[dict[int, float]], left: int, *polynomials: list[float]) ->
 def _bits(*law: float) -> float:
     """Entropy in bits."""
     return -sum(p * math.log2(p) for p in law if p > 0)
+
+
+def _squares(order: int) -> list[tuple[int, ...]]:
+    """All latin squares, built row by row."""
+    squares: list[tuple[int, ...]] = [()]
+    for _ in range(order):
+        squares = [
+            (*square, *row)
+            for square in squares
+            for row in itertools.permutations(range(order))
+            if all(row[column] not in square[column::order] for column in range(order))
+        ]
+    return squares
 
 
 def _latin_squares(order: int) -> int:

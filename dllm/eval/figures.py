@@ -36,16 +36,11 @@ def draw(
 
     DllmError for another suffix, a selection without answers, or if matplotlib is not installed.
     """
-    if target.suffix not in SUFFIXES:
-        raise DllmError(f"{target}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_target(target)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     panels = _panels(runs, tasks, n)
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DllmError(
-            "figures need matplotlib: install the extra, pip install 'dllm-engine[plot]'"
-        ) from error
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     styles = {name: _style(i) for i, name in enumerate(names)}
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
@@ -63,6 +58,18 @@ def draw(
     figure.legend(handles=_legend(styles), loc="outside right upper", frameon=False, fontsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "dllm"}):
         figure.savefig(target, dpi=160, metadata=SUFFIXES[target.suffix])
+
+
+def check_target(target: Path) -> None:
+    """DllmError where no figure can be written to `target`."""
+    if target.suffix not in SUFFIXES:
+        raise DllmError(f"{target}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise DllmError(
+            "figures need matplotlib: install the extra, pip install 'dllm-engine[plot]'"
+        ) from error
 
 
 def _panels(

@@ -6,7 +6,6 @@ the rule's. See `closed_forms` for the accuracies that follow.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from dllm.cache.plan import Plan
 from dllm.cache.store import KVStore
 from dllm.errors import DllmError
+from dllm.eval.closed_forms import answers
 from dllm.models.hf import HFSpec
 from dllm.samplers.noise import uniform
 
@@ -64,41 +64,32 @@ class Joint:
     @classmethod
     def copy(cls, n: int) -> Joint:
         """One answer: the n items in order (also reverse, sort and the operations by index)."""
-        return cls.uniform([tuple(range(n))])
+        return cls.uniform(answers("copy", n))
 
     @classmethod
     def shuffle(cls, n: int) -> Joint:
         """All n! orders of n items."""
-        return cls.uniform(itertools.permutations(range(n)))
+        return cls.uniform(answers("shuffle", n))
 
     @classmethod
     def replace_random(cls, n: int) -> Joint:
         """n items, one of them replaced by a new one."""
-        return cls.uniform((*range(i), n, *range(i + 1, n)) for i in range(n))
+        return cls.uniform(answers("replace_random", n))
 
     @classmethod
     def insert_random(cls, n: int) -> Joint:
         """n items and a new one anywhere among them."""
-        return cls.uniform((*range(i), n, *range(i, n)) for i in range(n + 1))
+        return cls.uniform(answers("insert_random", n))
 
     @classmethod
     def remove_random(cls, n: int) -> Joint:
         """n items without one of them."""
-        return cls.uniform(((*range(i), *range(i + 1, n)) for i in range(n)), n)
+        return cls.uniform(answers("remove_random", n), n)
 
     @classmethod
     def latin_square(cls, order: int = 4) -> Joint:
         """All latin squares of `order`, rows one behind the other (576 of order 4)."""
-        rows = list(itertools.permutations(range(order)))
-        squares: list[tuple[tuple[int, ...], ...]] = [()]
-        for _ in range(order):
-            squares = [
-                (*above, row)
-                for above in squares
-                for row in rows
-                if all(a != b for other in above for a, b in zip(other, row, strict=True))
-            ]
-        return cls.uniform(sum(square, ()) for square in squares)
+        return cls.uniform(answers("latin_square", order))
 
     @classmethod
     def table(cls, probabilities: np.ndarray | Tensor) -> Joint:

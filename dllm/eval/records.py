@@ -37,6 +37,21 @@ class Setting:
         """The options as canonical JSON: two settings with one key decode alike."""
         return json.dumps(dict(self.options), sort_keys=True)
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Name and key: a preset may decode as a rule does, and is a setting of its own."""
+        return self.name, self.key
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Skipped:
+    """A setting (index) that cannot answer a task (index) at size n, and why."""
+
+    setting: int
+    task: int
+    n: int
+    reason: str
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,6 +68,7 @@ class Plan:
     batch_size: int
     memo: bool
     environment: dict[str, Any]
+    skipped: tuple[Skipped, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         settings = [
@@ -60,15 +76,34 @@ class Plan:
         ]
         return {"schema": SCHEMA, **asdict(self), "settings": settings}
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """What `as_dict` gave, possibly with more; KeyError or TypeError for anything else."""
+        if fields["schema"] != SCHEMA:
+            raise KeyError(SCHEMA)
+        return cls(
+            suite=fields["suite"],
+            model=fields["model"],
+            tasks=tuple(fields["tasks"]),
+            settings=tuple(Setting(**setting) for setting in fields["settings"]),
+            seeds=tuple(fields["seeds"]),
+            count=fields["count"],
+            batch_size=fields["batch_size"],
+            memo=fields["memo"],
+            environment=fields["environment"],
+            skipped=tuple(Skipped(**skipped) for skipped in fields["skipped"]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
 
-    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each.
-    slots: places in `ids` of the answer's items; None unless each item is one token. nfe, canvases,
-    tokens (up to and including the end) and filled (end padding too) as in Output. room: holes it
-    was given. seconds: by PHASES, the batch's divided by its rows.
+    ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each,
+    0 for a given one. slots: places in `ids` of the answer's items; None unless each item is one
+    token. tokens: committed ones up to and including the end; filled: end padding too; nfe,
+    canvases: as in Output. room: tokens of the canvas behind the prompt. seconds: by PHASES, the
+    batch's divided by its rows.
     """
 
     setting: int
@@ -168,18 +203,6 @@ class Summary:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Summary:
         """What `as_dict` gave; KeyError or TypeError where it is something else."""
-        if fields["schema"] != SCHEMA:
-            raise KeyError(SCHEMA)
-        plan = Plan(
-            suite=fields["suite"],
-            model=fields["model"],
-            tasks=tuple(fields["tasks"]),
-            settings=tuple(Setting(**setting) for setting in fields["settings"]),
-            seeds=tuple(fields["seeds"]),
-            count=fields["count"],
-            batch_size=fields["batch_size"],
-            memo=fields["memo"],
-            environment=fields["environment"],
-        )
+        plan = Plan.from_dict(fields)
         cells = tuple(Cell(**cell) for cell in fields["cells"])
         return cls(plan, cells, tuple(OracleCell(**oracle) for oracle in fields["oracles"]))

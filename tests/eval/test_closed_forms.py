@@ -103,6 +103,14 @@ def test_total_correlation_of_latin_squares():
         assert forms.LATIN_SQUARES[order] == len(Joint.latin_square(order).support)
 
 
+def test_answers_fill_the_slots_and_are_counted():
+    counts = {"shuffle": 6, "replace_random": 3, "insert_random": 4, "remove_random": 3}
+    for task in forms.TASKS:
+        found = set(forms.answers(task, 3))
+        assert {len(answer) for answer in found} == {forms.slots(task, 3)}
+        assert len(found) == {"latin_square": 12, **counts}.get(task, 1)
+
+
 def test_replace_random_tends_to_one_in_e():
     assert forms.correlation_bits("replace_random", 10**6) == pytest.approx(math.log2(math.e))
     assert forms.accuracy("replace_random", 10**6, [10**6]) == pytest.approx(1 / math.e)

@@ -1,9 +1,10 @@
 import itertools
 import random
+import zlib
 
 import pytest
 
-from dllm.eval.tasks import TASKS, examples, is_held_out
+from dllm.eval.tasks import TASKS, examples, is_held_out, lists
 from dllm.eval.tasks.lists import ALL_ITEMS, SIZES, WORDINGS, join, split
 
 NAMES = list(WORDINGS)
@@ -71,3 +72,15 @@ def test_splits_are_disjoint_and_seeded():
     assert one == two
     assert all(is_held_out(e.prompt) for e in one)
     assert not any(is_held_out(e.prompt) for e in draw("sort", 50))
+
+
+def test_what_the_bundled_model_was_trained_on_stays():
+    found = [e for name in NAMES for e in draw(name, 100)]
+    text = "".join(f"{e.prompt}={e.answer}" for e in found)
+    assert zlib.crc32(text.encode()) == 314540931
+
+
+def test_more_items_than_a_category_has_come_from_all():
+    rng = random.Random(0)
+    drawn = [lists.draw(rng, 17) for _ in range(50)]
+    assert all(len(set(items)) == 17 and set(items) <= set(ALL_ITEMS) for items in drawn)

@@ -73,6 +73,13 @@ def test_sampling_a_fixed_number_a_step_reaches_the_closed_form(task, n, per_ste
     assert agrees(accuracy(joint, outputs), forms.accuracy(task, n, groups))
 
 
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+def test_a_count_is_what_every_step_commits(k):
+    outputs = decode(Joint.copy(7), f"quota:count={k}", history=True)
+    sizes = {tuple(len(commit.positions) for commit in output.history) for output in outputs}
+    assert sizes == {(*[min(k, 7)] * (7 // min(k, 7)), *([7 % k] if k < 7 and 7 % k else []))}
+
+
 @pytest.mark.parametrize("remasking", ["random", "low_confidence"])
 @pytest.mark.parametrize(
     ("task", "n", "steps"),

@@ -5,9 +5,56 @@ from dllm.specs import build_part
 
 # Name a user types -> where it lives; third parties add theirs in the entry-point group.
 GROUP = "dllm.tasks"
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "copy": "dllm.eval.suite.lists:Copy",
+    "reverse": "dllm.eval.suite.lists:Reverse",
+    "sort": "dllm.eval.suite.lists:Sort",
+    "shuffle": "dllm.eval.suite.lists:Shuffle",
+    "replace_index": "dllm.eval.suite.lists:ReplaceIndex",
+    "insert_index": "dllm.eval.suite.lists:InsertIndex",
+    "remove_index": "dllm.eval.suite.lists:RemoveIndex",
+    "replace_random": "dllm.eval.suite.lists:ReplaceRandom",
+    "insert_random": "dllm.eval.suite.lists:InsertRandom",
+    "remove_random": "dllm.eval.suite.lists:RemoveRandom",
+    "latin_square": "dllm.eval.suite.puzzles:LatinSquare",
+    "sudoku": "dllm.eval.suite.puzzles:Sudoku",
+    "cumulative_sums": "dllm.eval.suite.sums:CumulativeSums",
+    "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
+    "word_problem": "dllm.eval.suite.families:WordProblem",
+    "calculation": "dllm.eval.suite.families:Calculation",
+    "latin_fill": "dllm.eval.suite.families:LatinFill",
+    "json": "dllm.eval.suite.families:Json",
+    "records": "dllm.eval.suite.families:Records",
+    "table": "dllm.eval.suite.families:Table",
+    "function": "dllm.eval.suite.families:Function",
+    "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
+    "humaneval": "dllm.eval.suite.humaneval:HumanEval",
+}
 
-SUITES: dict[str, tuple[str, ...]] = {}
+LISTS = (
+    "copy",
+    "reverse",
+    "sort",
+    "shuffle",
+    "replace_index",
+    "insert_index",
+    "remove_index",
+    "replace_random",
+    "insert_random",
+    "remove_random",
+)
+SUITES: dict[str, tuple[str, ...]] = {
+    "full": (*LISTS, "latin_square", "sudoku", "cumulative_sums", "words_to_sentence"),
+    # what the exact law is known of, in sizes that it can be computed for
+    "oracle": (*(f"{name}:n=3+4+6+8" for name in LISTS), "latin_square", "cumulative_sums"),
+    # what the bundled model was trained on, in its own words
+    "tiny": (
+        *(f"{name}:wording=short,n=3+4+5+6" for name in LISTS),
+        "sudoku:wording=short,n=2+3+4+5+6+7",
+        "word_problem",
+        "json",
+    ),
+}
 
 __all__ = [
     "GROUP",

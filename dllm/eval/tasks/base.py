@@ -47,6 +47,13 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % HELD_OUT_SHARE == 0
 
 
+def draw_held_out(task: Task, rng: random.Random, size: int) -> Example:
+    """An example of the evaluation split."""
+    while not is_held_out((example := task.make(rng, size)).prompt):
+        pass
+    return example
+
+
 def examples(
     task: Task, seed: int, *, held_out: bool, sizes: tuple[int, ...] | None = None
 ) -> Iterator[Example]:

@@ -47,9 +47,9 @@ def split(text: str) -> list[str]:
 
 
 def draw(rng: random.Random, count: int) -> list[str]:
-    """`count` different items, mostly of one category."""
+    """`count` different items, mostly of one category that has as many."""
     pool = ITEMS[rng.choice(tuple(ITEMS))] if rng.random() < 0.7 else ALL_ITEMS
-    return rng.sample(pool, count)
+    return rng.sample(pool if count <= len(pool) else ALL_ITEMS, count)
 
 
 def differs(gold: list[str], reply: list[str]) -> str:
@@ -122,8 +122,13 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _build(rng: random.Random, op: str, items: list[str], i: int, x: str) -> list[str]:
-    """Apply operation `op` at 0-based index `i` with new item `x`."""
+def places(op: str, size: int) -> int:
+    """How many indices operation `op` has in a list of `size` items."""
+    return size + op.startswith("insert")
+
+
+def apply(op: str, items: list[str], i: int, x: str) -> list[str]:
+    """The list after operation `op` (not shuffle) at 0-based index `i` with new item `x`."""
     match op.split("_")[0]:
         case "copy":
             return items
@@ -131,8 +136,6 @@ def _build(rng: random.Random, op: str, items: list[str], i: int, x: str) -> lis
             return items[::-1]
         case "sort":
             return sorted(items)
-        case "shuffle":
-            return rng.sample(items, len(items))
         case "replace":
             return [*items[:i], x, *items[i + 1 :]]
         case "insert":
@@ -142,15 +145,20 @@ def _build(rng: random.Random, op: str, items: list[str], i: int, x: str) -> lis
     raise ValueError(f"unknown list operation {op!r}; known: {', '.join(WORDINGS)}")
 
 
+def ask(rng: random.Random, op: str, items: list[str], i: int, x: str) -> str:
+    """The prompt, in any of the operation's wordings; `i` is the 0-based index."""
+    wording = rng.choice(WORDINGS[op]).format(i=i + 1, x=x)
+    return f"{wording}: {join(items)}"
+
+
 def _maker(op: str) -> Callable[[random.Random, int], Example]:
     def make(rng: random.Random, size: int) -> Example:
         items = draw(rng, size + 1)
         x = items.pop()
-        i = rng.randrange(size + 1 if op.startswith("insert") else size)
-        wording = rng.choice(WORDINGS[op]).format(i=i + 1, x=x)
-        answer = _build(rng, op, items, i, x)
-        facts = {"items": items, "new": x}
-        return Example(op, f"{wording}: {join(items)}", join(answer), facts)
+        i = rng.randrange(places(op, size))
+        prompt = ask(rng, op, items, i, x)
+        answer = rng.sample(items, size) if op == "shuffle" else apply(op, items, i, x)
+        return Example(op, prompt, join(answer), {"items": items, "new": x})
 
     return make
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from dllm.eval.tasks.base import Example, Task
 
-Grid = tuple[int, ...]  # the 16 cells row by row; 0 is a blank
+Grid = tuple[int, ...]  # the cells row by row; 0 is a blank
 Line = tuple[int, ...]  # the cells that must hold four different digits
 
 ROWS: tuple[Line, ...] = tuple(tuple(range(start, start + 4)) for start in (0, 4, 8, 12))
@@ -40,20 +40,20 @@ def keeps(grid: Grid, lines: tuple[Line, ...]) -> bool:
     return all(len({grid[cell] for cell in line}) == 4 for line in lines)
 
 
-def latin_squares() -> tuple[Grid, ...]:
-    """All 576 of them, built row by row."""
+def latin_squares(order: int) -> tuple[Grid, ...]:
+    """All of them with the digits from 1, built row by row: 12 of order 3, 576 of order 4."""
     squares: list[Grid] = [()]
-    for _ in range(4):
+    for _ in range(order):
         squares = [
             square + row
             for square in squares
-            for row in permutations((1, 2, 3, 4))
-            if all(row[column] not in square[column::4] for column in range(4))
+            for row in permutations(range(1, order + 1))
+            if all(row[column] not in square[column::order] for column in range(order))
         ]
     return tuple(squares)
 
 
-LATIN = latin_squares()
+LATIN = latin_squares(4)
 SUDOKU = tuple(grid for grid in LATIN if keeps(grid, BOXES))
 
 
@@ -68,6 +68,16 @@ def is_unique(solution: Grid, blanks: set[int], solutions: tuple[Grid, ...]) -> 
     return [clues(other) for other in solutions].count(clues(solution)) == 1
 
 
+def draw(rng: random.Random, solutions: tuple[Grid, ...], blanks: int) -> tuple[Grid, Grid]:
+    """A puzzle with that many blanks, and the one of `solutions` that solves it."""
+    solution = rng.choice(solutions)
+    chosen = set(rng.sample(range(16), blanks))
+    # Only the blanks are drawn again: a new grid too would favour grids with many good blanks.
+    while not is_unique(solution, chosen, solutions):
+        chosen = set(rng.sample(range(16), blanks))
+    return tuple(0 if cell in chosen else solution[cell] for cell in range(16)), solution
+
+
 def puzzle_task(
     name: str,
     sizes: tuple[int, ...],
@@ -78,12 +88,7 @@ def puzzle_task(
     """The task of completing one of `solutions`, graded by the clues and then by `rules`."""
 
     def make(rng: random.Random, size: int) -> Example:
-        solution = rng.choice(solutions)
-        blanks = set(rng.sample(range(16), size))
-        # Only the blanks are drawn again: a new grid too would favour grids with many good blanks.
-        while not is_unique(solution, blanks, solutions):
-            blanks = set(rng.sample(range(16), size))
-        puzzle = tuple(0 if cell in blanks else solution[cell] for cell in range(16))
+        puzzle, solution = draw(rng, solutions, size)
         prompt = rng.choice(wordings).format(grid=text(puzzle))
         return Example(name, prompt, text(solution), {"puzzle": puzzle})
 

@@ -1,0 +1,245 @@
+"""The tables of docs/results.md and its figure, from the runs in benchmarks/results/suite.
+
+The runs are made by `dllm eval run` with the commands in that page; --pack RUN... takes their
+summaries over, compressed. Run: python -m benchmarks.suite_report (needs the extra `plot`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import RESULTS, fill
+from dllm.eval.ceiling import chance
+from dllm.eval.closed_forms import correlation_bits, slots
+from dllm.eval.curves import Curve, Point, select
+from dllm.eval.figures import draw
+from dllm.eval.frontier import best_at
+from dllm.eval.records import Summary
+from dllm.eval.report import read_summary, report
+from dllm.eval.suite import task_of
+from dllm.eval.tables import NONE, Table, number, percent, span
+from dllm.intervals import wilson
+
+SUITE = RESULTS / "suite"
+DOCS = Path(__file__).parent.parent / "docs"
+CACHES = ("none", "dual", "vicinity")
+DEPENDENT = ("shuffle", "replace_random", "insert_random", "remove_random")
+MODEL_LIMITED = ("sort", "sudoku", "word_problem")
+PANELS = ("shuffle", "replace_random", "sort", "sudoku", "word_problem")
+SHOWN = (  # methods of the figure: with all of them no line can be followed
+    "quota",
+    "quota:remasking=random",
+    "threshold",
+    "factor",
+    "eb",
+    "localleap",
+    "klass",
+)
+FAST = 4.0  # tokens per forward
+
+
+def name(spec: str) -> str:
+    return spec.partition(":")[0]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without title and notes: the page has its own."""
+    return Table("", tuple(columns), tuple(map(tuple, rows))).markdown().split("\n", 2)[2].strip()
+
+
+def tasks(run: Summary) -> str:
+    """What is known of each task's law, size by size."""
+    rows = []
+    for spec in run.plan.tasks:
+        task = task_of(spec)
+        laws = [task.form(n) for n in task.n]
+        sizes = "+".join(map(str, task.n))
+        if None in laws:
+            rows.append([name(spec), sizes, NONE, NONE])
+            continue
+        known = [law for law in laws if law is not None]
+        bits = [correlation_bits(*law) for law in known]
+        once = [chance(form, n, [range(slots(form, n))]) or 0.0 for form, n in known]
+        rows.append(
+            [
+                name(spec),
+                sizes,
+                ", ".join(f"{each:.2f}" for each in bits) if any(bits) else "0",
+                ", ".join(map(percent, once)) if any(bits) else "100.0",
+            ]
+        )
+    return markdown(["task", "n", "bits", "at once, %"], rows)
+
+
+def headline(run: Summary) -> str:
+    """Every rule at its usual knob, the best score first."""
+    points = [point for point in select(run).points if not point.setting.knob]
+    columns = ["rule", "right, %", "95%", "forwards / answer", "tokens / forward"]
+    columns += ["lost by factorisation", "lost by the model"]
+    rows = []
+    for point in sorted(points, key=lambda point: -point.score):
+        split = point.split
+        losses = [split.factorisation_loss, split.regret] if split else []
+        rows.append(
+            [
+                f"`{point.setting.method}`",
+                percent(point.score),
+                span(point.interval),
+                number(point.forwards, 1),
+                number(point.tokens_per_forward),
+                *(percent(loss) for loss in losses),
+            ]
+        )
+    return markdown(columns, rows)
+
+
+def caches(run: Summary) -> str:
+    """Every rule and preset with each cache: score at tokens per forward."""
+    found: dict[str, dict[str, Point]] = {}
+    for point in select(run).points:
+        cache = point.setting.options.get("cache", "none")
+        method = point.setting.method
+        for word in CACHES:
+            method = method.removesuffix(f" + {word}")
+        found.setdefault(method, {})[cache] = point
+    rows = [
+        [f"`{method}`", *(said(by_cache.get(cache)) for cache in CACHES)]
+        for method, by_cache in found.items()
+    ]
+    return markdown(["rule or preset", *(f"`{cache}`" for cache in CACHES)], rows)
+
+
+def said(point: Point | None) -> str:
+    return NONE if point is None else f"{percent(point.score)} at {point.tokens_per_forward:.2f}"
+
+
+def orders(run: Summary) -> str:
+    """The same number of tokens per forward, by confidence and in random order."""
+    columns = ["task", *(f"{k} a forward: confidence, random" for k in (1, 2, 4)), "which"]
+    rows = []
+    for task in (*DEPENDENT, *MODEL_LIMITED):
+        by = {
+            (order, k): point
+            for point in select(run, [task]).points
+            for order in ("", "remasking=random,")
+            for k in (1, 2, 4)
+            if point.setting.options == {"sampler": f"quota:{order}count={k}"}
+        }
+        cells, gain = [], 0.0
+        for k in (1, 2, 4):
+            one, two = by["", k], by["remasking=random,", k]
+            cells.append(f"{percent(one.score)}, {percent(two.score)}")
+            gain += two.score - one.score if k > 1 else 0
+        rows.append([task, *cells, "random" if gain > 0 else "confidence"])
+    return markdown(columns, rows)
+
+
+def unsolved(run: Summary) -> str:
+    """Task by task: the best of all settings, slow and fast, and the best knob for every sample."""
+    columns = ["task", "best", "at tokens / forward", f"best at {FAST:.0f} or more"]
+    columns += ["its ceiling", "best knob for every sample"]
+    rows = []
+    for spec in run.plan.tasks:
+        curves = select(run, [spec]).curves
+        points = [point for curve in curves for point in curve.points]
+        best = max(points, key=lambda p: (p.score, p.tokens_per_forward))
+        fast = [p for p in points if p.tokens_per_forward >= FAST]
+        fastest = max(fast, key=lambda p: p.score, default=None)
+        oracles = [curve.oracle for curve in curves if curve.oracle is not None]
+        oracle = max(oracles, key=lambda o: (o.score, o.tokens_per_forward))
+        split = fastest.split if fastest else None
+        rows.append(
+            [
+                name(spec),
+                f"{percent(best.score)} `{best.setting.name}`",
+                number(best.tokens_per_forward),
+                f"{percent(fastest.score)} `{fastest.setting.name}`" if fastest else NONE,
+                percent(split.ceiling) if split else NONE,
+                f"{percent(oracle.score)} at {oracle.tokens_per_forward:.2f}",
+            ]
+        )
+    return markdown(columns, rows)
+
+
+def winners(run: Summary) -> str:
+    """Which methods have the best score of a task at some parallelism, or lie in its interval."""
+    rows = []
+    for spec in run.plan.tasks:
+        selection = select(run, [spec])
+        rows.append([name(spec), *(winner(selection.curves, x) for x in (1, 2, 4, 8))])
+    return markdown(["task", *(f"≥ {x} tokens / forward" for x in (1, 2, 4, 8))], rows)
+
+
+def winner(curves: Sequence[Curve], x: float) -> str:
+    scores = {curve.name: best_at(curve.pairs, x) for curve in curves}
+    known = {method: score for method, score in scores.items() if score is not None}
+    if not known:
+        return NONE
+    best = max(known.values())
+    count = curves[0].points[0].count
+    low, _ = wilson(round(best / 100 * count), count)
+    near = [method for method, score in known.items() if score >= 100 * low]
+    methods = f"{len(near)} methods" if len(near) > 3 else ", ".join(f"`{m}`" for m in near)
+    return f"{best:.1f} {methods}"
+
+
+def phases(run: Summary) -> str:
+    """Where an answer's milliseconds go."""
+    columns = ["setting", "prompt", "forward", "sampler", "other", "ms / answer", "tokens / s"]
+    rows = []
+    for point in select(run).points:
+        seconds = point.seconds
+        if seconds is None:
+            continue
+        total = sum(seconds.values())
+        shares = [f"{part / total:.0%}" for part in seconds.values()]
+        rate = point.tokens / total
+        rows.append([f"`{point.setting.name}`", *shares, f"{1e3 * total:.1f}", f"{rate:.0f}"])
+    return markdown(columns, rows)
+
+
+def pack(run: Path) -> None:
+    """Take a run's summary over as NAME.json.gz, the same bytes for the same numbers."""
+    SUITE.mkdir(parents=True, exist_ok=True)
+    content = (run / "summary.json").read_bytes()
+    (SUITE / f"{run.name}.json.gz").write_bytes(gzip.compress(content, mtime=0))
+
+
+def shown(run: Summary) -> Summary:
+    """The run without the settings that are not drawn."""
+    kept = {i for i, setting in enumerate(run.plan.settings) if setting.method in SHOWN}
+    cells = tuple(cell for cell in run.cells if cell.setting in kept)
+    return Summary(run.plan, cells, ())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pack", nargs="*", type=Path, default=[], help="runs to take over")
+    for run in parser.parse_args().pack:
+        pack(run)
+    runs = {path.name.partition(".")[0]: read_summary(path) for path in SUITE.glob("*.json.gz")}
+    tables = {table.title: table for table in report([("curves", runs["curves"])])}
+    methods = tables["Methods"]
+    fill(
+        DOCS / "results.md",
+        {
+            "tasks": tasks(runs["headline"]),
+            "headline": headline(runs["headline"]),
+            "caches": caches(runs["caches"]),
+            "methods": markdown(methods.columns, methods.rows)
+            + "\n\n"
+            + "\n".join(f"- {note}" for note in methods.notes),
+            "winners": winners(runs["curves"]),
+            "orders": orders(runs["headline"]),
+            "unsolved": unsolved(runs["curves"]),
+            "phases": phases(runs["timed"]),
+        },
+    )
+    draw([("tiny", shown(runs["curves"]))], DOCS / "results.svg", tasks=PANELS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""`dllm eval run`, `tasks` and `regrade`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer import Option
+
+from dllm.cli.app import INTERRUPTED
+from dllm.cli.eval_report import show as show_tables
+from dllm.cli.evaluation import eval_app
+from dllm.cli.options import PART, Chat, Device, Dtype, Model, Revision, option
+from dllm.errors import DllmError
+
+if TYPE_CHECKING:
+    from dllm.eval.records import Setting
+    from dllm.eval.subjects import Subject
+
+WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
+Texts = list[str] | None
+
+
+def many(text: str, **more: Any) -> Any:
+    return option(text, panel=HOW, **more)
+
+
+@eval_app.command()
+def run(
+    out: Annotated[Path, Option(help="Directory of the run; a run in it is continued.")],
+    model: Model = "tiny",
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    chat: Chat = None,
+    suite: Annotated[
+        str | None, option("A list of tasks; see dllm eval tasks.", panel=WHAT)
+    ] = None,
+    task: Annotated[Texts, option("A task; may be repeated.", panel=WHAT, metavar=PART)] = None,
+    count: Annotated[int, option("Samples of each task.", panel=WHAT)] = 100,
+    seed: Annotated[
+        list[int] | None, option("Of samples and draws; may be repeated.", panel=WHAT)
+    ] = None,
+    grid: Annotated[str | None, many("quick, rules or presets; default: quick.")] = None,
+    sampler: Annotated[
+        Texts, many("A rule; threshold:threshold=0.5/0.9 is two settings.", metavar=PART)
+    ] = None,
+    preset: Annotated[Texts, many("A paper's parts, or a preset file.")] = None,
+    planner: Annotated[Texts, many("In which window.", metavar=PART)] = None,
+    transform: Annotated[Texts, many("A change of the logits.", metavar=PART)] = None,
+    stop_rule: Annotated[Texts, many("What may end an answer early.", metavar=PART)] = None,
+    speculator: Annotated[Texts, many("Guesses canvases ahead.", metavar=PART)] = None,
+    cache: Annotated[Texts, many("Which positions are computed anew.", metavar=PART)] = None,
+    block_length: Annotated[
+        list[int] | None, many("Tokens of a window; 0: all holes at once.")
+    ] = None,
+    temperature: Annotated[list[float] | None, many("0 takes the likeliest token.")] = None,
+    max_new_tokens: Annotated[
+        list[int] | None, many("Holes behind the prompt; default: what the task's answers need.")
+    ] = None,
+    batch_size: Annotated[int, Option(help="Samples decoded together.")] = 32,
+    memo: Annotated[
+        float, Option(help="GB of logits shared by settings; above 0 nothing is timed.", min=0)
+    ] = 0.0,
+    figure: Annotated[
+        Path | None, Option(help="Draw accuracy against parallelism, .png or .svg.")
+    ] = None,
+) -> None:
+    """Decode tasks with settings, grade, count; interrupted, the same command goes on.
+
+    All combinations of the parts are run, each with every sampler, preset and grid. --model oracle
+    is the exact model of every task whose law is known: what is lost there, no model can win.
+    Under torchrun or accelerate launch the processes share the work.
+    """
+    console = Console(stderr=True, highlight=False)
+    from dllm.eval.figures import check_target, draw
+    from dllm.eval.grid import grid as combinations
+    from dllm.eval.grid import rules
+    from dllm.eval.ranks import Ranks
+    from dllm.eval.run import Sweep
+    from dllm.eval.run import run as start
+
+    given: dict[str, Sequence[Any] | None] = {
+        "sampler": sampler,
+        "planner": planner,
+        "transform": transform,
+        "stop_rule": stop_rule,
+        "speculator": speculator,
+        "cache": cache,
+        "block_length": block_length and [length or None for length in block_length],
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+    }
+    parts = {name: values for name, values in given.items() if values}
+    grids = [grid] if grid else [] if sampler or preset else ["quick"]
+    samplers, presets = rules(grids)
+    parts["sampler"] = [*parts.get("sampler", ()), *samplers]
+    tasks = chosen(task, suite, model)
+    settings = combinations(parts, presets=[*(preset or ()), *presets])
+    check(settings)
+    if figure is not None:
+        check_target(figure)
+    ranks = Ranks.here()
+    with console.status(f"loading {model}"):
+        options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
+        subject = load(model, {k: v for k, v in options.items() if v}, chat, memo)
+    settings = combinations(
+        parts, presets=[*(preset or ()), *presets], family=subject.identity()["family"]
+    )
+    work = Sweep(tasks, settings, count, seed or (0,), batch_size, memo > 0)
+    with bar(console, hidden=ranks.rank > 0) as progress:
+        line = progress.add_task("", total=None)
+
+        def show(done: int, total: int, setting: Setting) -> None:
+            progress.update(line, completed=done, total=total, description=setting.name[:40])
+
+        try:
+            summary = start(subject, work, out, ranks=ranks, on_progress=show)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
+    if summary is not None:
+        from dllm.eval.report import report as tables
+
+        show_tables(tables([(out.name, summary)])[:1])
+        if figure is not None:
+            draw([(out.name, summary)], figure)
+        print(f"written: {out}; more: dllm eval report {out}")
+
+
+def bar(console: Console, hidden: bool) -> Progress:
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn())
+    hidden = hidden or not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
+
+
+def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[str]:
+    """The specs of tasks that are asked for; by default the suite that suits the model."""
+    from dllm.eval.suite import SUITES, task_of
+
+    if suite is not None and suite not in SUITES:
+        raise DllmError(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
+    if suite is None and not tasks:
+        suite = model if model in SUITES else "full"
+    specs = [*(SUITES[suite] if suite else ()), *(tasks or ())]
+    for spec in specs:  # told at once, not after a long download
+        task_of(spec)
+    return specs
+
+
+def check(settings: Sequence[Setting]) -> None:
+    """Say what is wrong with a setting before a model is loaded."""
+    from dllm.config import DecodeConfig
+
+    for setting in settings:
+        DecodeConfig().replace(**setting.options).check_parts()
+
+
+def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> Subject:
+    import dllm
+    from dllm.engine import Engine
+    from dllm.eval.subjects import ORACLE, Checkpoint, OracleSubject
+    from dllm.memo import MemoModel
+
+    if model == ORACLE:
+        return OracleSubject()
+    engine = dllm.load(model, **options)
+    if memo:
+        engine = Engine(MemoModel(engine.model, int(memo * 2**30)), engine.text, engine.tuned)
+    return Checkpoint(engine, model, "auto" if chat is None else chat)
+
+
+@eval_app.command("tasks")
+def tasks_() -> None:
+    """List every task with its options and defaults, and the suites."""
+    from dllm.eval.suite import GROUP, SUITES, TASKS
+    from dllm.listing import describe_part, listing_of
+    from dllm.specs import known_parts
+
+    console = Console(highlight=False)
+    listing = listing_of("task", "what it asks", "options")
+    for name in known_parts(TASKS, GROUP):
+        listing.add_row(name, *describe_part(name, TASKS, GROUP))
+    console.print(listing)
+    for name, specs in SUITES.items():
+        console.print(f"[bold]--suite {name}[/]  {'  '.join(specs)}", soft_wrap=True)
+
+
+@eval_app.command()
+def regrade(
+    run: Annotated[Path, typer.Argument(help="Directory of a run.")],
+) -> None:
+    """Grade the stored answers again, without a model, and write the summary anew."""
+    from dllm.eval.regrade import regrade as again
+
+    changed, total = again(run)
+    print(f"{total} answers graded, {changed} otherwise than before; written: {run}/summary.json")

@@ -1,0 +1,251 @@
+"""Running the suite: every task and size with every setting, in batches, resumable, by ranks.
+
+A batch is fixed by task, size, seed and sample numbers alone, so that neither the number of
+processes nor an interruption changes what is computed together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dllm.config import DecodeConfig
+from dllm.environment import environment
+from dllm.errors import DllmError
+from dllm.eval.ranks import Ranks
+from dllm.eval.records import Plan, Row, Setting, Skipped, Summary
+from dllm.eval.store import Store, write_summary
+from dllm.eval.subjects import Questions, Subject
+from dllm.eval.suite import SUITE, SuiteTask, draw, task_of
+from dllm.eval.summary import summarize
+from dllm.output import Commit, Finished, Output
+
+Progress = Callable[[int, int, Setting], None]
+
+
+class Work(NamedTuple):
+    """Samples `first` .. `last` - 1 of a task (index in the plan) at size n; decoded together."""
+
+    task: int
+    n: int
+    seed: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run: specs of tasks, settings, seeds, and samples of every task, spread over its
+    sizes. A seed chooses samples and random draws. memo: as in records.Plan.
+    """
+
+    tasks: Sequence[str]
+    settings: Sequence[Setting]
+    count: int = 100
+    seeds: Sequence[int] = (0,)
+    batch_size: int = 32
+    memo: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "settings", "seeds"):
+            if not getattr(self, name):
+                raise DllmError(f"{name}: expected at least one")
+        for name in ("count", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise DllmError(f"{name}={value}: expected at least 1")
+
+    def plan(self, subject: Subject) -> Plan:
+        return Plan(
+            suite=SUITE,
+            model=subject.identity(),
+            tasks=tuple(dict.fromkeys(self.tasks)),
+            settings=tuple({setting.identity: setting for setting in self.settings}.values()),
+            seeds=tuple(self.seeds),
+            count=self.count,
+            batch_size=self.batch_size,
+            memo=self.memo,
+            environment=environment(),
+        )
+
+
+def run(
+    subject: Subject,
+    sweep: Sweep,
+    out: Path,
+    *,
+    ranks: Ranks | None = None,
+    on_progress: Progress | None = None,
+) -> Summary | None:
+    """Decode what `out` does not have yet and write its summary; what is there is kept.
+
+    on_progress: called with answers done, answers to do, and the setting at work. Ctrl-C raises
+    KeyboardInterrupt once all finished batches are in `out`. Returns None in every process but the
+    first. Raises DllmError for tasks or settings that do not exist or none of which can be run.
+    """
+    ranks = ranks or Ranks()
+    store = Store(out, ranks.rank)
+    tasks = {spec: task_of(spec) for spec in sweep.tasks}
+    wanted = sweep.plan(subject)
+    skipped = list(unable(subject, tasks, wanted.settings))
+    total = len(wanted.settings) * sum(len(task.n) for task in tasks.values())
+    if len(skipped) == total:
+        raise DllmError(f"nothing can be run: {skipped[0][3]}")
+    if ranks.rank == 0:
+        store.begin(wanted)
+    ranks.wait()
+    plan = store.plan()
+    index = {setting.identity: at for at, setting in enumerate(plan.settings)}
+    without = {
+        (index[setting.identity], plan.tasks.index(spec), n): why
+        for setting, spec, n, why in skipped
+    }
+    work = list(pieces(plan, tasks, sweep))
+    mine = ranks.share(work)
+    settings = [(index[setting.identity], setting) for setting in wanted.settings]
+    done, todo = 0, sum(piece.last - piece.first for piece in mine) * len(settings)
+    known = {row.key for row in store.rows()}
+    for piece in mine:
+        task = tasks[plan.tasks[piece.task]]
+        samples = {i: draw(task, piece.n, piece.seed, i) for i in range(piece.first, piece.last)}
+        missing = [
+            (at, setting)
+            for at, setting in settings
+            if (at, piece.task, piece.n) not in without
+            and any((*piece[:3], i, at) not in known for i in samples)
+        ]
+        if missing:
+            began = time.perf_counter()
+            questions = subject.ask(task, piece.n, piece.seed, samples)
+            asking = time.perf_counter() - began
+        for at, setting in settings:
+            if (at, setting) in missing:
+                rows = answer(subject, task, questions, piece, at, setting, asking)
+                store.append([row for row in rows if row.key not in known])
+            done += len(samples)
+            if on_progress is not None:
+                on_progress(done, todo, setting)
+    ranks.wait()
+    if ranks.rank > 0:
+        return None
+    told = {*plan.skipped, *(Skipped(*key, why) for key, why in without.items())}
+    plan = replace(plan, skipped=tuple(sorted(told)))
+    store.merge(plan)
+    summary = summarize(plan, store.rows())
+    write_summary(out, summary)
+    return summary
+
+
+def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator[Work]:
+    """The batches of a sweep: its count of samples, shared out among the sizes of each task."""
+    for spec, task in tasks.items():
+        for at, n in enumerate(task.n):
+            share = sweep.count // len(task.n) + (at < sweep.count % len(task.n))
+            there = task.count(n)
+            count = share if there is None else min(share, there)
+            for seed in sweep.seeds:
+                for first in range(0, count, sweep.batch_size):
+                    last = min(first + sweep.batch_size, count)
+                    yield Work(plan.tasks.index(spec), n, seed, first, last)
+
+
+def unable(
+    subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[Setting]
+) -> Iterator[tuple[Setting, str, int, str]]:
+    """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
+    for spec, task in tasks.items():
+        for n in task.n:
+            for setting in settings:
+                try:
+                    questions = subject.ask(task, n, 0, {0: draw(task, n, 0, 0)})
+                    next(begin(questions, configure(task, questions, setting, 0)))
+                except DllmError as error:
+                    yield setting, spec, n, str(error)
+
+
+def configure(task: SuiteTask, questions: Questions, setting: Setting, seed: int) -> DecodeConfig:
+    """A setting for one task: the size of its canvas, unless the setting has its own."""
+    config = DecodeConfig(stop=task.stop, seed=seed, history=True)
+    if questions.given is not None or "max_new_tokens" not in setting.options:
+        return config.replace(**{**setting.options, "max_new_tokens": questions.room})
+    return config.replace(**setting.options)
+
+
+def begin(questions: Questions, config: DecodeConfig) -> Iterator[object]:
+    return questions.engine.stream_steps(
+        questions.prompts, config, row_ids=questions.row_ids, given=questions.given
+    )
+
+
+def answer(
+    subject: Subject,
+    task: SuiteTask,
+    questions: Questions,
+    piece: Work,
+    at: int,
+    setting: Setting,
+    asking: float,
+) -> list[Row]:
+    """Decode one batch with the setting number `at` and grade it; `asking`: seconds that putting
+    the questions took. KeyboardInterrupt where Ctrl-C cut it short.
+    """
+    began = time.perf_counter()
+    config = configure(task, questions, setting, piece.seed)
+    events = list(begin(questions, config))
+    outputs = {event.row: event.output for event in events if isinstance(event, Finished)}
+    if any(output.finish_reason == "interrupted" for output in outputs.values()):
+        raise KeyboardInterrupt
+    read = [
+        (subject.read(task, sample, outputs[row]), outputs[row])
+        for row, sample in enumerate(questions.samples)
+    ]
+    grades = [
+        task.grade(sample, found.text)
+        for sample, (found, _) in zip(questions.samples, read, strict=True)
+    ]
+    wall = asking + time.perf_counter() - began
+    longest = max((output.timings for output in outputs.values()), key=lambda t: t.total)
+    prompt, forward = longest.prompt, longest.forward - longest.prompt
+    phases = (prompt, forward, longest.total - longest.forward, wall - longest.total)
+    seconds = [round(phase / len(read), 7) for phase in phases]
+    steps = [made(output, len(questions.prompts[row])) for row, (_, output) in enumerate(read)]
+    return [
+        Row(
+            setting=at,
+            task=piece.task,
+            n=piece.n,
+            seed=piece.seed,
+            i=piece.first + row,
+            score=grade.score,
+            strict=grade.strict,
+            reason=grade.reason,
+            nfe=output.nfe,
+            canvases=output.canvases,
+            tokens=sum(step > 0 for step in steps[row]),
+            filled=output.slots,
+            room=config.max_new_tokens,
+            prompt_tokens=len(questions.prompts[row]),
+            finish=output.finish_reason,
+            text=found.text,
+            ids=output.token_ids,
+            steps=steps[row][: len(output.token_ids)],
+            slots=found.slots,
+            seconds=seconds,
+        )
+        for row, ((found, output), grade) in enumerate(zip(read, grades, strict=True))
+    ]
+
+
+def made(output: Output, prompt: int) -> list[int]:
+    """The decision (1, 2, ...) that committed each of the answer's tokens for good, the end token
+    among them; 0 for a given token.
+    """
+    found = [0] * output.answer_tokens
+    history: list[Commit] = output.history or []
+    for step, commit in enumerate(history, 1):
+        for position in commit.positions:
+            if position - prompt < len(found):
+                found[position - prompt] = step
+    return found

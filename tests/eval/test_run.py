@@ -1,0 +1,286 @@
+"""Runs of the suite: complete, resumable, shared by processes, told apart, graded again."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+import dllm
+from dllm.errors import DllmError
+from dllm.eval.ranks import Ranks
+from dllm.eval.records import Row, Setting, Summary
+from dllm.eval.regrade import regrade
+from dllm.eval.run import Sweep, run
+from dllm.eval.store import Store, read_rows
+from dllm.eval.subjects import Checkpoint, OracleSubject
+
+SHORT = "wording=short,n=3+4"
+TASKS = (f"copy:{SHORT}", f"shuffle:{SHORT}")
+SETTINGS = (
+    Setting("threshold", "threshold=0.9", {"sampler": "threshold:threshold=0.9"}),
+    Setting("quota", "count=2", {"sampler": "quota:count=2"}),
+)
+SWEEP = Sweep(TASKS, SETTINGS, count=10, seeds=(0, 3), batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Checkpoint(dllm.load("tiny"), "tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(subject, tmp_path_factory):
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(subject, SWEEP, out)
+    return out
+
+
+def untimed(path):
+    """The rows of a finished run without their seconds, in file order."""
+    return [dataclasses.replace(row, seconds=[]) for row in read_rows(path / "results.jsonl")]
+
+
+def counted(path):
+    summary = json.loads((path / "summary.json").read_text())
+    for cell in summary["cells"]:
+        del cell["seconds"]
+    return summary["cells"], summary["oracles"], summary["settings"], summary["tasks"]
+
+
+def test_every_sample_is_answered_once_by_every_setting(whole):
+    rows = untimed(whole)
+    expected = [
+        (task, n, seed, i, setting)
+        for task in range(2)
+        for n in (3, 4)
+        for seed in (0, 3)
+        for i in range(5)
+        for setting in range(2)
+    ]
+    assert [row.key for row in rows] == expected
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "results.jsonl",
+        "run.json",
+        "samples.jsonl",
+        "summary.json",
+    ]
+
+
+def test_the_summary_counts_the_rows_and_survives_json(whole):
+    summary = Summary.from_dict(json.loads((whole / "summary.json").read_text()))
+    assert json.loads(json.dumps(summary.as_dict())) == summary.as_dict() | {
+        "tasks": list(TASKS),
+        "seeds": [0, 3],
+        "skipped": [],
+    }
+    rows = list(read_rows(whole / "results.jsonl"))
+    for cell in summary.cells:
+        mine = [r for r in rows if (r.setting, r.task, r.n) == (cell.setting, cell.task, cell.n)]
+        assert cell.count == len(mine) == 10
+        assert cell.right == sum(r.score for r in mine) == cell.reasons.get("ok", 0)
+        assert cell.nfe == sum(r.nfe for r in mine)
+        assert cell.tokens == sum(r.tokens for r in mine)
+        for phase in range(4):
+            assert cell.seconds[phase] == pytest.approx(sum(r.seconds[phase] for r in mine))
+    for oracle in summary.oracles:
+        assert oracle.count == 10
+
+
+def test_the_parts_of_the_time_are_none_of_them_negative(whole):
+    for row in read_rows(whole / "results.jsonl"):
+        prompt, _, sampler, other = row.seconds
+        assert min(row.seconds) >= 0
+        assert prompt > 0
+        assert sampler > 0
+        assert other > 0
+        # after one forward there is nothing but the prompt's own
+        assert row.nfe > 1 or row.seconds[1] >= 0
+
+
+def test_batch_size_changes_no_answer(subject, whole, tmp_path):
+    run(subject, dataclasses.replace(SWEEP, batch_size=1), tmp_path / "run")
+    assert untimed(tmp_path / "run") == untimed(whole)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop])
+@pytest.mark.parametrize("after", [1, 3, 11])
+def test_a_run_that_was_cut_goes_on(subject, whole, tmp_path, after, error):
+    calls = []
+
+    def cut(done, total, setting):
+        calls.append(done)
+        if len(calls) == after:
+            raise error
+
+    out = tmp_path / "run"
+    with pytest.raises(error):
+        run(subject, SWEEP, out, on_progress=cut)
+    part = out / "results.0.jsonl"
+    stored = part.read_bytes()
+    assert stored.count(b"\n") > 0
+    part.write_bytes(stored[:-20])  # as if the last line had been cut off
+    run(subject, SWEEP, out)
+    assert untimed(out) == untimed(whole)
+    assert counted(out) == counted(whole)
+
+
+def test_what_is_there_is_not_decoded_again(subject, whole, tmp_path):
+    class Silent(Checkpoint):
+        def ask(self, task, n, seed, samples):
+            assert len(samples) == 1, "only the check before a run asks"
+            return super().ask(task, n, seed, samples)
+
+    before = (whole / "results.jsonl").read_bytes()
+    run(Silent(subject.engine, "tiny"), SWEEP, whole)
+    assert (whole / "results.jsonl").read_bytes() == before
+
+
+def test_a_run_grows_by_settings_tasks_seeds_and_samples(subject, whole, tmp_path):
+    small = Sweep(TASKS[:1], SETTINGS[:1], count=4, seeds=(3,), batch_size=3)
+    run(subject, small, tmp_path / "run")
+    run(subject, SWEEP, tmp_path / "run")
+    assert untimed(tmp_path / "run") == untimed(whole)
+
+
+def test_the_number_of_processes_changes_nothing(subject, whole, tmp_path):
+    """Both in turn: the second finds the first's rows; nobody waits here."""
+
+    class Alone(Ranks):
+        def wait(self):
+            pass
+
+    out = tmp_path / "run"
+    assert run(subject, SWEEP, out, ranks=Alone(0, 2)) is not None  # writes what is there so far
+    first = len(untimed(out))
+    assert 0 < first < len(untimed(whole))
+    assert run(subject, SWEEP, out, ranks=Alone(1, 2)) is None
+    assert run(subject, SWEEP, out, ranks=Alone(0, 2)) is not None
+    assert untimed(out) == untimed(whole)
+
+
+@pytest.mark.slow
+def test_torchrun_equals_one_process(root, whole, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "dllm",
+        "eval",
+        "run",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    command += ["--count", "10", "--seed", "0", "--seed", "3", "--batch-size", "3"]
+    command += [word for task in TASKS for word in ("--task", task)]
+    command += [word for s in SETTINGS for word in ("--sampler", s.options["sampler"])]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert untimed(tmp_path / "run") == untimed(whole)
+
+
+def test_a_run_of_another_model_is_refused(subject, whole):
+    with pytest.raises(DllmError, match=r"a run with model=.*choose another directory"):
+        run(OracleSubject(), SWEEP, whole)
+    with pytest.raises(DllmError, match="model"):
+        run(Checkpoint(dllm.load("tiny", dtype="bfloat16"), "tiny"), SWEEP, whole)
+
+
+def test_a_directory_with_other_things_is_refused(subject, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(DllmError, match="expected a new directory"):
+        run(subject, SWEEP, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_regrading_gives_the_same_summary(whole):
+    before = (whole / "summary.json").read_text()
+    assert regrade(whole) == (0, 80)
+    assert (whole / "summary.json").read_text() == before
+
+
+def test_regrading_sees_a_changed_text(subject, tmp_path):
+    run(subject, Sweep(TASKS[:1], SETTINGS[:1], count=4), tmp_path / "run")
+    store = Store(tmp_path / "run")
+    rows = list(store.rows())
+    store.rewrite([dataclasses.replace(rows[0], text="nothing of the kind"), *rows[1:]])
+    assert regrade(tmp_path / "run") == (1, 4)
+    assert [row.score for row in store.rows()] == [False, True, True, True]
+
+
+def test_an_unfinished_run_cannot_be_regraded(subject, tmp_path):
+    def cut(done, total, setting):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(subject, SWEEP, tmp_path / "run", on_progress=cut)
+    with pytest.raises(DllmError, match="not finished"):
+        regrade(tmp_path / "run")
+
+
+def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
+    settings = (
+        Setting("ok", "", {"sampler": "dus"}),
+        Setting("prophet", "", {"given": ["200:The answer is"]}),
+    )
+    summary = run(subject, Sweep(TASKS[:1], settings, count=2), tmp_path / "run")
+    assert {cell.setting for cell in summary.cells} == {0}
+    assert [(s.setting, s.task, s.n) for s in summary.plan.skipped] == [(1, 0, 3), (1, 0, 4)]
+    assert "reach out of max_new_tokens=16" in summary.plan.skipped[0].reason
+    with pytest.raises(DllmError, match=r"nothing can be run: .*reach out of"):
+        run(subject, Sweep(TASKS[:1], settings[1:], count=2), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("change", [{"tasks": ()}, {"settings": ()}, {"count": 0}])
+def test_a_sweep_of_nothing_is_an_error(change):
+    with pytest.raises(DllmError, match="expected at least"):
+        dataclasses.replace(SWEEP, **change)
+
+
+def test_a_row_of_another_version_is_told(whole, tmp_path):
+    line = json.loads((whole / "results.jsonl").read_text().splitlines()[0])
+    del line["slots"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(DllmError, match="expected"):
+        list(read_rows(tmp_path / "results.jsonl"))
+
+
+def test_sets_are_the_items_by_decision():
+    row = Row(**{f.name: None for f in dataclasses.fields(Row)})
+    row = dataclasses.replace(row, steps=[3, 0, 1, 0, 3, 0, 2], slots=[0, 2, 4, 6])
+    assert row.sets == [[1], [3], [0, 2]]
+    assert dataclasses.replace(row, slots=None).sets is None
+
+
+CHANCES = [
+    ("shuffle", 4, "random", 1.0),
+    ("insert_random", 4, "random", 1.0),
+    ("replace_random", 5, "random", 1.0),
+    ("replace_random", 5, "low_confidence", 0.0),
+]
+
+
+@pytest.mark.parametrize(("task", "n", "order", "temperature"), CHANCES)
+def test_the_oracle_loses_what_its_commits_say(tmp_path, task, n, order, temperature):
+    """The exact model, run like any checkpoint: score and mean chance agree within 4 sigma."""
+    options = {"temperature": temperature}
+    settings = [
+        Setting("quota", f"{k}", {"sampler": f"quota:remasking={order},count={k}", **options})
+        for k in (1, 2, 3)
+    ]
+    sweep = Sweep([f"{task}:n={n}"], settings, count=400, batch_size=400)
+    for cell in run(OracleSubject(), sweep, tmp_path / "run").cells:
+        chance = cell.ceiling / cell.ceiled
+        assert cell.ceiled == cell.count == 400
+        sigma = math.sqrt(chance * (1 - chance) / cell.count)
+        assert abs(cell.right / cell.count - chance) <= 4 * sigma
