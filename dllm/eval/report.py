@@ -127,7 +127,7 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     ]
     for (name, _), selection in zip(runs, selections):
         if selection.left_out:
-            notes.append(f"{name}: left out, not all answers yet: {', '.join(selection.left_out)}")
+            notes.append(f"{name}: left out: {', '.join(selection.left_out)}")
     if len({(run.plan.suite, s.tasks) for (_, run), s in zip(runs, selections)}) > 1:
         notes.append("the runs differ in suite or tasks: their means do not compare")
     return Table("Settings", tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
