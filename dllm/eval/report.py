@@ -43,7 +43,7 @@ SETTING_NOTES = (
 )
 COST_NOTES = (
     "factorisation loss: percentage points that a perfect model loses by the same commits; model "
-    "loss: what this model loses more; excess: where it loses less",
+    "loss: what this model loses more; excess: where it loses less (of few answers, by chance)",
     "ms: per answer; none where forwards were remembered between settings",
 )
 CHANGE_NOTES = (
@@ -182,7 +182,7 @@ def _metrics(curves: Sequence[Curve], reach: float) -> Table:
     notes = (
         f"LPA: mean over log2 of 1 to {reach:.2f} tokens / forward of the best score at that "
         "many or more, %",
-        f"PBx: most tokens / forward at a score of at least x%, measured and interpolated between "
+        "PBx: most tokens / forward at a score of at least x%, measured and interpolated between "
         f"settings on the front; {NONE} if never",
         f"AUP: as d3LLM defines it, best score y_max = {best:.1f}%",
         "centre: mean tokens / forward, weighted by score, of the settings that were run",
