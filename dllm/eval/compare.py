@@ -85,9 +85,11 @@ def compare(
             f"the runs share no task: {', '.join(new.plan.tasks)} and {', '.join(old.plan.tasks)}"
         )
     ours, theirs = select(new, shared, n), select(old, shared, n)
-    before = {point.setting.key: point for point in theirs.points}
-    pairs = [(p, before[p.setting.key]) for p in ours.points if p.setting.key in before]
-    found = [changes(p, new.plan.tasks, q, old.plan.tasks) for p, q in pairs]
+    found = [
+        changes(point, new.plan.tasks, twin, old.plan.tasks)
+        for point in ours.points
+        if (twin := _twin(point, theirs.points))
+    ]
     methods = {curve.name: curve for curve in theirs.curves}
     return Comparison(
         settings=tuple(each[0] for each in found if each),
@@ -95,6 +97,13 @@ def compare(
         curves=tuple(CurveChange(c, methods[c.name]) for c in ours.curves if c.name in methods),
         reach=max(ours.reach, theirs.reach),
     )
+
+
+def _twin(point: Point, others: Sequence[Point]) -> Point | None:
+    """The one of `others` that decodes alike; of several, the one of the same name."""
+    alike = [other for other in others if other.setting.key == point.setting.key]
+    same = (other for other in alike if other.setting.name == point.setting.name)
+    return next(same, alike[0] if alike else None)
 
 
 def changes(

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dllm.errors import DllmError
 from dllm.eval.frontier import Pair
-from dllm.eval.records import PHASES, Cell, OracleCell, Setting, Summary
+from dllm.eval.records import PHASES, Cell, OracleCell, Plan, Setting, Summary
 from dllm.intervals import weighted
 
 C = TypeVar("C", Cell, OracleCell)
@@ -173,7 +173,7 @@ class Curve:
 @dataclass(frozen=True)
 class Selection:
     """The curves of a run on some of its tasks. left_out: settings that lack a (task, n) that
-    others have, so that their mean would not compare.
+    others have, so that their mean would not compare, with what they lack and why.
     """
 
     tasks: tuple[str, ...]
@@ -216,13 +216,14 @@ def select(
     left_out = []
     for index, setting in enumerate(summary.plan.settings):
         own = tuple(cell for cell in cells if cell.setting == index)
-        if {(cell.task, cell.n) for cell in own} == whole:
-            point = Point(setting, own, summary.plan.memo)
-            points.setdefault(setting.method, []).append(point)
-        else:
-            left_out.append(setting.name)
+        missing = whole - {(cell.task, cell.n) for cell in own}
+        if missing:
+            left_out.append(f"{setting.name} ({_lack(summary.plan, index, min(missing))})")
+            continue
+        point = Point(setting, own, summary.plan.memo)
+        points.setdefault(setting.method, []).append(point)
     if not points:
-        raise DllmError("no setting has answers to all tasks of the run yet: choose fewer tasks")
+        raise DllmError(f"no setting has answers to all chosen tasks: {left_out[0]}; choose fewer")
     oracles = list(filter(inside, summary.oracles))
     curves = (
         Curve(
@@ -248,6 +249,13 @@ def _tasks(specs: Sequence[str], words: Sequence[str] | None) -> set[int]:
             raise DllmError(f"no task {word!r} in the run: expected one of {', '.join(specs)}")
         found |= by_spec or by_name
     return found
+
+
+def _lack(plan: Plan, setting: int, cell: tuple[int, int]) -> str:
+    """Why a setting has no answers to the (task, n) `cell`."""
+    task, n = cell
+    reasons = (s.reason for s in plan.skipped if (s.setting, s.task, s.n) == (setting, task, n))
+    return f"{plan.tasks[task]} n={n}: {next(reasons, 'no answers yet')}"
 
 
 def _listed(values: Sequence[object] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from dllm.eval.tables import NONE, Table, number, percent, signed, span
 Run = tuple[str, Summary]  # what to call it, and its numbers
 LEVELS = (90.0, 80.0, 70.0)  # the x of PBx
 RATES = (1, 2, 4, 8)  # tokens per forward at which methods are compared task by task
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError)
 SHOWN = 20  # changed cells that are listed one by one
 CURVE_NOTES = (
     "forwards: the geometric mean over the scores that both reach; score: the mean over log "
@@ -41,7 +43,7 @@ SETTING_NOTES = (
 )
 COST_NOTES = (
     "factorisation loss: percentage points that a perfect model loses by the same commits; model "
-    "loss: what this model loses more; excess: where it loses less",
+    "loss: what this model loses more; excess: where it loses less (of few answers, by chance)",
     "ms: per answer; none where forwards were remembered between settings",
 )
 CHANGE_NOTES = (
@@ -63,7 +65,7 @@ def read_summary(path: Path) -> Summary:
         summary = Summary.from_dict(json.loads(text))
         for cell in summary.cells:
             summary.plan.settings[cell.setting], summary.plan.tasks[cell.task]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except UNREADABLE as error:
         raise DllmError(
             f"{path}: expected a run's summary of schema {SCHEMA} ({type(error).__name__}: {error})"
         ) from error
@@ -125,7 +127,7 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
     ]
     for (name, _), selection in zip(runs, selections):
         if selection.left_out:
-            notes.append(f"{name}: left out, not all answers yet: {', '.join(selection.left_out)}")
+            notes.append(f"{name}: left out: {', '.join(selection.left_out)}")
     if len({(run.plan.suite, s.tasks) for (_, run), s in zip(runs, selections)}) > 1:
         notes.append("the runs differ in suite or tasks: their means do not compare")
     return Table("Settings", tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
@@ -155,8 +157,8 @@ def _costs(curves: Sequence[Curve]) -> Table:
 def _about(run: Summary, selection: Selection) -> str:
     plan = run.plan
     model = " ".join(str(plan.model.get(key, "")) for key in ("name", "dtype", "device")).strip()
-    counts = sorted({point.count for point in selection.points})
-    answers = " to ".join(map(str, counts[:: len(counts) - 1 or 1]))
+    counts = [point.count for point in selection.points]
+    answers = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     return f"{plan.suite}, {model}, {answers} answers per setting to {', '.join(selection.tasks)}"
 
 
@@ -180,7 +182,7 @@ def _metrics(curves: Sequence[Curve], reach: float) -> Table:
     notes = (
         f"LPA: mean over log2 of 1 to {reach:.2f} tokens / forward of the best score at that "
         "many or more, %",
-        f"PBx: most tokens / forward at a score of at least x%, measured and interpolated between "
+        "PBx: most tokens / forward at a score of at least x%, measured and interpolated between "
         f"settings on the front; {NONE} if never",
         f"AUP: as d3LLM defines it, best score y_max = {best:.1f}%",
         "centre: mean tokens / forward, weighted by score, of the settings that were run",
@@ -204,7 +206,7 @@ def _by_task(
     """Task by task: who is best at which parallelism, and every method's area."""
     tasks = dict.fromkeys(task for selection in selections for task in selection.tasks)
     names = [curve.name for selection in selections for curve in selection.curves]
-    winners, areas, last = [], [], 0.0
+    winners, areas = [], []
     for task in tasks:
         one = [
             select(run, [task], n, name if len(runs) > 1 else "")
@@ -213,27 +215,14 @@ def _by_task(
         ]
         curves = {curve.name: curve.pairs for selection in one for curve in selection.curves}
         most = reach or max(selection.reach for selection in one)
-        last = max(last, most)
         winners.append((task, *(_winner(curves, x) for x in RATES)))
         found = (log_area(curves[name], most) if name in curves else None for name in names)
         areas.append((task, *(number(area, 1) for area in found)))
+    best = "best score, %, at that many tokens / forward or more, and the methods that have it"
+    end = f"{reach:.2f}" if reach else "what a task allows: its longest mean answer in one forward"
     return [
-        Table(
-            "Best method by task",
-            ("task", *(f"≥ {x}" for x in RATES)),
-            tuple(winners),
-            ("best score, %, at that many tokens / forward or more, and the methods that have it",),
-        ),
-        Table(
-            "LPA by task",
-            ("task", *names),
-            tuple(areas),
-            (f"up to {reach:.2f} tokens / forward",)
-            if reach
-            else (
-                "up to what can be reached on each task: its longest mean answer in one forward",
-            ),
-        ),
+        Table("Best method by task", ("task", *(f"≥ {x}" for x in RATES)), tuple(winners), (best,)),
+        Table("LPA by task", ("task", *names), tuple(areas), (f"tokens / forward up to {end}",)),
     ]
 
 
@@ -255,7 +244,7 @@ def _reasons(curves: Sequence[Curve]) -> Table:
     total: Counter[str] = Counter()
     for _, _, reasons in points:
         total.update(reasons)
-    codes = [code for code, share in total.most_common() if code != "ok" and share]
+    codes = [code for code, _ in total.most_common() if code != "ok"]
     rows = (
         (name, point.setting.knob, percent(point.score), *(percent(found.get(c)) for c in codes))
         for name, point, found in points

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from dllm.cli import app
 from dllm.cli.eval_report import split_words
+from dllm.eval.figures import draw
+from dllm.eval.report import read_summary
 from tests.cli.common import fails, modules_after
 from tests.eval.summaries import drawn, one_task
 
@@ -96,6 +98,15 @@ def test_files(folders, tmp_path):
     assert titles == [title for title in titles if title in result.stdout]
     assert len(titles) == 9
     assert figure.read_text().startswith("<?xml")
+
+
+def test_the_figure_is_of_the_selection_and_of_both_sides(folders, tmp_path):
+    figure, expected = tmp_path / "figure.svg", tmp_path / "expected.svg"
+    options = ("--tasks", "copy,shuffle", "--n", "8", "--figure", figure)
+    assert run(folders[0], "--against", folders[1], *options).exit_code == 0
+    runs = [(folder.name, read_summary(folder)) for folder in folders]
+    draw(runs, expected, tasks=["copy", "shuffle"], n=[8])
+    assert figure.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize(

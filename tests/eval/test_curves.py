@@ -1,12 +1,14 @@
 """Points and curves of a run, against sums written out by hand and literal definitions."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.errors import DllmError
 from dllm.eval.curves import Point, select
-from dllm.eval.records import OracleCell
+from dllm.eval.records import OracleCell, Skipped
 from dllm.intervals import weighted, wilson
 from tests.eval.summaries import TASKS, cell, drawn, one_task, setting, summary
 
@@ -139,10 +141,20 @@ class TestSelect:
         cells = [c for c in run.cells if (c.setting, c.task, c.n) != (2, 1, 8)]
         run = summary(cells, run.plan.settings, oracles=run.oracles)
         found = select(run)
-        assert found.left_out == ("confidence k=4",)
+        assert found.left_out == ("confidence k=4 (shuffle:n=4+8 n=8: no answers yet)",)
         assert len(found.points) == 8
         assert select(run, ["copy"]).left_out == ()
         assert select(run, n=[4]).left_out == ()
+
+    def test_a_setting_that_cannot_answer_is_left_out_with_the_reason(self):
+        settings = [setting("a"), setting("b"), setting("c")]
+        run = summary([cell(0, 0, 5, 9), cell(0, 1, 5, 9), cell(1, 1, 5, 9)], settings)
+        told = (Skipped(0, 0, 4, "not this"), Skipped(1, 0, 4, "no room"), Skipped(2, 1, 4, "nor"))
+        run = replace(run, plan=replace(run.plan, skipped=told))
+        assert select(run).left_out == (
+            "b (copy:n=4+8 n=4: no room)",
+            "c (copy:n=4+8 n=4: no answers yet)",
+        )
 
     def test_cells_without_answers_do_not_count(self):
         run = summary([cell(0, 0, 5, 9), cell(0, 1, 0, 0, count=0)], [setting("a")])
@@ -171,7 +183,7 @@ class TestSelect:
 
     def test_no_setting_is_whole(self):
         run = summary([cell(0, 0, 5, 9), cell(1, 1, 5, 9)], [setting("a"), setting("b")])
-        with pytest.raises(DllmError, match="choose fewer tasks"):
+        with pytest.raises(DllmError, match=r"a \(shuffle:n=4\+8 n=4: no answers yet\); choose"):
             select(run)
 
     @given(st.lists(st.tuples(st.integers(0, 100), st.integers(100, 1000)), min_size=1, max_size=6))

@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from dllm.errors import DllmError
 from dllm.eval.curves import select
 from dllm.eval.figures import COLOURS, draw
+from dllm.eval.records import OracleCell
 from tests.eval.summaries import TASKS, drawn, one_task
 
 
@@ -93,13 +94,26 @@ def test_a_panel_shows_its_task(drawing):
 
 def test_everything_is_inside(drawing):
     figure = drawing(drawn(), tasks=["copy", "shuffle", "replace_random"])
-    assert len(figure.axes) == 4
+    assert [axis.get_subplotspec().get_geometry() for axis in figure.axes] == [
+        (2, 2, i, i) for i in range(4)
+    ]
     for axis in figure.axes:
         low, high = axis.get_ylim()
         left, right = axis.get_xlim()
         for line in axis.get_lines():
             assert all(low <= y <= high for y in line.get_ydata())
             assert all(left <= x <= right for x in line.get_xdata())
+
+
+def test_what_is_nearly_right_is_seen_from_near(drawing):
+    (axis,) = drawing(one_task(("a", "", 99, 1000), ("a", "b", 97, 500), count=100)).axes
+    assert axis.get_ylim()[0] > 80
+
+
+def test_a_single_setting_is_its_own_oracle(drawing):
+    oracle = OracleCell("a", 0, 4, 100, 99, 1000, 1000)
+    (axis,) = drawing(one_task(("a", "", 99, 1000), oracles=[oracle])).axes
+    assert lines(axis, "--", COLOURS[0]) == []
 
 
 def test_ticks_are_powers_of_two(drawing):

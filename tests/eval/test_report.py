@@ -59,10 +59,17 @@ class TestTable:
             assert word in text
 
     def test_numbers_stay_whole_where_names_must_give_way(self):
-        table = Table("T", ("name", "score, %"), (("z" * 60, "99.9–100.0"),))
-        text = shown(table, width=40)
-        assert "99.9–100.0" in text
+        table = Table("T", ("name", "95%"), (("z" * 60, "+11.3 to +24.8"),))
+        text = shown(table, width=30)
+        assert "+11.3 to +24.8" in text
         assert text.count("z") == 60
+
+    def test_names_stand_to_the_left_and_numbers_to_the_right(self):
+        table = Table("T", ("name", "number"), (("x", "1"), ("yyy", "23456789")))
+        row = next(line for line in shown(table).splitlines() if " x " in line)
+        other = next(line for line in shown(table).splitlines() if " yyy " in line)
+        assert row.index("x") == other.index("yyy")
+        assert row.index("1") == other.index("9")
 
     def test_columns_that_say_nothing_are_left_out(self):
         table = Table("T", ("a", "b", "c", "d"), (("", "", "1", "–"), ("", "", "–", "–")), texts=2)
@@ -118,7 +125,8 @@ class TestReadSummary:
 
     def test_torn_or_no_gzip(self, tmp_path):
         path = tmp_path / "summary.json.gz"
-        for data in (b"{}", gzip.compress(b"{}" * 99)[:-9]):
+        whole = gzip.compress(b"{}" * 99)
+        for data in (b"{}", whole[:-9], whole[:10] + b"\xff" * 9 + whole[19:]):
             path.write_bytes(data)
             with pytest.raises(DllmError, match="expected"):
                 read_summary(path)
@@ -140,6 +148,11 @@ class TestReport:
         assert any(
             "1200 answers per setting to copy:n=4+8, shuffle" in note for note in table.notes
         )
+
+    def test_settings_with_fewer_answers_are_told(self):
+        cells = [cell(i, 0, 5, 9, count=count) for i, count in enumerate((20, 30, 10))]
+        run = summary(cells, [setting(name) for name in "abc"])
+        assert "10 to 30 answers per setting" in tables(run)["Settings"].notes[0]
 
     def test_the_front_is_marked(self):
         run = one_task(("a", "1", 90, 1000), ("a", "2", 80, 200), ("b", "", 70, 400))
@@ -172,7 +185,8 @@ class TestReport:
             if one.task == 2:
                 one.ceiled = one.ceiled_right = 0
         notes = [" ".join(tables(run)["Losses and time"].notes) for run in (whole, part)]
-        assert ["2 of 3 tasks" in note for note in notes] == [False, True]
+        assert "with a known ceiling" not in notes[0]
+        assert "the 2 of 3 tasks with a known ceiling" in notes[1]
 
     def test_methods(self):
         table = tables(drawn())["Methods"]
@@ -210,6 +224,9 @@ class TestReport:
             (TASKS[1], "100.0 all", "100.0 all", "–"),
         )
 
+    def test_a_single_method_is_named(self):
+        assert tables(one_task(("a", "", 90, 1000)))["Best method by task"].rows[0][1] == "90.0 a"
+
     def test_errors_the_most_frequent_first(self):
         reasons = [{"ok": 5, "parse": 2, "length": 3}, {"ok": 1, "parse": 9}]
         cells = [cell(i, 0, r["ok"], 20, count=10, reasons=r) for i, r in enumerate(reasons)]
@@ -229,6 +246,35 @@ class TestReport:
         assert gains == sorted(gains, reverse=True)
         assert 0 < len(gains) <= 20
         assert re.match(r"\d+ of 54 differ clearly", cells.notes[0])
+
+    def test_before_stands_before_after(self):
+        new, old = one_task(("a", "", 90, 250)), one_task(("a", "", 80, 500))
+        found = tables(new, against=("old", old), reach=16.0)
+        (methods,) = found["run0 against old: methods"].rows
+        names = found["run0 against old: methods"].columns
+        assert dict(zip(names, methods, strict=True)) == {
+            "method": "a",
+            "forwards, times fewer": "2.00",
+            "score, points more": "+10.0",
+            "LPA before": "20.0",
+            "LPA": "45.0",
+            "PB90": "4.00",
+            "PB80 before": "2.00",
+            "PB80": "4.00",
+            "PB70 before": "2.00",
+            "PB70": "4.00",
+        }
+        (row,) = found["run0 against old: settings"].rows
+        assert row[:4] == ("a", "80.0", "90.0", "+10.0")
+        assert row[-1] == "×0.50"
+
+    def test_the_largest_changes_come_first_worse_or_better(self):
+        def run(*right):
+            cells = [cell(0, i, value, 100) for i, value in enumerate(right)]
+            return summary(cells, [setting("a")])
+
+        found = tables(run(60, 10, 50), against=("old", run(30, 90, 50)))
+        assert column(found["run0 against old: tasks and sizes"], "gain") == ["-80.0", "+30.0"]
 
     def test_against_itself(self):
         found = tables(drawn(), against=("old", drawn()))
