@@ -9,17 +9,16 @@ from __future__ import annotations
 import argparse
 import gzip
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import RESULTS, fill
-from dllm.eval.ceiling import chance
-from dllm.eval.closed_forms import correlation_bits, slots
 from dllm.eval.curves import Curve, Point, select
 from dllm.eval.figures import draw
 from dllm.eval.frontier import best_at
+from dllm.eval.laws import label, laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
-from dllm.eval.suite import task_of
 from dllm.eval.tables import NONE, Table, number, percent, span
 from dllm.intervals import wilson
 
@@ -41,37 +40,13 @@ SHOWN = (  # methods of the figure: with all of them no line can be followed
 FAST = 4.0  # tokens per forward
 
 
-def name(spec: str) -> str:
-    return spec.partition(":")[0]
-
-
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table without title and notes: the page has its own."""
-    return Table("", tuple(columns), tuple(map(tuple, rows))).markdown().split("\n", 2)[2].strip()
+    """A table alone: the page has titles and notes of its own."""
+    return plain(Table("", tuple(columns), tuple(map(tuple, rows))))
 
 
-def tasks(run: Summary) -> str:
-    """What is known of each task's law, size by size."""
-    rows = []
-    for spec in run.plan.tasks:
-        task = task_of(spec)
-        laws = [task.form(n) for n in task.n]
-        sizes = "+".join(map(str, task.n))
-        if None in laws:
-            rows.append([name(spec), sizes, NONE, NONE])
-            continue
-        known = [law for law in laws if law is not None]
-        bits = [correlation_bits(*law) for law in known]
-        once = [chance(form, n, [range(slots(form, n))]) or 0.0 for form, n in known]
-        rows.append(
-            [
-                name(spec),
-                sizes,
-                ", ".join(f"{each:.2f}" for each in bits) if any(bits) else "0",
-                ", ".join(map(percent, once)) if any(bits) else "100.0",
-            ]
-        )
-    return markdown(["task", "n", "bits", "at once, %"], rows)
+def plain(table: Table) -> str:
+    return replace(table, notes=()).markdown().split("\n", 2)[2].strip()
 
 
 def headline(run: Summary) -> str:
@@ -153,7 +128,7 @@ def unsolved(run: Summary) -> str:
         split = fastest.split if fastest else None
         rows.append(
             [
-                name(spec),
+                label(spec, run.plan.tasks),
                 f"{percent(best.score)} `{best.setting.name}`",
                 number(best.tokens_per_forward),
                 f"{percent(fastest.score)} `{fastest.setting.name}`" if fastest else NONE,
@@ -169,7 +144,9 @@ def winners(run: Summary) -> str:
     rows = []
     for spec in run.plan.tasks:
         selection = select(run, [spec])
-        rows.append([name(spec), *(winner(selection.curves, x) for x in (1, 2, 4, 8))])
+        rows.append(
+            [label(spec, run.plan.tasks), *(winner(selection.curves, x) for x in (1, 2, 4, 8))]
+        )
     return markdown(["task", *(f"≥ {x} tokens / forward" for x in (1, 2, 4, 8))], rows)
 
 
@@ -226,12 +203,10 @@ def main() -> None:
     fill(
         DOCS / "results.md",
         {
-            "tasks": tasks(runs["headline"]),
+            "tasks": plain(laws(runs["headline"].plan.tasks)),
             "headline": headline(runs["headline"]),
             "caches": caches(runs["caches"]),
-            "methods": markdown(methods.columns, methods.rows)
-            + "\n\n"
-            + "\n".join(f"- {note}" for note in methods.notes),
+            "methods": plain(methods) + "\n\n" + "\n".join(f"- {note}" for note in methods.notes),
             "winners": winners(runs["curves"]),
             "orders": orders(runs["headline"]),
             "unsolved": unsolved(runs["curves"]),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dllm.errors import DllmError
 from dllm.eval.curves import Curve, select
 from dllm.eval.frontier import pareto
+from dllm.eval.laws import label
 from dllm.eval.records import Summary
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _panels(
     if len(chosen) == 1:
         return {chosen[0]: curves(tasks)}
     mean = {f"mean over {len(chosen)} tasks": curves(tasks)}
-    return mean if tasks is None else mean | {task: curves([task]) for task in tasks}
+    words = tasks or ()
+    return mean | {label(word, words): curves([word]) for word in words}
 
 
 def _panel(axis: Axes, title: str, curves: Sequence[Curve], styles: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from dllm.eval.frontier import (
     parallelism_at,
     pareto,
 )
+from dllm.eval.laws import label
 from dllm.eval.records import PHASES, SCHEMA, Summary
 from dllm.eval.tables import NONE, Table, number, percent, signed, span
 
@@ -204,7 +205,7 @@ def _by_task(
     reach: float | None,
 ) -> list[Table]:
     """Task by task: who is best at which parallelism, and every method's area."""
-    tasks = dict.fromkeys(task for selection in selections for task in selection.tasks)
+    tasks = list(dict.fromkeys(task for selection in selections for task in selection.tasks))
     names = [curve.name for selection in selections for curve in selection.curves]
     winners, areas = [], []
     for task in tasks:
@@ -215,9 +216,9 @@ def _by_task(
         ]
         curves = {curve.name: curve.pairs for selection in one for curve in selection.curves}
         most = reach or max(selection.reach for selection in one)
-        winners.append((task, *(_winner(curves, x) for x in RATES)))
+        winners.append((label(task, tasks), *(_winner(curves, x) for x in RATES)))
         found = (log_area(curves[name], most) if name in curves else None for name in names)
-        areas.append((task, *(number(area, 1) for area in found)))
+        areas.append((label(task, tasks), *(number(area, 1) for area in found)))
     best = "best score, %, at that many tokens / forward or more, and the methods that have it"
     end = f"{reach:.2f}" if reach else "what a task allows: its longest mean answer in one forward"
     return [

@@ -1,0 +1,39 @@
+"""What is known of the law of each task's answers, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dllm.eval.ceiling import chance
+from dllm.eval.closed_forms import correlation_bits, slots
+from dllm.eval.suite import SuiteTask, task_of
+from dllm.eval.tables import NONE, Table, number, percent
+
+NOTES = (
+    "bits: total correlation of the answer's items given the question, which one forward for all "
+    "of them ignores",
+    "at once: how often a perfect model is right, %, that draws all items in one forward",
+)
+
+
+def label(spec: str, specs: Sequence[str]) -> str:
+    """A task's name, with its options where it does not tell it from others."""
+    name = spec.partition(":")[0]
+    return spec if sum(other.partition(":")[0] == name for other in specs) > 1 else name
+
+
+def laws(specs: Sequence[str]) -> Table:
+    """A row for every task: its bits and the perfect model's chance, size by size."""
+    rows = [(label(spec, specs), *_row(task_of(spec))) for spec in specs]
+    return Table("Tasks", ("task", "n", "bits", "at once, %"), tuple(rows), NOTES)
+
+
+def _row(task: SuiteTask) -> tuple[str, str, str]:
+    known = [form for n in task.n if (form := task.form(n)) is not None]
+    bits = [number(correlation_bits(*form)) for form in known]
+    once = [chance(*form, [range(slots(*form))]) for form in known]
+    return (
+        "+".join(map(str, task.n)),
+        ", ".join(dict.fromkeys(bits)) or NONE,
+        ", ".join(dict.fromkeys(map(percent, once))) or NONE,
+    )
