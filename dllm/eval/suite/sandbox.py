@@ -16,6 +16,7 @@ import sys
 from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import repeat
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
@@ -55,10 +56,8 @@ def guard(home: str) -> Callable[[str, tuple[Any, ...]], None]:
     def check(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            refused = bool(flags & WRITES) and not isinstance(path, int)
-            if refused:
-                path = os.fsdecode(path)
-                refused = path != os.devnull and os.path.dirname(path) not in places
+            inside = path == os.devnull or os.path.dirname(path) in places
+            refused = bool(flags & WRITES) and not inside
         else:
             refused = event.startswith(REFUSED) and event not in HARMLESS
         if refused:
@@ -106,26 +105,28 @@ def end(
 
 def run(request: dict[str, Any], report: int) -> None:
     """Run program and test in one module. Returns only where both ran to their end."""
-    execute, finish, leave = exec, end, os._exit  # the program may change what the names mean
+    finish, leave = end, os._exit  # the program may change what the names mean
     module = ModuleType("program")
     sys.modules["program"] = sys.modules["__main__"] = module
     try:
-        codes = [
+        codes = tuple(
             compile(request[name], f"<{name}>", "exec", dont_inherit=True)
             for name in ("program", "test")
-        ]
+        )
     except Exception as error:
         finish(report, "syntax", error)
-        return
+        raise
     try:
-        for code in codes:
-            execute(code, module.__dict__)
+        any(map(exec, codes, repeat(module.__dict__)))  # in C, out of reach for the program
     except MemoryError:
         leave(errno.ENOMEM)  # there may be no memory for a message
+        raise
     except AssertionError as error:
         finish(report, "fail", error)
+        raise
     except BaseException as error:
         finish(report, "error", error)
+        raise
 
 
 def main() -> None:
@@ -134,8 +135,8 @@ def main() -> None:
     token = request.pop("token").encode()
     report = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
     leave_network()
     limit(request["seconds"], request["memory"])
     finished: SimpleQueue[None] = SimpleQueue()

@@ -42,6 +42,7 @@ def test_the_right_program_is_ok():
         (f"{RIGHT}input()", "error", "EOFError"),
         (f"{RIGHT}import dllm", "error", "ModuleNotFoundError: No module named 'dllm'"),
         (f"{RIGHT}raise ValueError('é' * 9999)", "error", "ValueError: éé"),
+        (f"{RIGHT}raise ValueError('\\udcff')", "error", "ValueError: \\udcff"),
         ("def add(a, b:", "syntax", "SyntaxError:"),
         ("def add(a, b):\nreturn", "syntax", "IndentationError:"),
         ("x = '''", "syntax", "SyntaxError:"),
@@ -193,8 +194,10 @@ CHEATS = {
     "    for n in ('run', 'end', 'exit', '_exit', 'loads', 'put', 'get'):\n"
     "        if hasattr(m, n): setattr(m, n, lambda *a, **k: None)",
     "frames": "import sys\nf = sys._getframe()\nwhile f:\n"
-    "    for n in ('execute', 'finish', 'leave'): f.f_locals[n] = lambda *a: None\n"
+    "    for n in ('finish', 'leave'): f.f_locals[n] = lambda *a: None\n"
     "    f.f_globals.clear() if f.f_back is None else 0\n    f = f.f_back",
+    "codes": "import sys\nf = sys._getframe()\nwhile f:\n    for v in f.f_locals.values():\n"
+    "        if isinstance(v, list): v.clear()\n    f = f.f_back",
     "reports": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ok')\n"
     "    except OSError: pass",
     "closed": f"import os\n{RIGHT}os.closerange(3, 64)",
