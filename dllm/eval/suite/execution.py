@@ -12,7 +12,7 @@ is not limited on macOS. A process that leaves its group outlives the program.
 from __future__ import annotations
 
 import errno
-import json
+import marshal
 import math
 import os
 import secrets
@@ -70,7 +70,7 @@ def execute(
         TemporaryDirectory(prefix="dllm-", ignore_cleanup_errors=True) as home,
         TemporaryFile() as stdin,  # a file never makes its writer wait
     ):
-        stdin.write(json.dumps(request).encode())
+        stdin.write(marshal.dumps(request))
         stdin.seek(0)
         return judge(*supervise(stdin, home, timeout), token)
 

@@ -2,7 +2,7 @@
 
 import errno
 import io
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -86,13 +86,11 @@ assert __name__ != "__main__"
 
 
 ENDLESS = {
-    "loop": "while True: pass",
     "sleep": "import time\ntime.sleep(60)",
-    "output": "while True: print('x' * 10000)",
-    "errors": "import sys\nwhile True: sys.stderr.write('x' * 10000)",
+    "output": "import sys\nwhile True: print('x' * 10000, file=sys.stderr), print('x' * 10000)",
     "c": "10 ** 10 ** 9",
-    "catches": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "signals": "import signal\ntry: signal.signal(15, 1)\nexcept ValueError: pass\nwhile 1: pass",
+    "catches": "import signal\nwhile True:\n    try:\n        while True: signal.signal(15, 1)\n"
+    "    except BaseException: pass",
     "silent": "import os\nos.closerange(3, 64)\nwhile True: pass",
     "exit": "import atexit, time\natexit.register(time.sleep, 60)\ntime.sleep(60)",
 }
@@ -148,7 +146,7 @@ while True:
 """,
     )
     start = time.monotonic()
-    assert execute("", timeout=1).outcome in ("timeout", "error")
+    assert execute("", timeout=0.7).outcome in ("timeout", "error")
     assert time.monotonic() - start < 5
     size = beats.stat().st_size
     assert size > 0
@@ -159,7 +157,7 @@ while True:
 def test_cpu_time_is_limited_where_nobody_watches(tmp_path):
     request = {"program": "while 1: pass", "test": "", "token": "", "memory": 2**30, "seconds": 1}
     with (tmp_path / "request").open("w+b") as stdin:
-        stdin.write(json.dumps(request).encode())
+        stdin.write(marshal.dumps(request))
         stdin.seek(0)
         report, status = supervise(stdin, str(tmp_path), 20)
     assert (report, status) == ("", -signal.SIGXCPU)
@@ -212,7 +210,7 @@ CHEATS = {
 def test_tricks_do_not_pass(program):
     if "def add" not in program:
         program = f"{WRONG}{program}"
-    assert execute(program, TEST, timeout=1).outcome in ("fail", "error", "timeout")
+    assert execute(program, TEST, timeout=0.5).outcome in ("fail", "error", "timeout")
 
 
 SPY = """
