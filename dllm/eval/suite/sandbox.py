@@ -111,7 +111,7 @@ def run(request: dict[str, Any], report: int) -> None:
     """Run program and test in one module. Returns only where both ran to their end."""
     finish, leave = end, os._exit  # the program may change what the names mean
     module = ModuleType("program")
-    sys.modules["program"] = sys.modules["__main__"] = module
+    sys.modules["program"] = module
     try:
         codes = tuple(
             compile(request[name], f"<{name}>", "exec", dont_inherit=True)
