@@ -71,8 +71,10 @@ def guard(home: str) -> Callable[[str, tuple[Any, ...]], None]:
 def leave_network() -> None:
     """Move to a network of its own that has no devices, where the kernel lets anybody do so."""
     if sys.platform == "linux":
-        import ctypes
-
+        try:
+            import ctypes
+        except ImportError:  # a Python that was built without libffi
+            return
         ctypes.CDLL(None).unshare(NEW_USER | NEW_NETWORK)
         del sys.modules["ctypes"]  # a second import is caught by the audit hook
 
