@@ -12,7 +12,7 @@ is not limited on macOS. A process that leaves its group outlives the program.
 from __future__ import annotations
 
 import errno
-import json
+import marshal
 import math
 import os
 import secrets
@@ -70,7 +70,7 @@ def execute(
         TemporaryDirectory(prefix="dllm-", ignore_cleanup_errors=True) as home,
         TemporaryFile() as stdin,  # a file never makes its writer wait
     ):
-        stdin.write(json.dumps(request).encode())
+        stdin.write(marshal.dumps(request))
         stdin.seek(0)
         return judge(*supervise(stdin, home, timeout), token)
 
@@ -87,6 +87,7 @@ def supervise(stdin: IO[bytes], home: str, timeout: float) -> tuple[str, int | N
         env=ENVIRONMENT,
         start_new_session=True,
     )
+    assert process.stdout is not None
     try:
         report = read(process.stdout, timeout)
         status = None if report else process.wait(deadline - time.monotonic())
@@ -96,15 +97,14 @@ def supervise(stdin: IO[bytes], home: str, timeout: float) -> tuple[str, int | N
         with suppress(ProcessLookupError, PermissionError):  # nobody left; PermissionError on macOS
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if process.stdout:
-            process.stdout.close()
+        process.stdout.close()
     return report, status
 
 
-def read(pipe: IO[bytes] | None, timeout: float) -> str:
+def read(pipe: IO[bytes], timeout: float) -> str:
     """The first that comes out of `pipe`, or "" if it is closed or nothing comes in time."""
     with DefaultSelector() as selector:
-        fd = selector.register(pipe, EVENT_READ).fd  # type: ignore[arg-type]
+        fd = selector.register(pipe, EVENT_READ).fd
         return os.read(fd, 4096).decode(errors="replace") if selector.select(timeout) else ""
 
 

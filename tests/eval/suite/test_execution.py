@@ -2,7 +2,7 @@
 
 import errno
 import io
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -42,6 +42,7 @@ def test_the_right_program_is_ok():
         (f"{RIGHT}input()", "error", "EOFError"),
         (f"{RIGHT}import dllm", "error", "ModuleNotFoundError: No module named 'dllm'"),
         (f"{RIGHT}raise ValueError('é' * 9999)", "error", "ValueError: éé"),
+        (f"{RIGHT}raise ValueError('\\udcff')", "error", "ValueError: \\udcff"),
         ("def add(a, b:", "syntax", "SyntaxError:"),
         ("def add(a, b):\nreturn", "syntax", "IndentationError:"),
         ("x = '''", "syntax", "SyntaxError:"),
@@ -85,13 +86,11 @@ assert __name__ != "__main__"
 
 
 ENDLESS = {
-    "loop": "while True: pass",
     "sleep": "import time\ntime.sleep(60)",
-    "output": "while True: print('x' * 10000)",
-    "errors": "import sys\nwhile True: sys.stderr.write('x' * 10000)",
+    "output": "import sys\nwhile True: print('x' * 10000, file=sys.stderr), print('x' * 10000)",
     "c": "10 ** 10 ** 9",
-    "catches": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
-    "signals": "import signal\ntry: signal.signal(15, 1)\nexcept ValueError: pass\nwhile 1: pass",
+    "catches": "import signal\nwhile True:\n    try:\n        while True: signal.signal(15, 1)\n"
+    "    except BaseException: pass",
     "silent": "import os\nos.closerange(3, 64)\nwhile True: pass",
     "exit": "import atexit, time\natexit.register(time.sleep, 60)\ntime.sleep(60)",
 }
@@ -147,7 +146,7 @@ while True:
 """,
     )
     start = time.monotonic()
-    assert execute("", timeout=1).outcome in ("timeout", "error")
+    assert execute("", timeout=0.7).outcome in ("timeout", "error")
     assert time.monotonic() - start < 5
     size = beats.stat().st_size
     assert size > 0
@@ -158,7 +157,7 @@ while True:
 def test_cpu_time_is_limited_where_nobody_watches(tmp_path):
     request = {"program": "while 1: pass", "test": "", "token": "", "memory": 2**30, "seconds": 1}
     with (tmp_path / "request").open("w+b") as stdin:
-        stdin.write(json.dumps(request).encode())
+        stdin.write(marshal.dumps(request))
         stdin.seek(0)
         report, status = supervise(stdin, str(tmp_path), 20)
     assert (report, status) == ("", -signal.SIGXCPU)
@@ -193,8 +192,10 @@ CHEATS = {
     "    for n in ('run', 'end', 'exit', '_exit', 'loads', 'put', 'get'):\n"
     "        if hasattr(m, n): setattr(m, n, lambda *a, **k: None)",
     "frames": "import sys\nf = sys._getframe()\nwhile f:\n"
-    "    for n in ('execute', 'finish', 'leave'): f.f_locals[n] = lambda *a: None\n"
+    "    for n in ('finish', 'leave'): f.f_locals[n] = lambda *a: None\n"
     "    f.f_globals.clear() if f.f_back is None else 0\n    f = f.f_back",
+    "codes": "import sys\nf = sys._getframe()\nwhile f:\n    for v in f.f_locals.values():\n"
+    "        if isinstance(v, list): v.clear()\n    f = f.f_back",
     "reports": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ok')\n"
     "    except OSError: pass",
     "closed": f"import os\n{RIGHT}os.closerange(3, 64)",
@@ -209,7 +210,7 @@ CHEATS = {
 def test_tricks_do_not_pass(program):
     if "def add" not in program:
         program = f"{WRONG}{program}"
-    assert execute(program, TEST, timeout=1).outcome in ("fail", "error", "timeout")
+    assert execute(program, TEST, timeout=0.5).outcome in ("fail", "error", "timeout")
 
 
 SPY = """
@@ -371,10 +372,11 @@ def test_there_is_no_network():
     probe = "import ctypes\nraise SystemExit(ctypes.CDLL(None).unshare(0x50000000) != 0)"
     if sys.platform != "linux" or subprocess.run([sys.executable, "-c", probe]).returncode:
         pytest.skip("no network namespaces here")
-    program = "lines = open('/proc/self/net/dev').read().splitlines()[2:]\nraise ValueError(lines)"
-    devices = execute(program).error
-    assert devices.count(":") <= 2  # that of ValueError, and lo
-    assert os.stat("/proc/self/ns/net").st_ino > 0
+    devices = "open('/proc/self/net/dev').read().splitlines()[2:]"
+    assert execute(f"raise ValueError([line.split()[0] for line in {devices}])").error in (
+        "ValueError: []",
+        "ValueError: ['lo:']",
+    )
     inside = execute("import os\nraise ValueError(os.stat('/proc/self/ns/net').st_ino)").error
     assert inside != f"ValueError: {os.stat('/proc/self/ns/net').st_ino}"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dllm.errors import DllmError
 from dllm.eval.suite import Grade, draw, task_of
 from dllm.eval.suite.base import Sample
-from dllm.eval.suite.gsm8k import SETUPS, Gsm8k
+from dllm.eval.suite.gsm8k import NUMBER, SETUPS, Gsm8k
 
 ROWS = [
     {
@@ -158,6 +158,21 @@ def test_how_numbers_are_read(setup, reply, grade):
     """1200 is right. The file is not needed."""
     task = Gsm8k(setup=setup, file="absent")
     assert task.grade(Sample("", "", {"number": "1,200"}), reply) == grade
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1,200 and 12,000,000.5", ["1,200", "12,000,000.5"]),
+        ("1,2000 or 1,200,5", ["1", "2000", "1,200", "5"]),
+        ("1200,300", ["1200", "300"]),
+        ("x = .5 and 3.", [".5", "3"]),
+        ("-5, $-5, -$5, 9-5, (9)-5, x -5", ["-5", "-5", "-$5", "9", "5", "9", "5", "-5"]),
+        ("$7.50%", ["$7.50"]),
+    ],
+)
+def test_what_is_a_number(text, numbers):
+    assert re.findall(NUMBER, text) == numbers
 
 
 NUMBERS = st.decimals(-(10**7), 10**7, allow_nan=False, places=2) | st.integers(-(10**7), 10**7)

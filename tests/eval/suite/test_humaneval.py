@@ -1,6 +1,7 @@
 import gzip
 import json
 import re
+import time
 
 import pytest
 
@@ -141,10 +142,11 @@ CHATS = {
     "no imports": f"```python\n{BARE}```",
     "cut fence": f"Here:\n```python\n{BARE}",
     "body": f"```python\n{BODY}```",
-    "flat body": f"```python\n{FLAT}\n```",
+    "flat body": f"```python\n\n{FLAT}\n```",
     "helper after": f"```python\n{BARE.replace(FLAT, 'return help(numbers)')}\n"
     f"def help(numbers):\n    {FLAT}\n```",
     "demo": f"```python\n{BARE}\nassert evens([3]) == [3]\n```",
+    "print before": f"```python\nprint('evens')\n{BARE}```",
     "print": f"```python\n{BARE}\nprint(1 / 0)\n```",
     "main": f"```python\n{BARE}\nif __name__ == '__main__':\n    evens(input())\n```",
     "two": f"```python\n{BARE}```\nor\n```python\n{BARE.replace('==', '!=')}```",
@@ -157,7 +159,7 @@ UNFENCED = {
     "demo": f"{BARE}\nprint(1 / 0)",
     "constant": f"import math\nTWO = 2\n\n# even\n{BARE.replace('% 2', '% TWO')}",
     "fence": f"{BODY}```\n\nThis keeps the even numbers.",
-    "new line": f"\n{BODY}",
+    "new line and fence": f"\n{BODY}```\n\nThis keeps the even numbers.",
 }
 
 
@@ -211,7 +213,9 @@ def test_what_stands_above_the_function_comes_along():
 )
 def test_what_is_wrong(setup, reply, reason):
     timeout = 0.5 if reason == "timeout" else 10
+    start = time.monotonic()
     assert grade(setup, reply, timeout=timeout) == Grade(False, False, reason)
+    assert time.monotonic() - start < 8
 
 
 def test_bad_lines_are_named(tmp_path):
