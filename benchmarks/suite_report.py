@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import RESULTS, fill
-from dllm.eval.curves import Curve, Point, select
+from dllm.eval.curves import Curve, Point, label, select
 from dllm.eval.figures import draw
 from dllm.eval.frontier import best_at
-from dllm.eval.laws import label, laws
+from dllm.eval.laws import laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
 from dllm.eval.tables import NONE, Table, number, percent, span

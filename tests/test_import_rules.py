@@ -47,6 +47,7 @@ NUMBERS = (
     "dllm.eval.frontier",
     "dllm.eval.curves",
 )
+LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -94,6 +95,7 @@ RULES: dict[str, May] = {
     "dllm.eval.frontier": May((), ("numpy",)),
     **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
     "dllm.eval.tables": May((), ("rich",)),
+    "dllm.eval.laws": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
     "dllm.eval.report": May((*NUMBERS, "dllm.eval.compare", "dllm.eval.tables"), ()),
     "dllm.eval.figures": May(NUMBERS, ("matplotlib",)),
     # the questions and graders need no torch
@@ -101,8 +103,7 @@ RULES: dict[str, May] = {
         ("dllm.errors", "dllm.specs", "dllm.eval.suite", "dllm.eval.tasks", "dllm.eval.__init__"),
         (),
     ),
-    "dllm.eval.closed_forms": May((), ()),
-    "dllm.eval.ceiling": May(("dllm.eval.closed_forms",), ()),
+    **dict.fromkeys(LAWS, May(LAWS, ())),
     "dllm.eval.tasks": May(("dllm.eval.tasks",), ()),
     "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout

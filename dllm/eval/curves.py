@@ -237,6 +237,12 @@ def select(
     return Selection(names, tuple(curves), tuple(left_out))
 
 
+def label(spec: str, specs: Sequence[str]) -> str:
+    """A task's name, with its options where it does not tell it from others."""
+    name = spec.partition(":")[0]
+    return spec if sum(other.partition(":")[0] == name for other in specs) > 1 else name
+
+
 def _tasks(specs: Sequence[str], words: Sequence[str] | None) -> set[int]:
     """Indices of the tasks that `words` name: a spec that is there, else all specs of a name."""
     if words is None:

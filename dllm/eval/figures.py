@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm.errors import DllmError
-from dllm.eval.curves import Curve, select
+from dllm.eval.curves import Curve, label, select
 from dllm.eval.frontier import pareto
-from dllm.eval.laws import label
 from dllm.eval.records import Summary
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dllm.eval.ceiling import chance
 from dllm.eval.closed_forms import correlation_bits, slots
+from dllm.eval.curves import label
 from dllm.eval.suite import SuiteTask, task_of
 from dllm.eval.tables import NONE, Table, number, percent
 
@@ -14,12 +15,6 @@ NOTES = (
     "of them ignores",
     "at once: how often a perfect model is right, %, that draws all items in one forward",
 )
-
-
-def label(spec: str, specs: Sequence[str]) -> str:
-    """A task's name, with its options where it does not tell it from others."""
-    name = spec.partition(":")[0]
-    return spec if sum(other.partition(":")[0] == name for other in specs) > 1 else name
 
 
 def laws(specs: Sequence[str]) -> Table:

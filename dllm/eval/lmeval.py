@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,8 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.likelihood import Pair, forwards, is_greedy, log_likelihoods
-from dllm.eval.lmeval_options import Options, fingerprint, generation
+from dllm.eval.lmeval_options import Options, generation, stable_id
+from dllm.eval.ranks import Ranks
 from dllm.text import Text
 
 try:
@@ -71,7 +71,8 @@ class DiffusionLM(LM):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.options = options = Options.of(given)
-        self._rank, self._world_size = join_processes()
+        self.ranks = Ranks.here()
+        self._rank, self._world_size = self.ranks.rank, self.ranks.count
         self.engine = options.model if isinstance(options.model, Engine) else self._load()
         if self.engine.text is None:
             raise DllmError("lm-eval gives text: load the engine with a tokenizer")
@@ -87,8 +88,7 @@ class DiffusionLM(LM):
     def _load(self) -> Engine:
         loading = dict(self.options.loading)
         if loading.get("device") == UNSAID:
-            spread = self._world_size > 1 and torch.cuda.is_available()
-            loading["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if spread else "auto"
+            loading["device"] = self.ranks.device or "auto"
         return dllm.load(cast(str, self.options.model), **loading)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -98,7 +98,7 @@ class DiffusionLM(LM):
         for config, rows in self._tracked(self._batches(requests), "generate", disable_tqdm):
             contexts = [requests[i].args[0] for i in rows]
             prompts = [self._cut(self.text.encode(c), config.max_new_tokens) for c in contexts]
-            ids = [fingerprint(c, repeats[i]) for c, i in zip(contexts, rows, strict=True)]
+            ids = [stable_id(c, repeats[i]) for c, i in zip(contexts, rows, strict=True)]
             outputs = self.engine.generate(prompts, config, row_ids=ids)
             for i, prompt, output in zip(rows, prompts, outputs, strict=True):
                 if output.finish_reason == "interrupted":
@@ -141,7 +141,7 @@ class DiffusionLM(LM):
         pairs = []
         for request in requests:
             (text,) = request.args
-            pairs.append(Pair([], self.text.encode(text), fingerprint(self.config.seed, text)))
+            pairs.append(Pair([], self.text.encode(text), stable_id(self.config.seed, text)))
         return [value for value, _ in self._score(requests, pairs, disable_tqdm)]
 
     def _score(
@@ -179,7 +179,7 @@ class DiffusionLM(LM):
 
     def _pair(self, context: str, continuation: str) -> Pair:
         """The two as ids, split as lm-eval does: spaces at the end go to the continuation."""
-        seed = fingerprint(self.config.seed, context)
+        seed = stable_id(self.config.seed, context)
         prompt = self.text.encode(context.rstrip())
         answer = self.text.encode(context + continuation)[len(prompt) :]
         return Pair(self._cut(prompt, len(answer)), answer, seed)
@@ -255,23 +255,13 @@ class DiffusionLM(LM):
         return found
 
     def barrier(self) -> None:
-        if self._world_size > 1:
-            dist.barrier()
+        self.ranks.wait()
 
 
 def run(arguments: Sequence[str]) -> None:
     """lm-eval's own command line, in a process where the model is registered."""
     sys.argv = ["lm-eval", *arguments]
     cli_evaluate()
-
-
-def join_processes() -> tuple[int, int]:
-    """(rank, count) of the processes that torchrun has started; (0, 1) without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
 
 
 def occurrences(requests: Sequence[Any]) -> list[int]:

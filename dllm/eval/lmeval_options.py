@@ -133,6 +133,6 @@ def refuse_unknown(kind: str, given: Mapping[str, Any], known: tuple[str, ...]) 
             )
 
 
-def fingerprint(*parts: str | int) -> int:
+def stable_id(*parts: str | int) -> int:
     """63 bits that are a function of `parts` alone, on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

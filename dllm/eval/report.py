@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dllm.errors import DllmError
 from dllm.eval.compare import Change, Comparison, compare
-from dllm.eval.curves import Curve, Selection, select
+from dllm.eval.curves import Curve, Selection, label, select
 from dllm.eval.frontier import (
     Pair,
     aup,
@@ -21,7 +21,6 @@ from dllm.eval.frontier import (
     parallelism_at,
     pareto,
 )
-from dllm.eval.laws import label
 from dllm.eval.records import PHASES, SCHEMA, Summary
 from dllm.eval.tables import NONE, Table, number, percent, signed, span
 

@@ -6,7 +6,7 @@ import pytest
 
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
-from dllm.eval.lmeval_options import DECODING, Options, fingerprint, generation
+from dllm.eval.lmeval_options import DECODING, Options, generation, stable_id
 
 
 def test_arguments_are_sorted_out():
@@ -150,7 +150,7 @@ def test_bad_generation_arguments_are_named(config, given, message):
 
 
 def test_a_fingerprint_is_the_same_on_every_machine_and_fits_a_signed_number():
-    assert fingerprint("a question", 0) == 3446980171669944669
-    found = {fingerprint(text, n) for text in ("", "a", "b", "a0") for n in range(100)}
+    assert stable_id("a question", 0) == 3446980171669944669
+    found = {stable_id(text, n) for text in ("", "a", "b", "a0") for n in range(100)}
     assert len(found) == 400
     assert all(0 <= number < 2**63 for number in found)
