@@ -96,7 +96,9 @@ RULES: dict[str, May] = {
     **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
     "dllm.eval.tables": May((), ("rich",)),
     "dllm.eval.laws": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
-    "dllm.eval.report": May((*NUMBERS, "dllm.eval.compare", "dllm.eval.tables"), ()),
+    "dllm.eval.report": May(
+        (*NUMBERS, "dllm.eval.compare", "dllm.eval.tables", "dllm.eval.suite.base"), ()
+    ),
     "dllm.eval.figures": May(NUMBERS, ("matplotlib",)),
     # the questions and graders need no torch
     "dllm.eval.suite": May(

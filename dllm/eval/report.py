@@ -22,6 +22,7 @@ from dllm.eval.frontier import (
     pareto,
 )
 from dllm.eval.records import PHASES, SCHEMA, Summary
+from dllm.eval.suite.base import REASONS
 from dllm.eval.tables import NONE, Table, number, percent, signed, span
 
 Run = tuple[str, Summary]  # what to call it, and its numbers
@@ -249,7 +250,8 @@ def _reasons(curves: Sequence[Curve]) -> Table:
         (name, point.setting.knob, percent(point.score), *(percent(found.get(c)) for c in codes))
         for name, point, found in points
     )
-    notes = ("of all answers, %, the mean over tasks",)
+    meanings = (f"{code}: {REASONS[code]}" for code in codes if code in REASONS)
+    notes = ("of all answers, %, the mean over tasks", *meanings)
     return Table("Errors", ("method", "knob", "right", *codes), tuple(rows), notes, texts=2)
 
 

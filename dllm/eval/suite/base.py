@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 SUITE = "dllm-suite-1"  # changes whenever a sample or a grade of any task does
 
-# What is wrong with an answer; a task may have finer ones of its own.
+# What is wrong with an answer. Reasons that only some tasks have come last.
 REASONS = {
     "ok": "right",
     "parse": "no answer of the asked form can be read",
@@ -25,6 +25,21 @@ REASONS = {
     "unchanged": "the question's own items, although something had to change",
     "order": "the right items in a wrong order, or a wrong place changed",
     "arithmetic": "a wrong number",
+    "steps": "the right result, but a step is wrong or left out",
+    "clue": "a cell that was given is changed",
+    "row": "a row holds a digit twice",
+    "column": "a column holds a digit twice",
+    "box": "a box holds a digit twice",
+    "keys": "other keys than asked for",
+    "values": "a wrong value",
+    "header": "a wrong line of headings",
+    "rows": "too few or too many rows",
+    "cells": "a wrong cell",
+    "tree": "a program that does something else",
+    "fail": "a test of the program fails",
+    "error": "the program raises an exception",
+    "timeout": "the program takes too long",
+    "memory": "the program takes too much memory",
 }
 Surface = Literal["free", "infill"]
 Span = tuple[int, int]  # [start, end) in characters
