@@ -16,7 +16,6 @@ from dllm.presets import PRESETS, preset_options
 from dllm.specs import split_spec
 
 COUNTS = "1/2/4/8/16/32/64"
-ONE_BY_ONE = "quota:count=1"
 # Every knob is swept to the end where all is committed at once, else areas do not compare.
 QUICK = (
     f"quota:count={COUNTS}",
