@@ -135,6 +135,12 @@ class Point:
         return Split(len(tasks), *parts)
 
     @property
+    def order(self) -> float | None:
+        """Mean of Kendall's tau between where tokens stand and when they were committed."""
+        ordered = sum(cell.ordered for cell in self.cells)
+        return sum(cell.tau for cell in self.cells) / ordered if ordered else None
+
+    @property
     def seconds(self) -> dict[str, float] | None:
         """Per answer, by phase; None where they mean nothing."""
         if self.memo:

@@ -45,6 +45,8 @@ SETTING_NOTES = (
 COST_NOTES = (
     "factorisation loss: percentage points that a perfect model loses by the same commits; model "
     "loss: what this model loses more; excess: where it loses less (of few answers, by chance)",
+    "order: mean of Kendall's tau between the places of an answer's tokens and the order of their "
+    "commits; 1: one by one from left to right, 0: all at once, or in no order",
     "ms: per answer; none where forwards were remembered between settings",
 )
 CHANGE_NOTES = (
@@ -135,8 +137,8 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
 
 
 def _costs(curves: Sequence[Curve]) -> Table:
-    """Where answers are lost and where time goes, for every setting."""
-    columns = ["method", "knob", "factorisation loss", "model loss", "excess"]
+    """Where answers are lost, in which order they come, where time goes, for every setting."""
+    columns = ["method", "knob", "factorisation loss", "model loss", "excess", "order"]
     columns += [f"{phase}, ms" for phase in PHASES]
     rows, known = [], set()
     for curve in curves:
@@ -147,7 +149,8 @@ def _costs(curves: Sequence[Curve]) -> Table:
                 losses = split.factorisation_loss, split.model_loss, split.excess
                 known.add((split.tasks, len(point.by_task)))
             times = [number(1000 * seconds[phase], 1) if seconds else NONE for phase in PHASES]
-            rows.append((curve.name, point.setting.knob, *map(percent, losses), *times))
+            shares = *map(percent, losses), number(point.order)
+            rows.append((curve.name, point.setting.knob, *shares, *times))
     notes = list(COST_NOTES)
     if any(some < every for some, every in known):
         some, every = min(known)

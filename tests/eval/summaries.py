@@ -24,6 +24,8 @@ def cell(setting: int, task: int, right: int, nfe: int, *, count: int = 100, n: 
         "strict": right // 2,
         "canvases": nfe,
         "reasons": {"ok": right, "length": count - right},
+        "tau": count / max(nfe, 1),
+        "ordered": count,
     }
     fields = filled | {"setting": setting, "task": task, "n": n, "count": count} | more
     return Cell(right=right, nfe=nfe, **fields)

@@ -173,6 +173,7 @@ class TestReport:
         assert column(table, "factorisation loss") == [
             f"{100 * s.factorisation_loss:.1f}" for s in splits
         ]
+        assert column(table, "order") == [f"{p.order:.2f}" for p in select(drawn()).points]
         assert column(table, "forward, ms") == [f"{1000 * s['forward']:.1f}" for s in seconds]
 
     def test_no_times_where_forwards_were_remembered(self):
