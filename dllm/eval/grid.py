@@ -15,25 +15,26 @@ from dllm.eval.records import Setting
 from dllm.presets import PRESETS, preset_options
 from dllm.specs import split_spec
 
-COUNTS = "1/2/4/8/16/32/64"
-# Every knob is swept to the end where all is committed at once, else areas do not compare.
+COUNTS = "1/2/4/8/16/64"
+# Every knob is swept to the end where all is committed at once, where it has one: else areas (LPA)
+# do not compare.
 QUICK = (
     f"quota:count={COUNTS}",
     f"quota:remasking=random,count={COUNTS}",
-    "threshold:threshold=0.99/0.95/0.9/0.8/0.7/0.6/0.5/0.4/0.3/0.2/0.1/0",
+    "threshold:threshold=0.95/0.9/0.8/0.7/0.5/0.3/0.1/0",
 )
 RULES = (
     *QUICK,
-    "factor:factor=0.25/0.5/0.75/1/1.25/1.5/2/3/5/10/1000",
-    "frechet:delta=0.9/0.75/0.5/0.25/0.1/0",
-    "localleap:relaxed=0.85/0.75/0.6/0.4/0.2/0",
-    "entropy:threshold=0.05/0.1/0.3/0.5/0.8/1.2/2/100",
-    "eb:bound=0.01/0.1/0.3/0.7/1/2/4/1000",
+    "factor:factor=0.5/1/1.5/2/3/5/1000",
+    "frechet:delta=0.75/0.5/0.25/0.1/0",
+    "localleap:relaxed=0.85/0.75/0.6/0.3/0",
+    "entropy:threshold=0.05/0.1/0.5/1/2/100",
+    "eb:bound=0.01/0.1/0.5/1/2/1000",
     "klass:kl_threshold=0.001/0.015/0.1/1",
-    "hierarchical:low=0.9/0.7/0.4/0.2/0",
+    "hierarchical:low=0.7/0.4/0.2/0",
     "dus",
-    f"pc:decay=0.25,steps={COUNTS}",
-    f"saber:count={COUNTS}",
+    "pc:steps=64/16/4/1",
+    "saber:count=1/2/4/8/64",
 )
 GRIDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {  # name -> samplers, presets
     "quick": (QUICK, ()),
