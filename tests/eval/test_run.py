@@ -14,16 +14,19 @@ from dllm.errors import DllmError
 from dllm.eval.ranks import Ranks
 from dllm.eval.records import Row, Setting, Summary
 from dllm.eval.regrade import regrade
-from dllm.eval.run import Sweep, run
+from dllm.eval.run import Sweep, configure, pieces, run
 from dllm.eval.store import Store, read_rows
 from dllm.eval.subjects import Checkpoint, OracleSubject
+from dllm.eval.suite import draw, task_of
 
 SHORT = "wording=short,n=3+4"
 TASKS = (f"copy:{SHORT}", f"shuffle:{SHORT}")
 SETTINGS = (
     Setting("threshold", "threshold=0.9", {"sampler": "threshold:threshold=0.9"}),
-    Setting("quota", "count=2", {"sampler": "quota:count=2"}),
+    # a random order, so that draws have to be the row's own
+    Setting("quota", "count=2", {"sampler": "quota:remasking=random,count=2"}),
 )
+FINITE = "tests.eval.finite:Finite"
 SWEEP = Sweep(TASKS, SETTINGS, count=10, seeds=(0, 3), batch_size=3)
 
 
@@ -149,6 +152,10 @@ def test_a_run_grows_by_settings_tasks_seeds_and_samples(subject, whole, tmp_pat
     run(subject, small, tmp_path / "run")
     run(subject, SWEEP, tmp_path / "run")
     assert untimed(tmp_path / "run") == untimed(whole)
+    plan = run(subject, small, tmp_path / "run").plan  # nothing to do, nothing lost
+    assert untimed(tmp_path / "run") == untimed(whole)
+    assert (plan.count, plan.seeds, plan.tasks) == (10, (0, 3), TASKS)
+    assert [s.identity for s in plan.settings] == [s.identity for s in SETTINGS]
 
 
 def test_the_number_of_processes_changes_nothing(subject, whole, tmp_path):
@@ -236,6 +243,8 @@ def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
     assert {cell.setting for cell in summary.cells} == {0}
     assert [(s.setting, s.task, s.n) for s in summary.plan.skipped] == [(1, 0, 3), (1, 0, 4)]
     assert "reach out of max_new_tokens=16" in summary.plan.skipped[0].reason
+    again = run(subject, Sweep(TASKS[:1], settings[:1], count=3), tmp_path / "run")
+    assert again.plan.skipped == summary.plan.skipped
     with pytest.raises(DllmError, match=r"nothing can be run: .*reach out of"):
         run(subject, Sweep(TASKS[:1], settings[1:], count=2), tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -245,6 +254,47 @@ def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
 def test_a_sweep_of_nothing_is_an_error(change):
     with pytest.raises(DllmError, match="expected at least"):
         dataclasses.replace(SWEEP, **change)
+
+
+def test_a_row_in_two_files_counts_once(whole, tmp_path):
+    """As after a kill between writing the merged file and removing the parts."""
+    for name in ("results.jsonl", "results.0.jsonl", "results.1.jsonl"):
+        (tmp_path / name).write_bytes((whole / "results.jsonl").read_bytes())
+    assert len(list(Store(tmp_path).rows())) == len(untimed(whole))
+
+
+def test_a_count_is_shared_out_among_sizes_and_ends_with_the_questions(subject):
+    sweep = Sweep([TASKS[0], FINITE], SETTINGS[:1], count=5, batch_size=2)
+    tasks = {spec: task_of(spec) for spec in sweep.tasks}
+    work = list(pieces(sweep.plan(subject), tasks, sweep))
+    assert [tuple(piece) for piece in work] == [
+        (0, 3, 0, 0, 2),
+        (0, 3, 0, 2, 3),
+        (0, 4, 0, 0, 2),
+        (1, 1, 0, 0, 2),
+        (1, 1, 0, 2, 3),
+        (1, 2, 0, 0, 2),
+    ]
+    many = dataclasses.replace(sweep, count=100, batch_size=100)
+    sizes = {piece[:2]: piece.last for piece in pieces(many.plan(subject), tasks, many)}
+    assert sizes == {(0, 3): 50, (0, 4): 50, (1, 1): 3, (1, 2): 3}
+
+
+def test_a_task_says_how_it_is_put(subject, tmp_path):
+    run(subject, Sweep([FINITE], SETTINGS[:1], count=6, seeds=(7,)), tmp_path / "run")
+    rows = untimed(tmp_path / "run")
+    assert {row.room for row in rows} == {24}
+    assert not any("," in row.text for row in rows)
+    task = task_of(FINITE)
+    questions = subject.ask(task, 1, 7, {0: draw(task, 1, 7, 0)})
+    assert subject.text.decode(questions.prompts[0]).strip() == "Copy the list: pear, fig0"
+    config = configure(task, questions, SETTINGS[0], 7)
+    assert (config.seed, config.stop, config.max_new_tokens) == (7, (",",), 24)
+    own = Setting("own", "", {"sampler": "dus", "max_new_tokens": 40})
+    assert configure(task, questions, own, 7).max_new_tokens == 40
+    infill = task_of("copy:wording=short,surface=infill,n=3")
+    questions = subject.ask(infill, 3, 0, {0: draw(infill, 3, 0, 0)})
+    assert configure(infill, questions, own, 0).max_new_tokens == 6
 
 
 def test_a_row_of_another_version_is_told(whole, tmp_path):
