@@ -59,6 +59,8 @@ def run(
         list[int] | None, many("Tokens of a window; 0: all holes at once.")
     ] = None,
     temperature: Annotated[list[float] | None, many("0 takes the likeliest token.")] = None,
+    top_p: Annotated[list[float] | None, many("Fewest tokens with this probability.")] = None,
+    cfg_scale: Annotated[list[float] | None, many("Classifier-free guidance.")] = None,
     max_new_tokens: Annotated[
         list[int] | None, many("Holes behind the prompt; default: what the task's answers need.")
     ] = None,
@@ -93,6 +95,8 @@ def run(
         "cache": cache,
         "block_length": block_length and [length or None for length in block_length],
         "temperature": temperature,
+        "top_p": top_p,
+        "cfg_scale": cfg_scale,
         "max_new_tokens": max_new_tokens,
     }
     parts = {name: values for name, values in given.items() if values}
