@@ -142,8 +142,7 @@ def decode(
         asking = time.perf_counter() - began
         for at, setting in settings:
             if questions is not None and at in missing:
-                rows = answer(subject, task, questions, piece, at, setting, asking)
-                store.append([row for row in rows if row.key not in known])
+                store.append(answer(subject, task, questions, piece, at, setting, asking))
             done += len(samples)
             if on_progress is not None:
                 on_progress(done, total, setting)

@@ -136,6 +136,27 @@ def test_a_run_that_was_cut_goes_on(subject, whole, tmp_path, after, error):
     assert counted(out) == counted(whole)
 
 
+def test_ctrl_c_in_a_forward_loses_the_batch_at_work_alone(whole, tmp_path):
+    subject, calls = Checkpoint(dllm.load("tiny"), "tiny"), []
+    forward = subject.engine.model.forward
+
+    def cut(*arguments):
+        calls.append(arguments)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return forward(*arguments)
+
+    subject.engine.model.forward = cut
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(subject, SWEEP, out)
+    stored = list(Store(out).rows())
+    assert 0 < len(stored) < len(untimed(whole))
+    assert {row.finish for row in stored} <= {"eos", "length"}
+    run(subject, SWEEP, out)
+    assert untimed(out) == untimed(whole)
+
+
 def test_what_is_there_is_not_decoded_again(subject, whole, tmp_path):
     class Silent(Checkpoint):
         def ask(self, task, n, seed, samples):
