@@ -189,7 +189,7 @@ def shown(run: Summary) -> Summary:
     """The run without the settings that are not drawn."""
     kept = {i for i, setting in enumerate(run.plan.settings) if setting.method in SHOWN}
     cells = tuple(cell for cell in run.cells if cell.setting in kept)
-    return Summary(run.plan, cells, ())
+    return Summary(run.plan, cells, tuple(o for o in run.oracles if o.method in SHOWN))
 
 
 def main() -> None:
@@ -213,7 +213,7 @@ def main() -> None:
             "phases": phases(runs["timed"]),
         },
     )
-    draw([("tiny", shown(runs["curves"]))], DOCS / "results.svg", tasks=PANELS)
+    draw([("tiny", shown(runs["curves"]))], DOCS / "results.svg", single=PANELS)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ def draw(
     *,
     tasks: Sequence[str] | None = None,
     n: Sequence[int] | None = None,
+    single: Sequence[str] | None = None,
 ) -> None:
-    """Write a .png or .svg, the same bytes for the same numbers. A panel shows the mean over all
-    tasks; where `tasks` are chosen it is their mean, and each of them has a panel of its own.
+    """Write a .png or .svg, the same bytes for the same numbers. A panel shows the mean over
+    `tasks` (default: all); each of `single` (default: `tasks`, if they are given) has its own.
 
     DllmError for another suffix, a selection without answers, or if matplotlib is not installed.
     """
@@ -40,7 +41,7 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = _panels(runs, tasks, n)
+    panels = _panels(runs, tasks, n, tasks or () if single is None else single)
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     styles = {name: _style(i) for i, name in enumerate(names)}
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
@@ -73,7 +74,10 @@ def check_target(target: Path) -> None:
 
 
 def _panels(
-    runs: Sequence[tuple[str, Summary]], tasks: Sequence[str] | None, n: Sequence[int] | None
+    runs: Sequence[tuple[str, Summary]],
+    tasks: Sequence[str] | None,
+    n: Sequence[int] | None,
+    single: Sequence[str],
 ) -> dict[str, list[Curve]]:
     """Title -> curves."""
 
@@ -85,8 +89,7 @@ def _panels(
     if len(chosen) == 1:
         return {chosen[0]: curves(tasks)}
     mean = {f"mean over {len(chosen)} tasks": curves(tasks)}
-    words = tasks or ()
-    return mean | {label(word, words): curves([word]) for word in words}
+    return mean | {label(word, single): curves([word]) for word in single}
 
 
 def _panel(axis: Axes, title: str, curves: Sequence[Curve], styles: dict[str, Any]) -> None:

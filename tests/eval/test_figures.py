@@ -83,6 +83,8 @@ def test_a_panel_of_every_chosen_task(drawing):
     assert titles == [TASKS[0]]
     titles = [axis.get_title() for axis in drawing(drawn()).axes]
     assert titles == ["mean over 3 tasks"]
+    titles = [axis.get_title() for axis in drawing(drawn(), single=["shuffle"]).axes]
+    assert titles == ["mean over 3 tasks", "shuffle"]
 
 
 def test_a_panel_shows_its_task(drawing):
