@@ -167,9 +167,13 @@ def unable(
     """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
     for spec, task in tasks.items():
         for n in task.n:
+            try:
+                questions = subject.ask(task, n, 0, {0: draw(task, n, 0, 0)})
+            except DllmError as error:
+                yield from ((setting, spec, n, str(error)) for setting in settings)
+                continue
             for setting in settings:
                 try:
-                    questions = subject.ask(task, n, 0, {0: draw(task, n, 0, 0)})
                     next(begin(questions, configure(task, questions, setting, 0)))
                 except DllmError as error:
                     yield setting, spec, n, str(error)
