@@ -76,15 +76,16 @@ def caches(run: Summary) -> str:
     found: dict[str, dict[str, Point]] = {}
     for point in select(run).points:
         cache = point.setting.options.get("cache", "none")
+        cache = cache if cache in CACHES else "own"
         method = point.setting.method
         for word in CACHES:
             method = method.removesuffix(f" + {word}")
         found.setdefault(method, {})[cache] = point
     rows = [
-        [f"`{method}`", *(said(by_cache.get(cache)) for cache in CACHES)]
+        [f"`{method}`", *(said(by_cache.get(cache)) for cache in (*CACHES, "own"))]
         for method, by_cache in found.items()
     ]
-    return markdown(["rule or preset", *(f"`{cache}`" for cache in CACHES)], rows)
+    return markdown(["rule or preset", *(f"`{cache}`" for cache in CACHES), "its own"], rows)
 
 
 def said(point: Point | None) -> str:

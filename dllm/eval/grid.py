@@ -88,7 +88,7 @@ def grid(
         for given in parts.get("sampler", ())
         for method, knob, spec in sweep(given)
     ]
-    ways += [(name, "", preset_options(name, family)) for name in presets]
+    ways += [(f"preset {name}", "", preset_options(name, family)) for name in presets]
     if not ways:
         raise DllmError("no settings: expected a sampler, a preset or a grid")
     return [

@@ -50,8 +50,8 @@ def test_parts_combine(run, tmp_path):
     assert result.exit_code == 0, result.output
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert [(s["method"], s["options"]["block_length"]) for s in settings] == [
-        ("eb + block_length=None", None),
-        ("eb + block_length=2", 2),
+        ("preset eb + block_length=None", None),
+        ("preset eb + block_length=2", 2),
     ]
 
 

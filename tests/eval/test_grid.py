@@ -52,7 +52,7 @@ def test_all_combinations_each_under_its_own_name():
         "threshold threshold=0.5",
         "threshold threshold=0.9",
         "dus",
-        "fast-dllm-cache + none",
+        "preset fast-dllm-cache + none",
     ]
     assert settings[-2].name == "dus + dual + block_length=None"
     assert settings[-1].options == {
@@ -60,12 +60,12 @@ def test_all_combinations_each_under_its_own_name():
         "cache": "dual",
         "block_length": None,
     }
-    assert settings[-1].name == "fast-dllm-cache + block_length=None"
+    assert settings[-1].name == "preset fast-dllm-cache + block_length=None"
 
 
 def test_a_preset_is_the_family_s():
     options = {s.method: s.options for s in grid({}, presets=["localleap"], family="dream")}
-    assert "relaxed=0.8," in options["localleap"]["sampler"]
+    assert "relaxed=0.8," in options["preset localleap"]["sampler"]
 
 
 def test_nothing_to_decode_with_is_an_error():
