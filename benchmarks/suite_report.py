@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from dllm.eval.laws import laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
 from dllm.eval.tables import NONE, Table, number, percent, span
-from dllm.intervals import wilson
+from dllm.intervals import Z, wilson
 
 SUITE = RESULTS / "suite"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -94,7 +95,7 @@ def said(point: Point | None) -> str:
 
 def orders(run: Summary) -> str:
     """The same number of tokens per forward, by confidence and in random order."""
-    columns = ["task", *(f"{k} a forward: confidence, random" for k in (1, 2, 4)), "which"]
+    columns = ["task", *(f"{k} a forward: confidence, random" for k in (1, 2, 4)), "better"]
     rows = []
     for task in (*DEPENDENT, *MODEL_LIMITED):
         by = {
@@ -104,13 +105,21 @@ def orders(run: Summary) -> str:
             for k in (1, 2, 4)
             if point.setting.options == {"sampler": f"quota:{order}count={k}"}
         }
-        cells, gain = [], 0.0
-        for k in (1, 2, 4):
-            one, two = by["", k], by["remasking=random,", k]
-            cells.append(f"{percent(one.score)}, {percent(two.score)}")
-            gain += two.score - one.score if k > 1 else 0
-        rows.append([task, *cells, "random" if gain > 0 else "confidence"])
+        pairs = [(by["", k], by["remasking=random,", k]) for k in (1, 2, 4)]
+        cells = [f"{percent(one.score)}, {percent(two.score)}" for one, two in pairs]
+        rows.append([task, *cells, better(pairs)])
     return markdown(columns, rows)
+
+
+def better(pairs: Sequence[tuple[Point, Point]]) -> str:
+    """Which of the two orders has more right answers in all `pairs` (confidence, random) together;
+    either, where the 95% interval of the difference holds 0.
+    """
+    gain = sum(two.score - one.score for one, two in pairs)
+    variance = sum(p.score * (1 - p.score) / p.count for pair in pairs for p in pair)
+    if abs(gain) < Z * math.sqrt(variance):
+        return "either"
+    return "random" if gain > 0 else "confidence"
 
 
 def unsolved(run: Summary) -> str:
@@ -160,7 +169,7 @@ def winner(curves: Sequence[Curve], x: float) -> str:
     count = curves[0].points[0].count
     low, _ = wilson(round(best / 100 * count), count)
     near = [method for method, score in known.items() if score >= 100 * low]
-    methods = f"{len(near)} methods" if len(near) > 3 else ", ".join(f"`{m}`" for m in near)
+    methods = f"{len(near)} of {len(known)}" if len(near) > 5 else ", ".join(f"`{m}`" for m in near)
     return f"{best:.1f} {methods}"
 
 
