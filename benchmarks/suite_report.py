@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,27 +202,34 @@ def shown(run: Summary) -> Summary:
     return Summary(run.plan, cells, tuple(o for o in run.oracles if o.method in SHOWN))
 
 
+def read() -> dict[str, Summary]:
+    """The committed runs by name."""
+    return {path.name.partition(".")[0]: read_summary(path) for path in SUITE.glob("*.json.gz")}
+
+
+def tables(runs: Mapping[str, Summary]) -> dict[str, str]:
+    """What stands between the marks of docs/results.md."""
+    methods = next(t for t in report([("curves", runs["curves"])]) if t.title == "Methods")
+    notes = "\n".join(f"- {note}" for note in methods.notes)
+    return {
+        "tasks": plain(laws(runs["headline"].plan.tasks)),
+        "headline": headline(runs["headline"]),
+        "caches": caches(runs["caches"]),
+        "methods": f"{plain(methods)}\n\n{notes}",
+        "winners": winners(runs["curves"]),
+        "orders": orders(runs["headline"]),
+        "unsolved": unsolved(runs["curves"]),
+        "phases": phases(runs["timed"]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", nargs="*", type=Path, default=[], help="runs to take over")
     for run in parser.parse_args().pack:
         pack(run)
-    runs = {path.name.partition(".")[0]: read_summary(path) for path in SUITE.glob("*.json.gz")}
-    tables = {table.title: table for table in report([("curves", runs["curves"])])}
-    methods = tables["Methods"]
-    fill(
-        DOCS / "results.md",
-        {
-            "tasks": plain(laws(runs["headline"].plan.tasks)),
-            "headline": headline(runs["headline"]),
-            "caches": caches(runs["caches"]),
-            "methods": plain(methods) + "\n\n" + "\n".join(f"- {note}" for note in methods.notes),
-            "winners": winners(runs["curves"]),
-            "orders": orders(runs["headline"]),
-            "unsolved": unsolved(runs["curves"]),
-            "phases": phases(runs["timed"]),
-        },
-    )
+    runs = read()
+    fill(DOCS / "results.md", tables(runs))
     draw([("tiny", shown(runs["curves"]))], DOCS / "results.svg", single=PANELS)
 
 
