@@ -1,5 +1,5 @@
-# make demo   watch the bundled model decode in parallel
-# make test   ruff, mypy --strict, pytest
+# make demo     watch the bundled model decode in parallel
+# make test     ruff, mypy --strict, pytest
 # make results  docs/results.md and its figure, from the runs in benchmarks/results/suite
 # Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
@@ -24,7 +24,6 @@ lint: $(DEV_STAMP)
 	$(BIN)/mypy
 
 results: $(DEV_STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[plot]'
 	$(BIN)/python -m benchmarks.suite_report
 
 clean:
