@@ -1,7 +1,7 @@
 # make demo     watch the bundled model decode in parallel
 # make test     ruff, mypy --strict, pytest
 # make results  docs/results.md and its figure, from the runs in benchmarks/results/suite
-# Both set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
+# All set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 PROMPT ?= Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. How many shells does Leo have now?
