@@ -28,7 +28,7 @@ class TestGenerate:
         found = json.loads(result.stdout)
         assert set(found) == FIELDS
         assert (found["text"], found["nfe"], found["finish_reason"]) == (PROMPT, 3, "eos")
-        assert set(found["timings"]) == {"total", "forward"}
+        assert set(found["timings"]) == {"total", "forward", "prompt"}
         assert result.stderr == ""
 
     def test_history(self, run):
