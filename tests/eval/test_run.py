@@ -14,10 +14,11 @@ from dllm.errors import DllmError
 from dllm.eval.ranks import Ranks
 from dllm.eval.records import Row, Setting, Summary
 from dllm.eval.regrade import regrade
-from dllm.eval.run import Sweep, configure, pieces, run
+from dllm.eval.run import Sweep, configure, made, pieces, run
 from dllm.eval.store import Store, read_rows
 from dllm.eval.subjects import Checkpoint, OracleSubject
 from dllm.eval.suite import draw, task_of
+from dllm.output import Commit, Output, Timings
 
 SHORT = "wording=short,n=3+4"
 TASKS = (f"copy:{SHORT}", f"shuffle:{SHORT}")
@@ -324,6 +325,17 @@ def test_a_row_of_another_version_is_told(whole, tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(DllmError, match="expected"):
         list(read_rows(tmp_path / "results.jsonl"))
+
+
+def test_a_token_counts_where_it_was_committed_for_good():
+    """Remasking makes position 5 a hole again in the second decision."""
+    history = [
+        Commit(0, 1, [4, 5], [7, 7], [1.0, 1.0]),
+        Commit(0, 2, [6], [7], [1.0], remasked=[5]),
+        Commit(0, 3, [5, 8], [9, 0], [1.0, 1.0]),  # 8 is the end, 7 is given
+    ]
+    output = Output("", [7, 9, 7, 6], "eos", 3, 3, 4, 5, Timings(0, 0), history)
+    assert made(output, 4) == [1, 3, 2, 0, 3]
 
 
 def test_sets_are_the_items_by_decision():
