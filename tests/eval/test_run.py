@@ -180,6 +180,20 @@ def test_a_run_grows_by_settings_tasks_seeds_and_samples(subject, whole, tmp_pat
     assert [s.identity for s in plan.settings] == [s.identity for s in SETTINGS]
 
 
+def test_what_a_run_was_asked_stays_with_it(subject, tmp_path):
+    """Also where it could be drawn anew no more, since a file is gone."""
+    out, small = tmp_path / "run", Sweep(TASKS[:1], SETTINGS[:1], count=2, memo=True)
+    run(subject, small, out)
+    file = out / "samples.jsonl"
+    file.write_text(file.read_text().replace('"prompt": "', '"prompt": "Once: '))
+    again = run(subject, dataclasses.replace(small, count=4, memo=False), out)
+    assert [sample.prompt.startswith("Once: ") for _, sample in Store(out).samples()] == [
+        *(True, False),  # of size 3, then of size 4
+        *(True, False),
+    ]
+    assert again.plan.memo, "some of its seconds mean nothing"
+
+
 def test_the_number_of_processes_changes_nothing(subject, whole, tmp_path):
     """Both in turn: the second finds the first's rows; nobody waits here."""
 
