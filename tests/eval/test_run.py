@@ -238,6 +238,12 @@ def test_a_run_of_another_model_is_refused(subject, whole):
         run(Checkpoint(dllm.load("tiny", dtype="bfloat16"), "tiny"), SWEEP, whole)
 
 
+def test_a_run_of_another_version_of_the_suite_is_refused(subject, whole, monkeypatch):
+    monkeypatch.setattr("dllm.eval.run.SUITE", "dllm-suite-0")
+    with pytest.raises(DllmError, match="a run with suite='dllm-suite-1': expected the same"):
+        run(subject, SWEEP, whole)
+
+
 def test_a_directory_with_other_things_is_refused(subject, tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(DllmError, match="expected a new directory"):
