@@ -75,9 +75,17 @@ def test_shots_go_before_the_question(tiny):
 
 
 def test_without_a_template_the_prompt_is_text(tiny):
-    _, questions = asked(Checkpoint(tiny.engine, "tiny", chat=False), "copy:wording=short,n=3", 3)
-    [first, *_] = questions.samples
-    assert tiny.text.decode(questions.prompts[0]).strip() == first.prompt
+    plain = Checkpoint(tiny.engine, "tiny", chat=False)
+    _, questions = asked(plain, "copy:wording=short,n=3", 3, count=1)
+    [sample] = questions.samples
+    assert questions.prompts == [tiny.text.encode(sample.prompt)]
+    _, questions = asked(plain, "copy:n=3,shots=1", 3, count=1)
+    [sample] = questions.samples
+    ((question, reply),) = sample.shots
+    text = f"{question}\n{reply}\n\n{sample.prompt}"
+    assert questions.prompts == [tiny.text.encode(text)]
+    _, questions = asked(tiny, "copy:wording=short,n=3", 3, count=1)
+    assert questions.prompts == [tiny.text.chat(questions.samples[0].messages)]
 
 
 def test_rows_of_a_cell_have_numbers_of_their_own(tiny):
