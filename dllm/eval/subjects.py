@@ -131,7 +131,8 @@ class Checkpoint:
         if messages is not None:
             return self.text.chat(messages)
         shots = "".join(f"{question}\n{answer}\n\n" for question, answer in sample.shots)
-        return self.text.encode(f"{shots}{sample.prompt}")
+        # behind shots an answer begins on a line of its own, as theirs do
+        return self.text.encode(f"{shots}{sample.prompt}" + "\n" * bool(shots))
 
     def _answer(self, task: SuiteTask, sample: Sample) -> list[int]:
         return self.text.answer(self._messages(task, sample), sample.answer)

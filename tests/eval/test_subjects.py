@@ -82,7 +82,7 @@ def test_without_a_template_the_prompt_is_text(tiny):
     _, questions = asked(plain, "copy:n=3,shots=1", 3, count=1)
     [sample] = questions.samples
     ((question, reply),) = sample.shots
-    text = f"{question}\n{reply}\n\n{sample.prompt}"
+    text = f"{question}\n{reply}\n\n{sample.prompt}\n"
     assert questions.prompts == [tiny.text.encode(text)]
     _, questions = asked(tiny, "copy:wording=short,n=3", 3, count=1)
     assert questions.prompts == [tiny.text.chat(questions.samples[0].messages)]
