@@ -329,7 +329,7 @@ def test_a_task_says_how_it_is_put(subject, tmp_path):
     assert not any("," in row.text for row in rows)
     task = task_of(FINITE)
     questions = subject.ask(task, 1, 7, {0: draw(task, 1, 7, 0)})
-    assert subject.text.decode(questions.prompts[0]).strip() == "Copy the list: pear, fig0"
+    assert questions.prompts == [subject.text.encode("Copy the list: pear, fig0")]
     config = configure(task, questions, SETTINGS[0], 7)
     assert (config.seed, config.stop, config.max_new_tokens) == (7, (",",), 24)
     own = Setting("own", "", {"sampler": "dus", "max_new_tokens": 40})
