@@ -54,6 +54,7 @@ def test_all_combinations_each_under_its_own_name():
         "dus",
         "preset fast-dllm-cache + none",
     ]
+    assert (settings[3].options["cache"], settings[-1].options["cache"]) == ("none", "dual")
     assert settings[-2].name == "dus + dual + block_length=None"
     assert settings[-1].options == {
         "sampler": "threshold:threshold=0.9",

@@ -8,8 +8,9 @@ import dllm
 from dllm.config import ConfigError
 from dllm.eval.records import Setting
 from dllm.eval.run import Work, answer
-from dllm.eval.subjects import Checkpoint, OracleSubject, places
+from dllm.eval.subjects import Answer, Checkpoint, OracleSubject, places
 from dllm.eval.suite import draw, task_of
+from dllm.output import Output, Timings
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,17 @@ def test_rows_of_a_cell_have_numbers_of_their_own(tiny):
     one, two = (asked(tiny, spec)[1].row_ids for spec in ("copy:n=4", "shuffle:n=4"))
     assert len({*one, *two}) == 10
     assert asked(tiny, "copy:n=4", count=2)[1].row_ids == one[:2]
+
+
+def test_items_are_looked_for_in_the_text_of_the_tokens(tiny):
+    """A text that a stop string has cut inside a token is not that of its tokens."""
+    task = task_of("copy:wording=short,n=3")
+    sample = draw(task, 3, 0, 0)
+    ids = tiny.text.answer(sample.messages, sample.answer)
+    text = tiny.text.decode(ids)
+    for cut, slots in ((text, [0, 2, 4]), (text[:-1], None)):
+        output = Output(cut, ids, "stop", 1, 1, 5, 5, Timings(0, 0))
+        assert tiny.read(task, sample, output) == Answer(cut, slots)
 
 
 def test_an_oracle_answers_in_the_words_of_the_sample():
