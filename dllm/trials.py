@@ -6,7 +6,6 @@ Numbers only; nothing is decoded here.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 from dllm.config import ConfigError, DecodeConfig
 from dllm.errors import DllmError
+from dllm.files import write_json
 from dllm.intervals import paired, wilson
 from dllm.presets import FORMAT
 
@@ -140,9 +140,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the preset file; an old one is replaced at once or not at all."""
-        temp = path.with_name(path.name + ".tmp")
-        temp.write_text(json.dumps(self.to_preset(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(temp, path)
+        write_json(path, self.to_preset())
 
 
 def by_forwards(trial: Trial) -> tuple[float, float, int]:

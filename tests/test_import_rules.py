@@ -75,9 +75,9 @@ RULES: dict[str, May] = {
     "dllm.config": May(BELOW_ENGINE, TENSORS),
     **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
     "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
-    "dllm.intervals": May((), ()),
+    **dict.fromkeys(("dllm.files", "dllm.intervals"), May((), ())),
     "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
-    "dllm.trials": May((*ENGINE, "dllm.intervals")),
+    "dllm.trials": May((*ENGINE, "dllm.files", "dllm.intervals")),
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
     "dllm.listing": May(ENGINE),
@@ -88,7 +88,14 @@ RULES: dict[str, May] = {
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
     "dllm.eval": May(
-        (*BESIDE_ENGINE, "dllm.__init__", "dllm.environment", "dllm.eval", "dllm.intervals")
+        (
+            *BESIDE_ENGINE,
+            "dllm.__init__",
+            "dllm.environment",
+            "dllm.eval",
+            "dllm.files",
+            "dllm.intervals",
+        )
     ),
     # the numbers, tables and figures of runs need no torch
     "dllm.eval.records": May((), ()),

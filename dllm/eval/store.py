@@ -16,6 +16,7 @@ from typing import Any
 from dllm.errors import DllmError
 from dllm.eval.records import Plan, Row, Summary
 from dllm.eval.suite import Sample, draw, task_of
+from dllm.files import write_json
 
 RUN, RESULTS, SAMPLES, SUMMARY = "run.json", "results.jsonl", "samples.jsonl", "summary.json"
 Which = tuple[int, int, int, int]  # task, n, seed, i
@@ -32,14 +33,18 @@ class Store:
     def begin(self, plan: Plan) -> None:
         """Create the run or join its plan with `plan`; DllmError where they do not go together."""
         if (self.path / RUN).exists():
-            plan = joined(read_plan(self.path), plan, self.path)
+            plan = joined(self.plan(), plan, self.path)
         elif self.path.exists() and any(self.path.iterdir()):
             raise DllmError(f"{self.path}: expected a new directory, or one of `dllm eval run`")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / RUN, plan.as_dict())
 
     def plan(self) -> Plan:
-        return read_plan(self.path)
+        """The plan in the directory; DllmError where there is none."""
+        try:
+            return Plan.from_dict(json.loads((self.path / RUN).read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DllmError(f"{self.path}: no run of `dllm eval run` in it ({error})") from error
 
     def append(self, rows: Sequence[Row]) -> None:
         """Keep `rows`; they are in the file on return."""
@@ -104,14 +109,6 @@ def joined(old: Plan, new: Plan, path: Path) -> Plan:
     )
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan of the run in `path`. Raises DllmError."""
-    try:
-        return Plan.from_dict(json.loads((path / RUN).read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DllmError(f"{path}: no run of `dllm eval run` in it ({error})") from error
-
-
 def write_summary(path: Path, summary: Summary) -> None:
     write_json(path / SUMMARY, summary.as_dict())
 
@@ -149,10 +146,4 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     with temp.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temp, path)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    temp = path.with_name(path.name + ".tmp")
-    temp.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
     os.replace(temp, path)
