@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dllm.cache.plan import Plan
+from dllm.eval.ranks import Ranks
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Batch, Mixture, make_batch
@@ -147,10 +148,8 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         self.base_lr = [group["lr"] for opt in self.optimizers for group in opt.param_groups]
         self.step = 0
-        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        if self.processes > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+        ranks = Ranks.here()
+        self.rank, self.processes = ranks.rank, ranks.count
         out.mkdir(parents=True, exist_ok=True)
         if (out / "state.json").exists():
             self.load()
