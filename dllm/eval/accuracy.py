@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.tasks import Example, Task, examples
 from dllm.intervals import wilson
 from dllm.output import Output
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -66,6 +69,6 @@ def evaluate(
     return score
 
 
-def batches(items: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for at in range(0, len(items), size):
         yield items[at : at + size]

@@ -27,6 +27,7 @@ import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
+from dllm.eval.accuracy import batches
 from dllm.eval.likelihood import Pair, forwards, is_greedy, log_likelihoods
 from dllm.eval.lmeval_options import Options, generation, stable_id
 from dllm.eval.ranks import Ranks
@@ -110,7 +111,7 @@ class DiffusionLM(LM):
         self._keep(costs)
         return found
 
-    def _batches(self, requests: Sequence[Any]) -> list[tuple[DecodeConfig, list[int]]]:
+    def _batches(self, requests: Sequence[Any]) -> list[tuple[DecodeConfig, Sequence[int]]]:
         """Requests (indices) with equal generation arguments, those of like length together."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -120,7 +121,7 @@ class DiffusionLM(LM):
             changes = generation(self.config, requests[rows[0]].args[1])
             config = self.engine.config(self.config, **changes)
             rows.sort(key=lambda i: len(requests[i].args[0]))
-            found += [(config, part) for part in parts(rows, self.options.batch_size)]
+            found += [(config, part) for part in batches(rows, self.options.batch_size)]
         return found
 
     def loglikelihood(
@@ -155,7 +156,7 @@ class DiffusionLM(LM):
         repeats = occurrences(requests)
         found, costs = [(0.0, False)] * len(requests), list[Cost]()
         order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)
-        for rows in self._tracked(list(parts(order, SCORED_TOGETHER)), "score", silent):
+        for rows in self._tracked(list(batches(order, SCORED_TOGETHER)), "score", silent):
             values = log_likelihoods(
                 self.engine.model,
                 [pairs[i] for i in rows],
@@ -293,8 +294,3 @@ def summed(costs: Sequence[Cost]) -> list[dict[str, Any]]:
             sums |= {"slots_per_forward": slots / nfe}
         found.append(sums)
     return found
-
-
-def parts(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for at in range(0, len(items), size):
-        yield list(items[at : at + size])
