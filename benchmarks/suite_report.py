@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from dllm.eval.laws import laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
 from dllm.eval.tables import NONE, Table, number, percent, span
-from dllm.intervals import Z, wilson
+from dllm.intervals import weighted, wilson
 
 SUITE = RESULTS / "suite"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -96,6 +95,7 @@ def said(point: Point | None) -> str:
 def orders(run: Summary) -> str:
     """The same number of tokens per forward, by confidence and in random order."""
     columns = ["task", *(f"{k} a forward: confidence, random" for k in (1, 2, 4)), "better"]
+    columns += ["ceilings at 2 a forward"]
     rows = []
     for task in (*DEPENDENT, *MODEL_LIMITED):
         by = {
@@ -107,7 +107,9 @@ def orders(run: Summary) -> str:
         }
         pairs = [(by["", k], by["remasking=random,", k]) for k in (1, 2, 4)]
         cells = [f"{percent(one.score)}, {percent(two.score)}" for one, two in pairs]
-        rows.append([task, *cells, better(pairs)])
+        splits = [point.split for point in pairs[1]]
+        ceilings = ", ".join(percent(split.ceiling if split else None) for split in splits)
+        rows.append([task, *cells, better(pairs), ceilings])
     return markdown(columns, rows)
 
 
@@ -115,11 +117,8 @@ def better(pairs: Sequence[tuple[Point, Point]]) -> str:
     """Which of the two orders has more right answers in all `pairs` (confidence, random) together;
     either, where the 95% interval of the difference holds 0.
     """
-    gain = sum(two.score - one.score for one, two in pairs)
-    variance = sum(p.score * (1 - p.score) / p.count for pair in pairs for p in pair)
-    if abs(gain) < Z * math.sqrt(variance):
-        return "either"
-    return "random" if gain > 0 else "confidence"
+    low, high = weighted([t for one, two in pairs for t in (*one.tally(-1), *two.tally())])
+    return "random" if low > 0 else "confidence" if high < 0 else "either"
 
 
 def unsolved(run: Summary) -> str:
