@@ -11,29 +11,31 @@ import copy
 import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
 
 from dllm.eval.tasks import TASKS, examples
+from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
-from dllm.train.mdlm import Stage, TrainConfig, Trainer
+from dllm.train.mdlm import init_weights, loss
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
+from dllm.train.trainer import Stage, TrainConfig, Trainer
 
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1200, save_every=200)
 
-_INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
-_LISTS = (*_INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
+INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
+LISTS = (*INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
 _STRUCTURED = ("json", "records", "table", "function")
 _PUZZLES = ("latin", "sudoku")
 _ALL = {
-    **dict.fromkeys(_LISTS, 1.0),
+    **dict.fromkeys(LISTS, 1.0),
     "sort": 2.5,
     "word_problem": 4.5,
     "calculation": 3.0,
@@ -42,7 +44,7 @@ _ALL = {
 }
 # The easy operations are learned by now: their share goes to what is not.
 _HARD = {
-    **dict.fromkeys(_INDEXED, 0.5),
+    **dict.fromkeys(INDEXED, 0.5),
     "sort": 2.5,
     "shuffle": 1.0,
     "replace_random": 1.0,
@@ -57,7 +59,7 @@ _HARD = {
     **dict.fromkeys(_PUZZLES, 0.4),
 }
 _HARDEST = {
-    **dict.fromkeys(_INDEXED, 0.4),
+    **dict.fromkeys(INDEXED, 0.4),
     "sort": 2.5,
     "shuffle": 0.9,
     "replace_random": 1.2,
@@ -73,7 +75,7 @@ _HARDEST = {
 }
 # What was still short of its goal: sums deep inside a word problem, sorting, long tables.
 _REST = {
-    **dict.fromkeys(_INDEXED, 0.35),
+    **dict.fromkeys(INDEXED, 0.35),
     "sort": 3.5,
     "shuffle": 1.0,
     "replace_random": 1.3,
@@ -88,8 +90,8 @@ _REST = {
     **dict.fromkeys(_PUZZLES, 0.3),
 }
 # Sizes that a stage leaves out are forgotten within a thousand steps: all of them again.
-_EVERYTHING = {
-    **dict.fromkeys(_INDEXED, 0.5),
+EVERYTHING = {
+    **dict.fromkeys(INDEXED, 0.5),
     "sort": 5.0,
     "shuffle": 1.0,
     "replace_random": 1.5,
@@ -105,12 +107,12 @@ _EVERYTHING = {
 }
 
 STAGES: tuple[Stage, ...] = (
-    Stage(600, Mixture(dict.fromkeys(_INDEXED, 1.0), dict.fromkeys(_INDEXED, (3, 4)))),
+    Stage(600, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
     Stage(
         1400,
         Mixture(
-            {**dict.fromkeys(_LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
-            {**dict.fromkeys(_LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
+            {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
+            {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
         ),
     ),
     Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
@@ -125,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
             tail_share=0.25,
         ),
     ),
-    Stage(400, Mixture(_EVERYTHING, tail=120, tail_share=0.25)),
+    Stage(400, Mixture(EVERYTHING, tail=120, tail_share=0.25)),
 )
 
 
@@ -174,7 +176,9 @@ def trainer(out: Path) -> Trainer:
         temp = out / f"tokenizer.{os.getpid()}"  # under torchrun all processes come here
         tok.save(str(temp))
         temp.replace(file)
-    return Trainer(spec(tok), tok, STAGES, CONFIG, out)
+    model = Decoder(spec(tok))
+    init_weights(model, CONFIG.seed)
+    return Trainer(model, loss, tok, model.spec.eos_id, STAGES, CONFIG, out)
 
 
 def config_json(spec: ModelSpec) -> dict[str, Any]:
@@ -215,6 +219,6 @@ def config_json(spec: ModelSpec) -> dict[str, Any]:
 
 def export(run: Trainer, directory: Path) -> None:
     """Write what `run` has learned as a checkpoint directory that `dllm.load` reads (fp16)."""
-    model = copy.deepcopy(run.model).to(torch.float16)
+    model = cast(Decoder, copy.deepcopy(run.model)).to(torch.float16)
     write_checkpoint(model, directory, config_json(model.spec))
     save_tokenizer(run.tokenizer, directory)

@@ -14,10 +14,12 @@ import dllm.api
 import dllm.specs
 import dllm.train.tiny
 from dllm.cache import POLICIES
+from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.samplers import PLANNERS, SAMPLERS
 from dllm.train.data import Mixture
-from dllm.train.mdlm import Stage, TrainConfig, Trainer
+from dllm.train.mdlm import init_weights, loss
+from dllm.train.trainer import Stage, TrainConfig, Trainer
 from tests.cli.common import fails, modules_after
 
 
@@ -73,7 +75,9 @@ class TestTrain:
             small = ModelSpec(**{**parts, **size, "head_dim": 16, "mlp_size": 32})
             stages = (Stage(3, Mixture({"copy": 1.0})),)
             config = TrainConfig(batch_size=4, save_every=2)
-            made.append(Trainer(small, words, stages, config, out))
+            model = Decoder(small)
+            init_weights(model, 0)
+            made.append(Trainer(model, loss, words, small.eos_id, stages, config, out))
             return made[-1]
 
         monkeypatch.setattr(dllm.train.tiny, "EXAMPLES_PER_TASK", 20)

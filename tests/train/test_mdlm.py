@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.eval.tasks import is_held_out
+from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Batch, Mixture, make_batch
-from dllm.train.mdlm import BLOCKWISE, FRONTIER, TAIL_WEIGHT, Stage, TrainConfig, Trainer, corrupt
+from dllm.train.mdlm import BLOCKWISE, FRONTIER, TAIL_WEIGHT, corrupt, init_weights, loss
 from dllm.train.tokenizer import ASSISTANT, EOS, MASK, USER
+from dllm.train.trainer import Stage, TrainConfig, Trainer
 from tests.train.words import TOKENIZER
 
 MIX = Mixture({"copy": 1.0, "calculation": 1.0}, {"copy": (3, 4)}, tail=9, tail_share=0.5)
@@ -33,6 +35,12 @@ def spec():
         eos_id=vocab[EOS],
         pad_id=vocab[EOS],
     )
+
+
+def trainer(stages, config, out):
+    model = Decoder(spec())
+    init_weights(model, 0)
+    return Trainer(model, loss, TOKENIZER, model.spec.eos_id, stages, config, out)
 
 
 def batch(index=0, seed=0):
@@ -103,11 +111,11 @@ def test_batches_hold_templated_prompts_that_are_not_held_out():
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     def run(folder, steps):
         config = TrainConfig(batch_size=4, warmup=2, decay=3, save_every=2)
-        trainer = Trainer(spec(), TOKENIZER, [Stage(6, MIX)], config, folder)
-        while trainer.step < steps:
-            trainer.train_step()
-        trainer.save()
-        return trainer
+        made = trainer([Stage(6, MIX)], config, folder)
+        while made.step < steps:
+            made.train_step()
+        made.save()
+        return made
 
     run(tmp_path / "broken", 3)
     broken, whole = run(tmp_path / "broken", 6), run(tmp_path / "whole", 6)
@@ -117,8 +125,8 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 
 def test_the_loss_is_that_of_the_masked_tokens_and_falls(tmp_path):
     config = TrainConfig(batch_size=16, warmup=5, decay=1, save_every=1000)
-    trainer = Trainer(spec(), TOKENIZER, [Stage(1000, MIX)], config, tmp_path)
-    losses = [trainer.train_step() for _ in range(40)]
+    run = trainer([Stage(1000, MIX)], config, tmp_path)
+    losses = [run.train_step() for _ in range(40)]
     assert losses[0] == pytest.approx(math.log(TOKENIZER.get_vocab_size()), rel=0.15)
     assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
 
@@ -126,14 +134,14 @@ def test_the_loss_is_that_of_the_masked_tokens_and_falls(tmp_path):
 def test_stages_follow_each_other_and_rates_rise_and_fall(tmp_path):
     other = Mixture({"sort": 1.0})
     config = TrainConfig(warmup=4, decay=5)
-    trainer = Trainer(spec(), TOKENIZER, [Stage(3, MIX), Stage(7, other)], config, tmp_path)
-    assert [trainer.mixture(s) is MIX for s in range(5)] == [True] * 3 + [False] * 2
-    assert [trainer.lr_factor(s) for s in (0, 3, 5, 9)] == [0.25, 1.0, 1.0, 0.2]
+    run = trainer([Stage(3, MIX), Stage(7, other)], config, tmp_path)
+    assert [run.mixture(s) is MIX for s in range(5)] == [True] * 3 + [False] * 2
+    assert [run.lr_factor(s) for s in (0, 3, 5, 9)] == [0.25, 1.0, 1.0, 0.2]
 
 
 def test_the_log_is_jsonl(tmp_path):
     seen = []
     config = TrainConfig(batch_size=2, save_every=100)
-    Trainer(spec(), TOKENIZER, [Stage(4, MIX)], config, tmp_path).run(2, seen.append)
+    trainer([Stage(4, MIX)], config, tmp_path).run(2, seen.append)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [n["step"] for n in seen] == [2, 4]

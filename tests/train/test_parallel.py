@@ -12,10 +12,10 @@ pytestmark = pytest.mark.slow
 RUN = """
 import sys
 from pathlib import Path
-from tests.train.test_mdlm import MIX, TOKENIZER, spec
-from dllm.train.mdlm import Stage, TrainConfig, Trainer
+from tests.train.test_mdlm import MIX, trainer
+from dllm.train.trainer import Stage, TrainConfig
 config = TrainConfig(batch_size=6, warmup=2, decay=3)
-Trainer(spec(), TOKENIZER, [Stage(3, MIX)], config, Path(sys.argv[1])).run(log_every=3)
+trainer([Stage(3, MIX)], config, Path(sys.argv[1])).run(log_every=3)
 """
 
 

@@ -1,0 +1,198 @@
+"""The loop of training: a curriculum of stages, Muon on the matrices and AdamW on the rest.
+
+Knows no objective: a recipe brings its model and loss. Checkpoints are safetensors, and a run
+resumes bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from dllm.eval.ranks import Ranks
+from dllm.train.data import Batch, Mixture, make_batch
+
+# (model, batch, generator, rows of this process) -> loss (nats a row) of those rows, divided by the
+# size of the whole batch
+Loss = Callable[[Any, Batch, torch.Generator, slice], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of the curriculum: `steps` batches of one mixture."""
+
+    steps: int
+    mixture: Mixture
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Knobs of a run. Learning rates rise over `warmup` steps and fall to zero over `decay`."""
+
+    batch_size: int = 64
+    lr: float = 3e-3
+    muon_lr: float = 0.01
+    warmup: int = 100
+    decay: int = 2000
+    seed: int = 0
+    save_every: int = 500
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for the layers' matrices, AdamW for tables, head and norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
+    known = set(map(id, matrices))
+    rest = [p for p in model.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+class Trainer:
+    """Runs stages in order, from the checkpoint in `out` if there is one.
+
+    model: with its first weights.  eos_id: what rows are padded with, and their answers end with.
+
+    Under torchrun every process takes its share of each batch; the result is that of one process
+    but for rounding. On a CPU two processes of one thread are faster than one of two.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        tokenizer: Tokenizer,
+        eos_id: int,
+        stages: Sequence[Stage],
+        config: TrainConfig,
+        out: Path,
+    ) -> None:
+        self.tokenizer, self.stages, self.config, self.out = tokenizer, stages, config, out
+        self.model, self.loss, self.eos_id = model, loss, eos_id
+        self.optimizers = make_optimizers(self.model, config)
+        self.base_lr = [group["lr"] for opt in self.optimizers for group in opt.param_groups]
+        self.step = 0
+        ranks = Ranks.here()
+        self.rank, self.processes = ranks.rank, ranks.count
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "state.json").exists():
+            self.load()
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def mixture(self, step: int) -> Mixture:
+        """The mixture in force at `step`."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage.mixture
+            step -= stage.steps
+        return self.stages[-1].mixture
+
+    def lr_factor(self, step: int) -> float:
+        rise = (step + 1) / self.config.warmup
+        fall = (self.total_steps - step) / self.config.decay
+        return max(0.0, min(1.0, rise, fall))
+
+    def run(
+        self, log_every: int = 50, on_log: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
+        """Train to the end of the last stage; every `log_every` steps a line goes to log.jsonl.
+
+        `on_log` is given the same numbers: step, loss (nats a row) and tokens_per_second.
+        """
+        seen, started, losses = 0, time.perf_counter(), []
+        while self.step < self.total_steps:
+            losses.append(self.train_step())
+            seen += self.last_tokens
+            if self.step % log_every == 0:
+                rate = seen / (time.perf_counter() - started)
+                mean = sum(losses) / len(losses)
+                numbers = {"step": self.step, "loss": mean, "tokens_per_second": rate}
+                if self.rank == 0:
+                    with (self.out / "log.jsonl").open("a") as f:
+                        f.write(json.dumps({k: round(v, 4) for k, v in numbers.items()}) + "\n")
+                if on_log is not None:
+                    on_log(numbers)
+                seen, started, losses = 0, time.perf_counter(), []
+            if self.step % self.config.save_every == 0 or self.step == self.total_steps:
+                self.save()
+
+    def train_step(self) -> float:
+        c = self.config
+        batch = make_batch(
+            self.tokenizer,
+            self.mixture(self.step),
+            seed=c.seed,
+            index=self.step,
+            batch_size=c.batch_size,
+            eos_id=self.eos_id,
+        )
+        self.last_tokens = batch.ids.numel()
+        generator = torch.Generator().manual_seed(c.seed * 1_000_003 + self.step)
+        value = self.loss(self.model, batch, generator, slice(self.rank, None, self.processes))
+        value.backward()  # type: ignore[no-untyped-call]
+        value = self.share(value.detach())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        groups = [group for opt in self.optimizers for group in opt.param_groups]
+        for group, base in zip(groups, self.base_lr, strict=True):
+            group["lr"] = base * self.lr_factor(self.step)
+        for opt in self.optimizers:
+            opt.step()
+            opt.zero_grad()
+        self.step += 1
+        return value.item()
+
+    def share(self, value: Tensor) -> Tensor:
+        """Add up gradients and loss over the processes; every process goes on with the sums."""
+        if self.processes > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            flat = torch.cat([value.reshape(1), *(g.reshape(-1) for g in gradients)])
+            torch.distributed.all_reduce(flat)
+            value, *sums = torch.split(flat, [1, *(g.numel() for g in gradients)])
+            for gradient, total in zip(gradients, sums, strict=True):
+                gradient.copy_(total.view_as(gradient))
+        return value
+
+    def save(self) -> None:
+        """Weights, optimizer moments and step, each file replaced whole; the step comes last."""
+        if self.rank > 0:
+            return
+        moments: dict[str, Tensor] = {}
+        for i, opt in enumerate(self.optimizers):
+            for j, state in opt.state_dict()["state"].items():
+                moments |= {f"{i}.{j}.{key}": t.contiguous() for key, t in state.items()}
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        for name, tensors in (("model", weights), ("optimizer", moments)):
+            save_file(tensors, self.out / f"{name}.tmp")
+            os.replace(self.out / f"{name}.tmp", self.out / f"{name}.safetensors")
+        state = {"step": self.step, "config": asdict(self.config)}
+        (self.out / "state.tmp").write_text(json.dumps(state))
+        os.replace(self.out / "state.tmp", self.out / "state.json")
+
+    def load(self) -> None:
+        self.step = json.loads((self.out / "state.json").read_text())["step"]
+        weights = load_file(self.out / "model.safetensors")
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():  # a tied head is listed once
+                p.copy_(weights[name])
+        moments = load_file(self.out / "optimizer.safetensors")
+        for i, opt in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in moments.items():
+                which, param, name = key.split(".")
+                if int(which) == i:
+                    state.setdefault(int(param), {})[name] = tensor
+            opt.load_state_dict({**opt.state_dict(), "state": state})

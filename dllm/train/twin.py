@@ -1,0 +1,100 @@
+"""The recipe of `tiny-ar`: an autoregressive Llama on the data and tokenizer of `tiny`.
+
+It is the target that the bundled drafter is verified by, and an ordinary transformers checkpoint.
+Deeper than it is wide: a target's step is what drafting saves.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dllm.models.loading import resolve
+from dllm.train.data import Batch, Mixture
+from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE
+from dllm.train.tokenizer import EOS, save_tokenizer
+from dllm.train.trainer import Stage, TrainConfig, Trainer
+
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=1000, save_every=100)
+
+STAGES: tuple[Stage, ...] = (
+    Stage(200, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
+    Stage(
+        400,
+        Mixture(
+            {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
+            {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
+        ),
+    ),
+    Stage(2400, Mixture(EVERYTHING)),
+)
+
+
+def loss(model: LlamaForCausalLM, batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
+    """Mean cross-entropy (nats a token) of the answers and the end token behind each.
+
+    `part` are the rows of this process; the sum over them is divided by the tokens of the whole
+    batch. `generator` is not drawn from.
+    """
+    pos = torch.arange(1, batch.ids.shape[1])[None]
+    counted = (pos >= batch.start[:, None]) & (pos <= batch.end[:, None])
+    ids, chosen = batch.ids[part], counted[part]
+    # as in mdlm.loss: on a CPU plain matmuls have the faster backward
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[chosen])
+    nll = F.cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="sum")
+    return nll / counted.sum()
+
+
+def model(vocab_size: int, eos_id: int, seed: int) -> LlamaForCausalLM:
+    """A Llama of 7.5 M parameters: 12 layers of width 224, head tied to the embedding."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=224,
+        intermediate_size=608,
+        num_hidden_layers=12,
+        num_attention_heads=7,
+        num_key_value_heads=7,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+    )
+    made = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in made.named_parameters():
+        if p.ndim < 2:
+            continue
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(p)
+        else:
+            std = p.shape[1] ** -0.5 if "layers." in name else 0.02
+            torch.nn.init.normal_(p, std=std, generator=generator)
+    return made
+
+
+def trainer(out: Path) -> Trainer:
+    """A trainer at step 0, or where the run in `out` stopped; its tokenizer is that of `tiny`."""
+    out.mkdir(parents=True, exist_ok=True)
+    tok = Tokenizer.from_file(str(resolve("tiny") / "tokenizer.json"))
+    eos_id = tok.get_vocab()[EOS]
+    made = model(VOCAB_SIZE, eos_id, CONFIG.seed)
+    return Trainer(made, loss, tok, eos_id, STAGES, CONFIG, out)
+
+
+def export(run: Trainer, directory: Path) -> None:
+    """Write what `run` has learned as a directory that transformers loads (fp16)."""
+    made = cast(LlamaForCausalLM, copy.deepcopy(run.model)).to(torch.float16)
+    made.save_pretrained(directory)
+    save_tokenizer(run.tokenizer, directory)
