@@ -81,7 +81,11 @@ RULES: dict[str, May] = {
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
     "dllm.listing": May(ENGINE),
-    "dllm.verify": May((*GROUND, "dllm.models", "dllm.verify")),
+    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.verify")),
+    **dict.fromkeys(
+        (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
+        May(("dllm.verify",), TENSORS),
+    ),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),

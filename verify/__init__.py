@@ -1,4 +1,4 @@
-"""Drafts verified by an autoregressive target: this engine is not part of the release yet."""
+"""Drafts verified by an autoregressive target, whose own output they never change."""
 
 if __name__ != "dllm.verify":
     raise ImportError("this folder is dllm.verify: import it under that name")

@@ -1,0 +1,36 @@
+"""Random choices as an object, so that tests can enumerate what generation draws."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Rng(Protocol):
+    """Source of all randomness of drafting and acceptance."""
+
+    def choice(self, probs: Tensor) -> int:
+        """An index drawn with the probabilities probs [n], which sum to 1 up to rounding."""
+        ...
+
+    def flip(self, prob: float) -> bool:
+        """True with probability `prob`; never where it is 0, always where it is 1."""
+        ...
+
+
+class TorchRng:
+    """Draws as `transformers` does: one multinomial [1, n] per choice, so that seeds agree.
+
+    generator: None for the global one.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def choice(self, probs: Tensor) -> int:
+        return int(torch.multinomial(probs[None], 1, generator=self.generator))
+
+    def flip(self, prob: float) -> bool:
+        return torch.rand((), generator=self.generator, dtype=torch.float64).item() < prob

@@ -1,0 +1,119 @@
+"""What is verified in one pass of the target: a tree of draft tokens. Tokens and numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A probability law over a few tokens: tokens [M] distinct, probs [M] that sum to 1."""
+
+    tokens: NDArray[np.int64]
+    probs: NDArray[np.float64]
+
+    def prob(self, token: int) -> float:
+        """Probability of one token; 0 for one that is not among them."""
+        return float(self.probs[self.tokens == token].sum())
+
+    def without(self, taken: Sequence[int]) -> Law:
+        """The law given that none of `taken` comes, normalised; empty when nothing is left."""
+        keep = ~np.isin(self.tokens, list(taken)) & (self.probs > 0)
+        tokens, probs = self.tokens[keep], self.probs[keep]
+        return Law(tokens, probs / probs.sum() if len(probs) else probs)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How the sampled children of one node came about; an acceptance rule needs it, see accept.py.
+
+    law: what the first of `tokens` was drawn from.  tokens: in the order they were drawn, with
+    repetitions where the draws were independent.
+    """
+
+    law: Law
+    tokens: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tree:
+    """Draft tokens of one row behind its last committed token. Parents stand before children.
+
+    Node 0 is the root: the last committed token itself, which is no draft. No two children of a
+    node have the same token. A node's weight is the estimated probability that the target's own
+    text goes through it (1 at the root); sources say who proposed it.
+    draws: node -> how its sampled children were drawn (absent where all are deterministic).
+    """
+
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    weights: list[float] = field(default_factory=lambda: [1.0])
+    sources: list[str] = field(default_factory=lambda: ["root"])
+    draws: dict[int, Draw] = field(default_factory=dict)
+    _children: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @classmethod
+    def root(cls, token: int) -> Tree:
+        """A tree without drafts behind `token`."""
+        return cls([token])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def drafts(self) -> int:
+        """Number of nodes without the root."""
+        return len(self.tokens) - 1
+
+    def add(self, parent: int, token: int, weight: float, source: str) -> int:
+        """The child of `parent` with this token: a new node, or the one that is there already."""
+        known = self._children.get((parent, token))
+        if known is not None:
+            return known
+        self._children[parent, token] = node = len(self.tokens)
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.weights.append(weight)
+        self.sources.append(source)
+        return node
+
+    def child(self, node: int, token: int) -> int | None:
+        """The child of `node` with this token, if it is in the tree."""
+        return self._children.get((node, token))
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from the root's child down to `node`; empty for the root."""
+        nodes = []
+        while node > 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    def depths(self) -> list[int]:
+        """Edges between the root and every node."""
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return depths
+
+    def ancestors(self) -> NDArray[np.bool_]:
+        """[n, n] bool: row i is true at node i and at every node above it."""
+        mask = np.eye(len(self), dtype=bool)
+        for node in range(1, len(self)):
+            mask[node] |= mask[self.parents[node]]
+        return mask
+
+    def cut(self, drafts: int) -> Tree:
+        """The first `drafts` nodes behind the root, in the order they were added."""
+        n = drafts + 1
+        if n >= len(self):
+            return self
+        children = {edge: node for edge, node in self._children.items() if node < n}
+        draws = {node: draw for node, draw in self.draws.items() if node < n}
+        return Tree(
+            self.tokens[:n], self.parents[:n], self.weights[:n], self.sources[:n], draws, children
+        )
