@@ -9,7 +9,7 @@ from heapq import nlargest
 import numpy as np
 
 from dllm.verify.lattice import Branch
-from dllm.verify.sources import Array, Ids
+from dllm.verify.sources import Array, Ids, at_least
 
 NAME = "ngram"
 
@@ -25,11 +25,8 @@ class NGram:
     paths: int = 4
 
     def __post_init__(self) -> None:
-        for name, low in (("order", 2), ("paths", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected a whole number from {low}"
-                )
+        at_least("order", self.order, 2)
+        at_least("paths", self.paths, 0)
 
     def open(self) -> Counts:
         return Counts(self.order, self.paths)
@@ -67,7 +64,10 @@ class Counts:
     def extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             for start in range(len(self.recent) + 1):
-                self.contexts.setdefault(self.recent[start:], Followers()).add(token)
+                known = self.contexts.get(self.recent[start:])
+                if known is None:
+                    known = self.contexts[self.recent[start:]] = Followers()
+                known.add(token)
             self.recent = (*self.recent, token)[-(self.order - 1) :]
 
     def learn(self, tokens: Sequence[int], top: Ids) -> None:

@@ -66,6 +66,12 @@ class Text:
         return None
 
 
+def at_least(name: str, value: float, low: int) -> None:
+    """Raise unless a part's whole number is large enough."""
+    if value < low:
+        raise ValueError(f"{name}={value}: expected a whole number from {low}")
+
+
 class Part(Protocol):
     """A source by name: a frozen dataclass of knobs."""
 
