@@ -44,9 +44,14 @@ class Datastore:
     @staticmethod
     def build(sequences: Iterable[Sequence[int]], path: str | Path) -> None:
         """Write the file that `path` names; sequences of tokens, which no match crosses."""
-        tokens = np.array([t for text in sequences for t in (*text, END)], np.int32)
-        if (tokens < END).any() or (tokens == END).sum() == len(tokens):
-            raise DllmError("datastore: expected at least one token, and none below 0")
+        texts = [list(text) for text in sequences]
+        if not any(texts):
+            raise DllmError("datastore: expected texts of at least one token, found none")
+        largest = np.iinfo(np.int32).max
+        for token in (token for text in texts for token in text):
+            if not 0 <= token <= largest:
+                raise DllmError(f"datastore: token {token}: expected a number from 0 to {largest}")
+        tokens = np.array([token for text in texts for token in (*text, END)], np.int32)
         order = sorted_places(tokens)
         save_file({"tokens": tokens, "order": order}, path, {"format": FORMAT})
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from dllm.verify.couple import Place, chain, sharpened
-from dllm.verify.heap import Expand, Step, Twig, climb, fuse, heaviest, plant
+from dllm.verify.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.lattice import Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources import Memory
@@ -61,8 +61,7 @@ class Heaviest:
             return Tree.root(root)
         lattice = usable(lattice, drafts)
         steps = self.read(lattice, memory) if len(lattice) else nothing
-        branches = plant(memory.branches(drafts))
-        start: tuple[Place | None, Twig | None] = ((0, ()), branches)
+        start: Place | Both[Place, Twig] = Both((0, ()), plant(memory.branches(drafts)))
         return heaviest(root, fuse(steps, climb), start, drafts, lattice.eos)
 
 

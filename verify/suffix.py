@@ -128,7 +128,7 @@ class Matches(Text):
         return self.rates[rank][min(length, LENGTHS)]
 
     def weight(self, rank: int, length: int) -> float:
-        """How likely the n-th latest goes on; at first length / (length + 1), and half each time."""
+        """Probability that the n-th latest goes on; the first estimate only knows the length."""
         return self.rate(rank, length).given(length / (length + 1) / 2**rank, 1.0)
 
     def branches(self, depth: int) -> list[Branch]:

@@ -77,9 +77,17 @@ def test_a_text_of_one_token():
     assert opened([[7, 8]], [8], least=1).branches(3) == []
 
 
-@pytest.mark.parametrize("texts", [[], [[]], [[1, -1]], [[1, -2]]])
-def test_what_cannot_be_stored(texts, tmp_path):
-    with pytest.raises(DllmError, match="datastore: expected at least one token, and none below 0"):
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "expected texts of at least one token, found none"),
+        ([[]], "expected texts of at least one token, found none"),
+        ([[1, -1]], "token -1: expected a number from 0 to 2147483647"),
+        ([[1], [2**31]], "token 2147483648: expected a number from 0 to 2147483647"),
+    ],
+)
+def test_what_cannot_be_stored(texts, message, tmp_path):
+    with pytest.raises(DllmError, match=message):
         Datastore.build(texts, tmp_path / "store.safetensors")
 
 
