@@ -35,6 +35,20 @@ class Walk:
     tokens: list[int]
 
 
+def follow(tree: Tree, emit: Callable[[int, Sequence[int]], int], ended: Ended) -> Walk:
+    """Emit and follow from the root until a token is no child, or ends the row.
+
+    emit(node, tokens emitted before it in this round): the next token.
+    """
+    node, nodes, tokens = 0, [0], list[int]()
+    while True:
+        tokens.append(emit(node, tokens))
+        child = tree.child(node, tokens[-1])
+        if ended(tokens) or child is None:
+            return Walk(nodes, tokens)
+        nodes.append(node := child)
+
+
 class Rule:
     """An acceptance rule; a subclass says how a token is emitted at one node."""
 
@@ -45,14 +59,12 @@ class Rule:
         raise NotImplementedError
 
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
-        """Emit and follow from the root until a token is no child, or ends the row."""
-        node, nodes, tokens = 0, [0], list[int]()
-        while True:
-            tokens.append(self.emit(scores(node, tokens), tree.draws.get(node), rng))
-            child = tree.child(node, tokens[-1])
-            if ended(tokens) or child is None:
-                return Walk(nodes, tokens)
-            nodes.append(node := child)
+        """One round: see `follow`."""
+
+        def emit(node: int, tokens: Sequence[int]) -> int:
+            return self.emit(scores(node, tokens), tree.draws.get(node), rng)
+
+        return follow(tree, emit, ended)
 
 
 @dataclass(frozen=True)

@@ -63,3 +63,9 @@ class Control(Protocol):
     def observe(self, row: int, seen: Observed) -> None: ...
 
     def spent(self, seen: Spent) -> None: ...
+
+
+class ControlPart(Protocol):
+    """A frozen dataclass of knobs; `open` begins a batch of `rows` texts."""
+
+    def open(self, rows: int) -> Control: ...

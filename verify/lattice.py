@@ -88,6 +88,29 @@ class Lattice:
         probs = np.exp(self.logp[depth][keep])
         return Law(self.tokens[depth][keep], probs / probs.sum())
 
+    def first_end(self) -> int:
+        """The first position whose most likely token is an end; the number of columns if none."""
+        ends = np.isin(self.tokens[:, :1], list(self.eos)).any(1)
+        return int(ends.argmax()) if ends.any() else len(self)
+
+    def checked(self, vocab_size: int, depth: int) -> Lattice:
+        """The first `depth` columns, without ids outside [0, vocab_size) and repetitions.
+
+        A column that is left empty ends the lattice.
+        """
+        tokens, logp = self.tokens[:depth], self.logp[:depth]
+        bad = (tokens >= vocab_size) | (tokens < -1) | (np.isnan(logp))
+        again = np.sort(tokens, 1)
+        if (again[:, 1:] == again[:, :-1])[again[:, 1:] >= 0].any():
+            for column, out in zip(tokens, bad, strict=True):
+                first = np.unique(column, return_index=True)[1]
+                out |= ~np.isin(np.arange(len(column)), first)
+        if bad.any():
+            tokens, logp = np.where(bad, -1, tokens), np.where(bad, -np.inf, logp)
+        full = (logp > -np.inf).any(1)
+        end = len(full) if full.all() else int(full.argmin())
+        return Lattice(tokens[:end], logp[:end], self.eos)
+
     def shift(self, count: int) -> Lattice:
         """Without the first `count` columns: what is left of a draft once those are committed."""
         return Lattice(self.tokens[count:], self.logp[count:], self.eos)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.verify.lattice import Branch
+from dllm.verify.tree import Tree
 
 
 class Source(Protocol):
@@ -39,8 +40,19 @@ class Source(Protocol):
         ...
 
 
+class SourcePart(Protocol):
+    """A frozen dataclass of knobs; `open` begins a row."""
+
+    def open(self) -> Source: ...
+
+
 class Memory:
-    """The sources of one row behind one face."""
+    """The sources of one row behind one face.
+
+    top: how many of the target's most likely tokens behind each node `learn` wants; 0: none.
+    """
+
+    top = 0
 
     def __init__(self, sources: Sequence[Source] = ()) -> None:
         self.sources = tuple(sources)
@@ -55,3 +67,6 @@ class Memory:
 
     def branches(self, depth: int) -> list[Branch]:
         return [branch for source in self.sources for branch in source.branches(depth)]
+
+    def judge(self, tree: Tree, path: Sequence[int]) -> None:
+        """Learn from what was accepted: the nodes `path` of a tree that these branches fed."""
