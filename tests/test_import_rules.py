@@ -17,7 +17,9 @@ GROUND = (
     "dllm.canvas",
     "dllm.errors",
     "dllm.models.spec",
+    "dllm.options",
     "dllm.output",
+    "dllm.prompts",
 )
 TENSORS = ("torch", "numpy", "einops")
 BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
@@ -81,7 +83,7 @@ RULES: dict[str, May] = {
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
     "dllm.listing": May(ENGINE),
-    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.verify")),
+    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
         (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
         May(("dllm.verify",), TENSORS),

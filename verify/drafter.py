@@ -152,7 +152,7 @@ class ModelSession:
             extent=max(ends),
         )
         canvas = self.canvas if every else self.canvas[torch.tensor(rows, device=device)]
-        logits = self.model(canvas, plan, self.store)
+        logits: Tensor = self.model(canvas, plan, self.store)
         for row, length in zip(rows, lengths, strict=True):
             self.known[row] = length
         self.store.drop(torch.tensor(self.known, device=device))
@@ -170,7 +170,8 @@ class ModelSession:
         logits[..., self.spec.mask_id] = -torch.inf
         sure, token = logits.float().softmax(-1).max(-1)
         count = -(-holes.sum(1) // (left + 1))
-        rank = sure.masked_fill(~holes, -1.0).argsort(1, descending=True, stable=True).argsort(1)
+        order = sure.masked_fill(~holes, -1.0).argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(1)
         chosen = holes & (rank < count[:, None])
         for i, row in enumerate(rows):
             at = len(self.seen[row]) + chosen[i].nonzero()[:, 0]

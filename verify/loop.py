@@ -80,7 +80,10 @@ class RowRound:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One pass of the target. draft, verify, host: seconds in the drafter, the target, elsewhere."""
+    """One pass of the target.
+
+    draft, verify, host: seconds in the drafter, in the target and the walk, elsewhere.
+    """
 
     rows: tuple[RowRound, ...]
     draft: float

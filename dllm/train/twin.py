@@ -95,6 +95,6 @@ def trainer(out: Path) -> Trainer:
 
 def export(run: Trainer, directory: Path) -> None:
     """Write what `run` has learned as a directory that transformers loads (fp16)."""
-    made = cast(LlamaForCausalLM, copy.deepcopy(run.model)).to(torch.float16)
+    made = cast(LlamaForCausalLM, copy.deepcopy(run.model).half())
     made.save_pretrained(directory)
     save_tokenizer(run.tokenizer, directory)
