@@ -82,10 +82,15 @@ class ModelSession:
         """See `DraftSession`."""
         eos = self.drafter.eos
         lattices = [Lattice.empty(eos) for _ in contexts]
-        rows = [row for row, depth in enumerate(depths) if depth > 0]
+        depth = min(max(depths), self.drafter.limit)
+        beyond = max(depth, self.drafter.horizon) + 1
+        rows = [
+            row
+            for row, asked in enumerate(depths)
+            if asked > 0 and len(contexts[row]) + beyond <= self.store.length
+        ]
         if not rows:
             return lattices
-        depth = min(max(depths), self.drafter.limit)
         for row in rows:
             self.begin(row, list(contexts[row]))
         logits = self.columns(rows, depth)
