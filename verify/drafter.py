@@ -7,7 +7,7 @@ makes drafts a little worse, never the text wrong.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,21 +82,19 @@ class ModelSession:
         """See `DraftSession`."""
         eos = self.drafter.eos
         lattices = [Lattice.empty(eos) for _ in contexts]
-        depth = min(max(depths), self.drafter.limit)
-        beyond = max(depth, self.drafter.horizon) + 1
-        rows = [
-            row
-            for row, asked in enumerate(depths)
-            if asked > 0 and len(contexts[row]) + beyond <= self.store.length
-        ]
-        if not rows:
+        asked = {
+            row: min(depth, self.drafter.limit)
+            for row, depth in enumerate(depths)
+            if depth > 0 and self.end(len(contexts[row]), depth) <= self.store.length
+        }
+        if not asked:
             return lattices
-        for row in rows:
+        for row in asked:
             self.begin(row, list(contexts[row]))
-        logits = self.columns(rows, depth)
-        for row, part in zip(rows, logits, strict=True):
+        logits = self.columns(asked)
+        for (row, depth), part in zip(asked.items(), logits, strict=True):
             lattices[row] = Lattice.of(
-                part[: depths[row]],
+                part[:depth],
                 self.drafter.width,
                 temperature=self.drafter.temperature,
                 banned=(self.spec.mask_id,),
@@ -121,64 +119,74 @@ class ModelSession:
         # with a shift the first column is read at the last known token
         return min(known, len(self.seen[row]) - self.spec.shift)
 
-    def columns(self, rows: Sequence[int], depth: int) -> Tensor:
-        """Logits [n, depth, V] of the positions behind the rows' contexts."""
-        masks = max(depth, self.drafter.horizon)
+    def end(self, length: int, depth: int) -> int:
+        """The position behind the last mask and the separator of a draft of `depth` columns."""
+        masks = max(min(depth, self.drafter.limit), self.drafter.horizon)
+        return length + masks + (self.drafter.separator is not None)
+
+    def columns(self, asked: Mapping[int, int]) -> Tensor:
+        """Logits [n, K, V] of the positions behind the contexts of the rows asked: row -> depth.
+
+        K is the largest depth; what a row has behind its own means nothing.
+        """
         if self.drafter.separator is not None:
-            for row in rows:
-                self.canvas[row, len(self.seen[row]) + masks] = self.drafter.separator
-        logits = self.forward(rows, masks, depth)
+            for row, depth in asked.items():
+                self.canvas[row, self.end(len(self.seen[row]), depth) - 1] = self.drafter.separator
+        logits = self.forward(asked)
         for left in range(self.drafter.steps - 1, 0, -1):
-            if not self.fill(rows, logits, left):
+            holes = self.holes(asked)
+            if not holes.any():
                 break
-            again = self.forward(rows, masks, depth)
-            holes = self.holes(rows, depth)
-            logits = torch.where(holes[..., None], again, logits)  # a filled one keeps its column
+            self.fill(asked, logits, holes, left)
+            again = self.forward(asked)  # a column that is filled stays what it was
+            logits = torch.where(self.holes(asked)[..., None], again, logits)
         return logits
 
-    def forward(self, rows: Sequence[int], masks: int, depth: int) -> Tensor:
-        """One pass over what the store lacks of `rows`, the masks and the separator."""
+    def forward(self, asked: Mapping[int, int]) -> Tensor:
+        """One pass over what the store lacks, the masks and the separator: logits [n, K, V]."""
         device = self.model.device
-        starts = [self.start(row) for row in rows]
-        lengths = [len(self.seen[row]) for row in rows]
-        ends = [length + masks + (self.drafter.separator is not None) for length in lengths]
+        starts = [self.start(row) for row in asked]
+        lengths = [len(self.seen[row]) for row in asked]
+        ends = [self.end(*each) for each in zip(lengths, asked.values(), strict=True)]
         widest = max(end - start for start, end in zip(starts, ends, strict=True))
         start = torch.tensor(starts, device=device)[:, None]
         end = torch.tensor(ends, device=device)[:, None]
         pos = start + torch.arange(widest, device=device)
         valid = pos < end
         first = torch.tensor(lengths, device=device)[:, None] - start - self.spec.shift
-        every = len(rows) == len(self.known)
+        head = first + torch.arange(max(asked.values()), device=device)
+        rows = None if len(asked) == len(self.known) else torch.tensor([*asked], device=device)
         plan = Plan(
             pos=torch.where(valid, pos, 0),
-            head=first + torch.arange(depth, device=device),
-            valid=None if len(rows) == 1 else valid,
-            rows=None if every else torch.tensor(rows, device=device),
+            head=torch.minimum(head, end - start - 1),
+            valid=None if len(asked) == 1 else valid,
+            rows=rows,
             extent=max(ends),
         )
-        canvas = self.canvas if every else self.canvas[torch.tensor(rows, device=device)]
+        canvas = self.canvas if rows is None else self.canvas[rows]
         logits: Tensor = self.model(canvas, plan, self.store)
-        for row, length in zip(rows, lengths, strict=True):
+        for row, length in zip(asked, lengths, strict=True):
             self.known[row] = length
         self.store.drop(torch.tensor(self.known, device=device))
         return logits
 
-    def holes(self, rows: Sequence[int], depth: int) -> Tensor:
-        """[n, depth] bool: which positions of the draft are still masks."""
-        parts = [self.canvas[row, (at := len(self.seen[row])) : at + depth] for row in rows]
-        return torch.stack(parts) == self.spec.mask_id
+    def holes(self, asked: Mapping[int, int]) -> Tensor:
+        """[n, K] bool: which positions of each row's draft are still masks."""
+        ahead = torch.arange(max(asked.values()), device=self.model.device)
+        depth = torch.tensor([*asked.values()], device=ahead.device)[:, None]
+        at = torch.tensor([len(self.seen[row]) for row in asked], device=ahead.device)[:, None]
+        rows = torch.tensor([*asked], device=ahead.device)[:, None]
+        at = (at + ahead).clamp(max=self.store.length - 1)
+        return (self.canvas[rows, at] == self.spec.mask_id) & (ahead < depth)
 
-    def fill(self, rows: Sequence[int], logits: Tensor, left: int) -> bool:
-        """Put the surest tokens into 1 / (left + 1) of each row's masks; False without any."""
-        holes = self.holes(rows, logits.shape[1])
+    def fill(self, asked: Mapping[int, int], logits: Tensor, holes: Tensor, left: int) -> None:
+        """Put the surest tokens into 1 / (left + 1) of each row's holes [n, K]."""
         logits = logits.clone()
         logits[..., self.spec.mask_id] = -torch.inf
         sure, token = logits.float().softmax(-1).max(-1)
         count = -(-holes.sum(1) // (left + 1))
         order = sure.masked_fill(~holes, -1.0).argsort(dim=1, descending=True, stable=True)
-        rank = order.argsort(1)
-        chosen = holes & (rank < count[:, None])
-        for i, row in enumerate(rows):
+        chosen = holes & (order.argsort(1) < count[:, None])
+        for i, row in enumerate(asked):
             at = len(self.seen[row]) + chosen[i].nonzero()[:, 0]
             self.canvas[row, at] = token[i, chosen[i]]
-        return bool(holes.any())
