@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,36 +36,44 @@ class Walk:
     tokens: list[int]
 
 
-def follow(tree: Tree, emit: Callable[[int, Sequence[int]], int], ended: Ended) -> Walk:
-    """Emit and follow from the root until a token is no child, or ends the row.
-
-    emit(node, tokens emitted before it in this round): the next token.
-    """
-    node, nodes, tokens = 0, [0], list[int]()
-    while True:
-        tokens.append(emit(node, tokens))
-        child = tree.child(node, tokens[-1])
-        if ended(tokens) or child is None:
-            return Walk(nodes, tokens)
-        nodes.append(node := child)
-
-
 class Rule:
-    """An acceptance rule; a subclass says how a token is emitted at one node."""
+    """An acceptance rule; a subclass says how a token is emitted at one node.
 
-    lossless = True
+    lossless: the text's law is the target's own.  looks_ahead: drafts behind the rejected one took
+    part in its rejection, so they may not be verified once more in the next round.
+    """
+
+    lossless: ClassVar[bool] = True
+    looks_ahead: ClassVar[bool] = False
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
         """The next token, of law softmax(scores [V]); `draw`: the node's sampled children."""
         raise NotImplementedError
 
+    def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
+        """The next token at `node` of the tree, whose logits are scores [V]."""
+        return self.emit(scores, tree.draws.get(node), rng)
+
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
-        """One round: see `follow`."""
+        """Emit and follow from the root until a token is no child, or ends the row."""
+        return self.go_on(Walk([0], []), tree, scores, rng, ended)
 
-        def emit(node: int, tokens: Sequence[int]) -> int:
-            return self.emit(scores(node, tokens), tree.draws.get(node), rng)
+    def go_on(self, walk: Walk, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
+        """Emit and follow from the last accepted node on, where nothing is emitted yet."""
+        while True:
+            node = walk.nodes[-1]
+            walk.tokens.append(self.token(tree, node, scores(node, walk.tokens), rng))
+            if not follow(walk, tree, ended):
+                return walk
 
-        return follow(tree, emit, ended)
+
+def follow(walk: Walk, tree: Tree, ended: Ended) -> bool:
+    """Accept the child that the token just emitted names; false where the round is over."""
+    child = tree.child(walk.nodes[-1], walk.tokens[-1])
+    if ended(walk.tokens) or child is None:
+        return False
+    walk.nodes.append(child)
+    return True
 
 
 @dataclass(frozen=True)

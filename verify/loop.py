@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from dllm.verify.accept import Greedy, Rule, Scores, Walk, follow
+from dllm.verify.accept import Greedy, Rule, Scores, Walk
 from dllm.verify.control import Control, ControlPart, Observed, Spent
 from dllm.verify.lattice import Lattice
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
@@ -89,6 +89,16 @@ class Round:
     draft: float
     verify: float
     host: float
+
+
+@dataclass(frozen=True)
+class Best(Greedy):
+    """Greedy where the most likely token behind every node is known already."""
+
+    tokens: Sequence[int]
+
+    def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
+        return self.tokens[node]
 
 
 @dataclass(slots=True)
@@ -231,8 +241,7 @@ class Loop:
     def walk(self, at: int, tree: Tree, scored: Scored) -> Walk:
         row, rule = self.rows[at], self.parts.rule
         if isinstance(rule, Greedy) and row.request.process is None:
-            best = scored.best()[at]
-            return follow(tree, lambda node, tokens: best[node], row.ended)
+            rule = Best(scored.best()[at])
         return rule.walk(tree, row.scores(scored, at), row.request.rng, row.ended)
 
     def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:

@@ -85,6 +85,20 @@ class Tree:
         """The child of `node` with this token, if it is in the tree."""
         return self._children.get((node, token))
 
+    def children(self, node: int) -> list[int]:
+        """All children of `node`, in the order they were added."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def chain(self) -> list[int]:
+        """From the root on the first sampled child of each node, as far as there is one."""
+        nodes = [0]
+        while draw := self.draws.get(nodes[-1]):
+            child = self.child(nodes[-1], draw.tokens[0])
+            if child is None:
+                break
+            nodes.append(child)
+        return nodes
+
     def path(self, node: int) -> list[int]:
         """Nodes from the root's child down to `node`; empty for the root."""
         nodes = []
