@@ -85,9 +85,16 @@ RULES: dict[str, May] = {
     "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
-        (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
+        (
+            f"dllm.verify.{name}"
+            for name in (
+                *("tree", "lattice", "rng", "accept", "heap", "couple", "search"),
+                *("sources", "ngram", "recycling", "suffix"),
+            )
+        ),
         May(("dllm.verify",), TENSORS),
     ),
+    "dllm.verify.datastore": May(("dllm.errors", "dllm.verify"), (*TENSORS, "safetensors")),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),

@@ -185,8 +185,8 @@ class Loop:
         self.target.commit([walk.nodes for walk in walks])
         done = []
         for i, (row, tree, walk) in enumerate(zip(self.rows, trees, walks, strict=True)):
-            if row.memory.top:
-                row.memory.learn(tree.tokens, scored.top(i, row.memory.top))
+            if top := max((source.top for source in self.parts.sources), default=0):
+                row.memory.learn(tree.tokens, scored.top(i, top))
             done.append(self.emit(row, lattices[i], depths[i], tree, walk))
         rows = len(self.rows)
         self.drop()
@@ -248,7 +248,6 @@ class Loop:
         """Append what was emitted, and tell sources and controller what became of the drafts."""
         path = tree.follow(walk.tokens)
         row.memory.extend(walk.tokens)
-        row.memory.judge(tree, path)
         row.emitted += walk.tokens
         row.left = lattice.shift(len(walk.tokens))
         kept = np.zeros(tree.drafts, bool)
