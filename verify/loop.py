@@ -185,8 +185,8 @@ class Loop:
         self.target.commit([walk.nodes for walk in walks])
         done = []
         for i, (row, tree, walk) in enumerate(zip(self.rows, trees, walks, strict=True)):
-            if top := max((source.top for source in self.parts.sources), default=0):
-                row.memory.learn(tree.tokens, scored.top(i, top))
+            if row.memory.top:
+                row.memory.learn(tree.tokens, scored.top(i, row.memory.top))
             done.append(self.emit(row, lattices[i], depths[i], tree, walk))
         rows = len(self.rows)
         self.drop()

@@ -107,6 +107,11 @@ class Memory:
         self.rates: dict[tuple[str, int], Rate] = {}
         self.said: list[Branch] = []
 
+    @property
+    def top(self) -> int:
+        """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
+        return max((getattr(source, "top", 0) for source in self.sources), default=0)
+
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed; branches said before are judged by them."""
         self.judge(tokens)
