@@ -37,11 +37,13 @@ class Lattice:
     tokens [K, M] int64: distinct within a column, most likely first, -1 where there are fewer.
     logp   [K, M] float64: ln of the drafter's marginal probability, -inf at -1.
     eos: tokens behind which nothing is drafted.
+    drawn: tokens drawn already from the laws of the first columns; see construct.leftover.
     """
 
     tokens: NDArray[np.int64]
     logp: NDArray[np.float64]
     eos: frozenset[int] = frozenset()
+    drawn: tuple[int, ...] = ()
 
     @classmethod
     def empty(cls, eos: Collection[int] = ()) -> Lattice:
@@ -90,7 +92,7 @@ class Lattice:
 
     def shift(self, count: int) -> Lattice:
         """Without the first `count` columns: what is left of a draft once those are committed."""
-        return Lattice(self.tokens[count:], self.logp[count:], self.eos)
+        return Lattice(self.tokens[count:], self.logp[count:], self.eos, self.drawn[count:])
 
     def prune(self, mass: float = 1.0, width: int | None = None) -> Lattice:
         """Each column cut to the fewest tokens that have `mass`; end tokens are always kept.
