@@ -1,4 +1,4 @@
-"""Whole rounds over small vocabularies: draft, search, accept, again, until enough tokens are out."""
+"""Rounds over small vocabularies: draft, search, accept, again, until enough tokens are out."""
 
 from __future__ import annotations
 
