@@ -20,7 +20,7 @@ NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 LAYERS = {"full_attention": True, "sliding_attention": True, "mlp": False, "moe": False}
 # root mean square of the error of a tree's logits over their spread: far above rounding, far
 # below what a wrong mask or position makes of them
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def check_config(model: Any) -> None:
@@ -99,7 +99,7 @@ def probe(
         session = begin(texts)
         session.score([_bush(text[-1], vocab_size) for text in texts])
         session.commit([[0, 2, 4], [0]])  # leaves holes in both rows
-        texts[0] += [(texts[0][-1] + step) % vocab_size for step in (2, 4, 9)]
+        texts[0] += [(texts[0][-1] + step) % vocab_size for step in (2, 6, 9)]
         texts[1] += [(texts[1][-1] + 7) % vocab_size]
         trees = [_bush(text[-1], vocab_size) for text in texts]
         scored = session.score(trees)

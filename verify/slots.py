@@ -119,7 +119,8 @@ class Slots(Cache):
     @property
     def whole(self) -> bool:
         """True if every row has all its tokens in slots 0, 1, ... without holes."""
-        return bool((self.lengths == self.used).all())
+        nothing_dropped = self.horizon is None or self.used < self.horizon
+        return nothing_dropped and bool((self.lengths == self.used).all())
 
     @property
     def longest(self) -> int:

@@ -34,9 +34,7 @@ class TreeLogits:
     """Logits [B, 1 + N, V] behind the nodes of the rows' trees, which have `sizes` nodes."""
 
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
-        # as transformers does before it picks a token; narrower types keep their order in fp32
-        self.logits = logits.float() if logits.dtype == torch.float64 else logits
-        self.sizes = sizes
+        self.logits, self.sizes = logits, sizes
 
     def row(self, row: int, node: int) -> Tensor:
         """Logits [V] in fp32 behind one node."""
@@ -44,7 +42,9 @@ class TreeLogits:
 
     def best(self) -> list[list[int]]:
         """The most likely token behind every node of every row."""
-        tokens: list[list[int]] = self.logits.argmax(-1).tolist()
+        # transformers picks tokens in fp32, which keeps the order of all but fp64
+        logits = self.logits.float() if self.logits.dtype == torch.float64 else self.logits
+        tokens: list[list[int]] = logits.argmax(-1).tolist()
         return [row[:size] for row, size in zip(tokens, self.sizes, strict=True)]
 
     def top(self, row: int, count: int) -> NDArray[np.int64]:
