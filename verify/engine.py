@@ -6,7 +6,7 @@ stream (rounds) -> generate (outputs).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,9 @@ from dllm.errors import DllmError
 from dllm.prompts import Chat, Prompt, as_batch, encode_prompt
 from dllm.text import Text
 from dllm.verify.config import SpecConfig
-from dllm.verify.loop import Request, Round, RowRound, speculate
+from dllm.verify.control import ControlPart
+from dllm.verify.loop import Parts, Request, Round, RowRound, speculate
+from dllm.verify.parts import control_of
 from dllm.verify.protocol import Drafter, Target
 from dllm.verify.rng import TorchRng
 
@@ -83,6 +85,7 @@ class SpecEngine:
     ) -> None:
         """`eos`: the target's end tokens."""
         self.target, self.text, self.drafter, self.eos = target, text, drafter, frozenset(eos)
+        self._controls: dict[str, ControlPart] = {}  # a controller goes on learning from costs
 
     def config(self, config: SpecConfig | None = None, **options: Any) -> SpecConfig:
         """`config` with `options` put over it."""
@@ -95,7 +98,7 @@ class SpecEngine:
         config = self.config(config, **options)
         if config.stop and self.text is None:
             raise DllmError(f"stop={config.stop!r}: this engine has no tokenizer to find them with")
-        parts = config.parts()
+        parts = self.parts(config)
         requests = [self.request(row, ids, config) for row, ids in enumerate(prompts)]
         yield from speculate(self.target, self.drafter, requests, parts)
 
@@ -127,6 +130,11 @@ class SpecEngine:
             pass
         outputs = [self.output(*of, config) for of in zip(rounds, seconds, strict=True)]
         return outputs[0] if single else outputs
+
+    def parts(self, config: SpecConfig) -> Parts:
+        """The parts of a configuration; a controller is the same one in every call."""
+        control = self._controls.setdefault(config.control, control_of(config.control))
+        return replace(config.parts(), control=control)
 
     def request(self, row: int, ids: Sequence[int], config: SpecConfig) -> Request:
         """One row as the loop wants it. Its draws depend on the seed and its number alone."""

@@ -16,16 +16,32 @@ SEARCHES = {
     "cps": f"{HERE}.search:Cps",
     "product": f"{HERE}.search:Product",
     "coupled": f"{HERE}.search:Coupled",
+    "sample": f"{HERE}.construct:Sample",
+    "rsd": f"{HERE}.construct:RsdTree",
+    "kseq": f"{HERE}.construct:KSeqTree",
+    "greedy-plus-one": f"{HERE}.construct:GreedyPlusOne",
 }
 RULES = {
     "greedy": f"{HERE}.accept:Greedy",
     "match": f"{HERE}.accept:Match",
+    "ratio": f"{HERE}.sampled:Ratio",
+    "rsd": f"{HERE}.sampled:Rsd",
+    "kseq": f"{HERE}.sampled:KSeq",
+    "block": f"{HERE}.sampled:Block",
+    "typical": f"{HERE}.lossy:Typical",
+    "relaxed": f"{HERE}.lossy:Relaxed",
 }
 CONTROLS = {
     "fixed": f"{HERE}.control:Fixed",
+    "adl": f"{HERE}.control:Adl",
+    "threshold": f"{HERE}.control:Threshold",
+    "cost": f"{HERE}.goodput:Cost",
 }
 SOURCES = {
     "ngram": f"{HERE}.ngram:NGram",
+    "suffix": f"{HERE}.suffix:Suffix",
+    "recycling": f"{HERE}.recycling:Recycling",
+    "datastore": f"{HERE}.datastore:Datastore",
 }
 
 
