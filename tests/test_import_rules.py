@@ -48,6 +48,7 @@ NUMBERS = (
     "dllm.eval.curves",
 )
 LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
+PURE = ("tree", "lattice", "rng", "accept", "sampled", "lossy", "search", "construct")  # verify
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -83,7 +84,7 @@ RULES: dict[str, May] = {
     "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.verify")),
     **dict.fromkeys(
-        (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
+        (f"dllm.verify.{name}" for name in PURE),
         May(("dllm.verify",), TENSORS),
     ),
     "dllm.text": May(BESIDE_ENGINE),

@@ -87,6 +87,7 @@ class World:
         walk = rule.walk(tree, scores, rng, ended)
         follows = [tree.tokens[node] for node in walk.nodes[1:]]
         assert follows == walk.tokens[:-1]
+        assert ended(walk.tokens) or tree.child(walk.nodes[-1], walk.tokens[-1]) is None
         return walk
 
     def done(self, text: Text) -> bool:

@@ -88,6 +88,15 @@ def test_three_draws(search):
     assert tv(world.law(RULES[search.accepts[0]], world.grown(search)), world.truth()) < EXACT
 
 
+@pytest.mark.parametrize("name", ["ratio", "block"])
+def test_a_chain_may_be_cut_to_a_size(name):
+    """A size that was not chosen by what was drawn, as the room that is left."""
+    world = World(5, columns=3)
+    grow = world.grown(Sample())
+    law = world.law(RULES[name], lambda text, lattice, rng: grow(text, lattice, rng).cut(2))
+    assert tv(law, world.truth()) < EXACT
+
+
 # -- tail reuse ------------------------------------------------------------------------------------
 
 
