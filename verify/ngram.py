@@ -1,0 +1,130 @@
+"""Counts of what followed what, taken from the row's own text as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
+
+import numpy as np
+
+from dllm.verify.lattice import Branch
+from dllm.verify.sources import Array, Ids
+
+NAME = "ngram"
+
+
+@dataclass(frozen=True)
+class NGram:
+    """An n-gram model of prompt and output, as a proxy and for branches.
+
+    order: tokens of the longest counted sequence.  paths: branches; 0 leaves it a proxy.
+    """
+
+    order: int = 3
+    paths: int = 4
+
+    def __post_init__(self) -> None:
+        for name, low in (("order", 2), ("paths", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a whole number from {low}"
+                )
+
+    def open(self) -> Counts:
+        return Counts(self.order, self.paths)
+
+
+@dataclass(slots=True)
+class Followers:
+    """What came behind one context, how often, and which was the commonest, lately."""
+
+    counts: dict[int, int] = field(default_factory=dict)
+    total: int = 0
+    best: int = -1
+
+    def add(self, token: int) -> None:
+        count = self.counts[token] = self.counts.get(token, 0) + 1
+        self.total += 1
+        if count >= self.counts.get(self.best, 0):
+            self.best = token
+
+
+class Counts:
+    """An n-gram model smoothed as Witten and Bell did (1991, IEEE Trans. Inf. Theory 37(4)).
+
+    p(v | h) = (c(hv) + T(h) p(v | shorter h)) / (c(h) + T(h)), T(h) the number of different tokens
+    behind h. Below the shortest context all tokens seen, and one more, are as likely.
+    """
+
+    name = NAME
+
+    def __init__(self, order: int, paths: int) -> None:
+        self.order, self.paths = order, paths
+        self.recent: tuple[int, ...] = ()
+        self.contexts: dict[tuple[int, ...], Followers] = {(): Followers()}
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            for start in range(len(self.recent) + 1):
+                self.contexts.setdefault(self.recent[start:], Followers()).add(token)
+            self.recent = (*self.recent, token)[-(self.order - 1) :]
+
+    def learn(self, tokens: Sequence[int], top: Ids) -> None:
+        pass
+
+    def prob(self, context: tuple[int, ...], token: int) -> float:
+        prob = 1 / (len(self.contexts[()].counts) + 1)
+        for start in range(len(context), -1, -1):
+            known = self.contexts.get(context[start:])
+            if known is None:
+                break
+            kinds = len(known.counts)
+            if kinds:
+                prob = (known.counts.get(token, 0) + kinds * prob) / (known.total + kinds)
+        return prob
+
+    def logp(self, context: Sequence[int], candidates: Ids) -> Array:
+        before = (*self.recent, *context)[-(self.order - 1) :]
+        return np.log([self.prob(before, token) for token in candidates.tolist()])
+
+    def pairs(self, left: Ids, right: Ids) -> Array:
+        behind = right.tolist()
+        base = np.array([[self.prob((), v) for v in column] for column in behind])
+        pairs = np.repeat(base.reshape(right.shape)[:, None], left.shape[1], 1)
+        for k, column in enumerate(left.tolist()):
+            for i, token in enumerate(column):
+                known = self.contexts.get((token,))
+                if known is not None:
+                    kinds, count = len(known.counts), known.counts.get
+                    found = np.array([count(v, 0) for v in behind[k]])
+                    pairs[k, i] = (found + kinds * base[k]) / (known.total + kinds)
+        return pairs
+
+    def branches(self, depth: int) -> list[Branch]:
+        known = self.followers(self.recent)
+        if known is None or not depth:
+            return []
+        counts, best = known.counts, known.best
+        firsts = nlargest(self.paths, counts, key=lambda token: (counts[token], token == best))
+        return [self.follow(token, depth) for token in firsts]
+
+    def followers(self, before: tuple[int, ...]) -> Followers | None:
+        """What came behind the longest context that is known, of at least one token."""
+        for start in range(len(before)):
+            known = self.contexts.get(before[start:])
+            if known is not None:
+                return known
+        return None
+
+    def follow(self, token: int, depth: int) -> Branch:
+        """The branch that begins with `token` and goes on with the commonest each time."""
+        before, tokens, weights = self.recent, list[int](), list[float]()
+        while True:
+            tokens.append(token)
+            weights.append(self.prob(before, token))
+            before = (*before, token)[-(self.order - 1) :]
+            known = self.followers(before)
+            if known is None or len(tokens) == depth:
+                return Branch(tuple(tokens), tuple(weights), NAME)
+            token = known.best
