@@ -178,6 +178,13 @@ def test_a_branch_stands_beside_the_draws_and_merges_with_them():
     assert {tree.drafts for tree in merged} == {4, 5}  # 4: the next token is that of the draw too
 
 
+def test_the_heavier_of_branches_and_draws_come_first():
+    for weight, sources in ((0.95, ["copy", "lattice"]), (0.85, ["lattice", "copy"])):
+        branches = [Branch((7, 8), (weight, 0.5), "copy")]
+        for tree in trees(Sample(), four_columns(), 2, branches):
+            assert tree.sources[1:] == sources
+
+
 def test_sets_without_replacement_are_shared_by_a_depth():
     for tree in trees(RsdTree(widths=(2, 2, 1)), four_columns(), 10):
         assert tree.depths()[1:] == [1] * 2 + [2] * 4 + [3] * 4
