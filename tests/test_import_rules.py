@@ -50,6 +50,10 @@ NUMBERS = (
     "dllm.eval.curves",
 )
 LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
+PURE = (  # of verify
+    *("tree", "lattice", "rng", "accept", "sampled", "lossy"),
+    *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
+)
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -85,13 +89,7 @@ RULES: dict[str, May] = {
     "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
-        (
-            f"dllm.verify.{name}"
-            for name in (
-                *("tree", "lattice", "rng", "accept", "heap", "couple", "search"),
-                *("sources", "ngram", "recycling", "suffix"),
-            )
-        ),
+        (f"dllm.verify.{name}" for name in PURE),
         May(("dllm.verify",), TENSORS),
     ),
     "dllm.verify.datastore": May(("dllm.errors", "dllm.verify"), (*TENSORS, "safetensors")),

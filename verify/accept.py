@@ -19,9 +19,11 @@ from torch import Tensor
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Draw, Tree
 
+# A rule may ask both of the following about drafts that it rejects then.
 # (node, tokens emitted before it in this round) -> the target's processed logits [V] behind it
 Scores = Callable[[int, Sequence[int]], Tensor]
-Ended = Callable[[Sequence[int]], bool]  # (tokens emitted in this round) -> the row is finished
+# (tokens emitted in this round) -> the row is finished; the last answer is about the walk's tokens
+Ended = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,10 @@ class Walk:
 class Rule:
     """An acceptance rule; a subclass says how a token is emitted at one node.
 
-    lossless: the text's law is the target's own.  looks_ahead: drafts behind the rejected one took
-    part in its rejection, so they may not be verified once more in the next round.
+    lossless: the text's law is the target's own.
     """
 
     lossless: ClassVar[bool] = True
-    looks_ahead: ClassVar[bool] = False
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
         """The next token, of law softmax(scores [V]); `draw`: the node's sampled children."""

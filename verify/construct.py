@@ -3,14 +3,14 @@
 The shape is planned first, from the marginals alone; then each column is drawn once, for all nodes
 of its depth, since a walk passes each depth once. So whether a node is verified never depends on
 the token drawn for it. What stands below a drawn end token is left out: that depends on a token
-which the walk has accepted already. Branches of the model-free sources stand beside the drawn ones.
+which the walk has accepted already. Branches that were not drawn stand beside the others.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import ClassVar
 
@@ -18,12 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dllm.verify.lattice import Lattice
+from dllm.verify.lattice import Branch, Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources import Memory
 from dllm.verify.tree import Draw, Law, Tree
-
-ANY_TREE = ("greedy", "match", "typical", "relaxed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class Construction:
     """
 
     samples: ClassVar[bool] = True
-    accepts: ClassVar[tuple[str, ...]] = ANY_TREE
+    accepts: ClassVar[tuple[str, ...]] = ("match",)
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,7 +70,7 @@ class Construction:
 
     def grow(self, root: int, lattice: Lattice, memory: Memory, drafts: int, rng: Rng) -> Tree:
         slots = list(islice(self.plan(lattice, self.depth(lattice)), drafts))
-        slots += branch_slots(memory, drafts, len(slots))
+        slots += branch_slots([*memory.branches(drafts), *lattice.branches], len(slots))
         heaviest = sorted(range(len(slots)), key=lambda i: -slots[i].weight)[:drafts]
         tree, nodes, columns = Tree.root(root), {-1: 0}, dict[int, Draw]()
         for i in heaviest:
@@ -94,12 +92,9 @@ class Construction:
 
 @dataclass(frozen=True)
 class Sample(Construction):
-    """A chain of one token per column, each drawn from the column's own law.
+    """A chain of one token per column, each drawn from the column's own law."""
 
-    Tokens that the lattice brings along are taken instead of new ones: see `leftover`.
-    """
-
-    accepts: ClassVar[tuple[str, ...]] = ("block", "ratio", *ANY_TREE)
+    accepts: ClassVar[tuple[str, ...]] = ("block", "ratio", "match")
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
@@ -107,19 +102,18 @@ class Sample(Construction):
 
     def column(self, lattice: Lattice, depth: int, rng: Rng) -> Draw:
         law = lattice.law(depth)
-        known = lattice.drawn[depth : depth + 1]
-        return Draw(law, known or (drawn(law, rng),))
+        return Draw(law, (drawn(law, rng),))
 
 
 @dataclass(frozen=True)
 class RsdTree(Construction):
     """At each depth a set of tokens drawn without replacement, below every node of the last depth.
 
-    RSD with constant branching (arXiv 2402.14160, section 3.2), but one set for all nodes of a
-    depth.  widths: tokens per depth; the last goes on for deeper columns.
+    RSD with constant branching (arXiv 2402.14160), but one set for all nodes of a depth.
+    widths: tokens per depth; the last goes on for deeper columns.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("rsd", "ratio", *ANY_TREE)
+    accepts: ClassVar[tuple[str, ...]] = ("rsd", "ratio", "match")
     widths: tuple[int, ...] = (3, 2, 1)
 
     def __post_init__(self) -> None:
@@ -154,7 +148,7 @@ class RsdTree(Construction):
 class KSeqTree(Construction):
     """Several independent chains as one tree (SpecTr, arXiv 2310.15141); equal prefixes merge."""
 
-    accepts: ClassVar[tuple[str, ...]] = ("kseq", "ratio", *ANY_TREE)
+    accepts: ClassVar[tuple[str, ...]] = ("kseq", "ratio", "match")
     chains: int = 2
 
     def __post_init__(self) -> None:
@@ -177,11 +171,11 @@ class KSeqTree(Construction):
 class GreedyPlusOne(Construction):
     """Children: the likeliest tokens of a column and one drawn from the rest, heaviest nodes first.
 
-    Under the ratio rule no rule keeps such drafts more often (greedy draft construction, arXiv
+    The ratio rule keeps such drafts as often as any rule could (greedy draft construction, arXiv
     2502.18779).  tops: how many children of a node are not drawn.
     """
 
-    accepts: ClassVar[tuple[str, ...]] = ("ratio", *ANY_TREE)
+    accepts: ClassVar[tuple[str, ...]] = ("ratio", "match")
     tops: int = 1
 
     def __post_init__(self) -> None:
@@ -219,16 +213,6 @@ class GreedyPlusOne(Construction):
         return Draw(rest, (drawn(rest, rng),))
 
 
-def leftover(lattice: Lattice, tree: Tree, emitted: int) -> Lattice:
-    """What is left of a draft once `emitted` tokens are out, with what `Sample` drew of it.
-
-    The tokens behind a rejected one were not looked at, so they are as good as new (tail reuse)
-    unless the rule `looks_ahead`. What decides whether they are verified may not look at them.
-    """
-    seen = tuple(tree.tokens[node] for node in tree.chain()[1:])
-    return replace(lattice, drawn=seen + lattice.drawn[len(seen) :]).shift(emitted)
-
-
 def shares(lattice: Lattice) -> NDArray[np.float64]:
     """[K] sum min(m, q) of a column's marginal m and its law q: the mass that was kept."""
     return np.minimum(lattice.mass, 1.0)
@@ -239,10 +223,10 @@ def drawn(law: Law, rng: Rng) -> int:
     return int(law.tokens[rng.choice(torch.from_numpy(law.probs))])
 
 
-def branch_slots(memory: Memory, drafts: int, first: int) -> list[Slot]:
-    """The model-free branches as slots; the first of them is slot `first`."""
+def branch_slots(branches: Iterable[Branch], first: int) -> list[Slot]:
+    """Branches as slots; the first of them is slot `first`."""
     slots: list[Slot] = []
-    for branch in memory.branches(drafts):
+    for branch in branches:
         parent, weight = -1, 1.0
         for i, (token, share) in enumerate(zip(branch.tokens, branch.weights)):
             weight *= share

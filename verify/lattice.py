@@ -38,14 +38,12 @@ class Lattice:
     logp   [K, M] float64: ln of the drafter's marginal probability, -inf at -1.
     eos: tokens behind which nothing is drafted.
     branches: whole continuations that do not fit into columns.
-    drawn: tokens drawn already from the laws of the first columns; see construct.leftover.
     """
 
     tokens: NDArray[np.int64]
     logp: NDArray[np.float64]
     eos: frozenset[int] = frozenset()
     branches: tuple[Branch, ...] = ()
-    drawn: tuple[int, ...] = ()
 
     @classmethod
     def empty(cls, eos: Collection[int] = ()) -> Lattice:
@@ -112,8 +110,7 @@ class Lattice:
 
     def shift(self, count: int) -> Lattice:
         """Without the first `count` columns and branches: what is left once those are committed."""
-        tokens, logp, drawn = self.tokens[count:], self.logp[count:], self.drawn[count:]
-        return Lattice(tokens, logp, self.eos, (), drawn)
+        return Lattice(self.tokens[count:], self.logp[count:], self.eos)
 
     def prune(self, mass: float = 1.0, width: int | None = None) -> Lattice:
         """Each column cut to the fewest tokens that have `mass`; end tokens are always kept.

@@ -40,7 +40,7 @@ class Lossy(Match):
 class Typical(Lossy):
     """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the law's entropy.
 
-    Typical acceptance of Medusa (arXiv 2401.10774, section 2.3.1), with its released values.
+    Typical acceptance of Medusa (arXiv 2401.10774), with its released values.
     """
 
     epsilon: float = 0.09

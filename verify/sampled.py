@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ class Sampled(Match):
 class Ratio(Sampled):
     """Keep the drafted y with probability min(1, p(y)/q(y)), else draw from nrm[p - q]+.
 
-    Speculative sampling (arXiv 2211.17192, section 2.3; 2302.01318). q is the law that y really
+    Speculative sampling (arXiv 2211.17192, 2302.01318). q is the law that y really
     came from: cut and renormalised. Further draws of a node count as deterministic children.
     """
 
@@ -51,7 +50,7 @@ class Rsd(Sampled):
     """The ratio test on each draw in turn, for draws without replacement.
 
     A rejected draw leaves nrm[p - q]+ as the target's law, and q without that token, renormalised,
-    as the next draw's (recursive rejection sampling, arXiv 2402.14160, section 3.1).
+    as the next draw's (recursive rejection sampling, arXiv 2402.14160).
     """
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
@@ -63,7 +62,7 @@ class KSeq(Sampled):
     """For k independent draws: keep each with probability min(1, p/(rho q)).
 
     rho is the smallest that leaves a residual for what is to be drawn if none is kept (k-SEQ of
-    SpecTr, arXiv 2310.15141, section 4): accepted at least (1 - 1/e) as often as is possible.
+    SpecTr, arXiv 2310.15141): accepted at least (1 - 1/e) as often as is possible.
     """
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
@@ -81,13 +80,11 @@ class KSeq(Sampled):
 
 @dataclass(frozen=True)
 class Block(Match):
-    """Block verification: one test of a sampled chain as a whole (arXiv 2403.10444, section 4).
+    """Block verification: one test of a sampled chain as a whole (arXiv 2403.10444).
 
     In expectation it keeps at least as many drafts as `Ratio` does. What it emits behind the kept
-    drafts is looked up in the tree too, and from there on tokens are drawn and matched.
+    drafts is looked up among fixed children too; from there on tokens are drawn and matched.
     """
-
-    looks_ahead: ClassVar[bool] = True
 
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
         nodes = tree.chain()

@@ -81,12 +81,17 @@ class World:
             assert [tree.tokens[n] for n in tree.path(node)] == list(tokens)
             return self.target.scores(text + tuple(tokens))
 
+        asked: list[list[int]] = []
+
         def ended(tokens: Sequence[int]) -> bool:
+            asked.append(list(tokens))
             return self.done(text + tuple(tokens))
 
         walk = rule.walk(tree, scores, rng, ended)
         follows = [tree.tokens[node] for node in walk.nodes[1:]]
         assert follows == walk.tokens[:-1]
+        assert asked[-1] == walk.tokens  # a caller may remember the last answer
+        assert ended(walk.tokens) or tree.child(walk.nodes[-1], walk.tokens[-1]) is None
         return walk
 
     def done(self, text: Text) -> bool:
@@ -101,20 +106,19 @@ class World:
 
         return chained(step, (), self.done)
 
-    def reusing(self, rule: Rule, grow: Grow, leftover) -> dict[Text, float]:
-        """The same with the rest of a draft verified in the next round, as long as it lasts."""
+    def reusing(self, rule: Rule, grow: Grow) -> dict[Text, float]:
+        """The same with the columns that are left of a draft in the next rounds, while there are
+        any."""
 
-        def step(state, rng: Rng):
-            text, start, drawn = state
+        def step(state: tuple[Text, int], rng: Rng) -> tuple[Text, int]:
+            text, start = state
             lattice = self.lattice(text[:start]).shift(len(text) - start)
             if not len(lattice):
                 start, lattice = len(text), self.lattice(text)
-            lattice = Lattice(lattice.tokens, lattice.logp, lattice.eos, drawn)
             tree = grow(text, lattice, rng)
-            tokens = self.walk(rule, text, tree, rng).tokens
-            return text + tuple(tokens), start, leftover(lattice, tree, len(tokens)).drawn
+            return text + tuple(self.walk(rule, text, tree, rng).tokens), start
 
-        return image(chained(step, ((), 0, ()), lambda s: self.done(s[0])), lambda s: s[0])
+        return image(chained(step, ((), 0), lambda s: self.done(s[0])), lambda s: s[0])
 
     def truth(self) -> dict[Text, float]:
         return self.target.text_law(self.length, self.eos)
