@@ -83,7 +83,10 @@ RULES: dict[str, May] = {
     "dllm.listing": May(ENGINE),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.verify")),
     **dict.fromkeys(
-        (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
+        (
+            f"dllm.verify.{name}"
+            for name in ("tree", "queries", "lattice", "rng", "accept", "search")
+        ),
         May(("dllm.verify",), TENSORS),
     ),
     "dllm.text": May(BESIDE_ENGINE),
