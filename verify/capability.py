@@ -27,7 +27,8 @@ def check_config(model: Any) -> None:
     """DllmError that says why a model cannot be a target, if its configuration tells."""
     if not isinstance(model, PreTrainedModel):
         raise DllmError(f"target {type(model).__name__}: expected a transformers causal LM")
-    for wrong in _reasons(model):
+    wrong = next(_reasons(model), None)
+    if wrong is not None:
         raise DllmError(f"{type(model).__name__} cannot verify trees: {wrong}")
 
 

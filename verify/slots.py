@@ -127,6 +127,7 @@ class Slots(Cache):
         """Slots needed by the row that needs most."""
         return int(self._needed().max(initial=0))
 
+    @torch.inference_mode()
     def reserve(self, width: int) -> None:
         """Make room for a pass of `width` queries per row, by compacting if that spares memory."""
         room = self.valid.shape[1]
@@ -137,6 +138,7 @@ class Slots(Cache):
             slots = capacity(self.used + width)
             self.valid, self.pos = _longer(self.valid, slots), _longer(self.pos, slots)
 
+    @torch.inference_mode()
     def commit(self, pos: Tensor, keep: NDArray[np.bool_]) -> None:
         """Of the last pass, at positions pos [B, W], keep the slots keep [B, W]; the others are
         holes, and free where no row keeps one behind them."""
@@ -151,6 +153,7 @@ class Slots(Cache):
         self.axis.used = end
         self._tidy()
 
+    @torch.inference_mode()
     def compact(self) -> None:
         """Move every row's visible slots to the front, in order."""
         longest = self.longest
@@ -167,6 +170,7 @@ class Slots(Cache):
         self.pos[:, :longest] = pos.gather(1, order)
         self.axis.used, self.ends = longest, self._needed()
 
+    @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         if list(rows) == list(range(len(self.lengths))):

@@ -26,6 +26,10 @@ class Source(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def top(self) -> int:
+        """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
+        ...
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed: first the whole prompt, then what each round emits."""
@@ -56,6 +60,8 @@ class Source(Protocol):
 
 class Text:
     """Base of sources: one that learns nothing from the target and is no proxy."""
+
+    top = 0
 
     def learn(self, tokens: Sequence[int], top: Ids) -> None:
         pass
@@ -117,7 +123,7 @@ class Memory:
     @property
     def top(self) -> int:
         """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
-        return max((getattr(source, "top", 0) for source in self.sources), default=0)
+        return max((source.top for source in self.sources), default=0)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed; branches said before are judged by them."""

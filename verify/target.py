@@ -121,7 +121,6 @@ class HFSession:
         logits = self._forward(lay_out(self.slots.lengths, self._waiting, trees))
         return TreeLogits(logits, [len(tree) for tree in trees])
 
-    @torch.inference_mode()
     def commit(self, nodes: Sequence[Sequence[int]]) -> None:
         """Keep these nodes of the last pass (a path from the root, with it) of each row."""
         if self._last is None:
@@ -131,7 +130,6 @@ class HFSession:
         self._waiting = [[] for _ in nodes]
         self._last = None
 
-    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows go on; call it between a commit and the next pass."""
         self.slots.select(rows)
@@ -175,7 +173,7 @@ class HFSession:
             reach = pos[:, :, None] - torch.cat([self.slots.pos[:, :used], pos], 1)[:, None]
             for kind, span in short.items():
                 masks[kind] = mask.masked_fill((reach >= span)[:, None], -math.inf)
-        return masks if len(masks) > 1 else mask
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def load_target(

@@ -27,6 +27,7 @@ from tests.verify.tiny_targets import (
 )
 
 TOLERANCE = 1e-10
+EAGER = 1e-4  # it takes its softmax in fp32, whatever the model's type
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -39,19 +40,26 @@ def plain():
     return HFTarget(tiny_target("llama"))
 
 
+@pytest.fixture(scope="module")
+def windowed():
+    return HFTarget(tiny_target("mistral"))
+
+
 class Run:
     """A session beside the texts it should have read; commits random paths."""
 
     def __init__(self, target, prompts, seed=0):
         self.target, self.rng = target, random.Random(seed)
         self.texts = [list(prompt) for prompt in prompts]
+        eager = target.model.config._attn_implementation == "eager"
+        self.tolerance = EAGER if eager else TOLERANCE
         self.session = target.open(prompts, [POSITIONS - len(prompt) for prompt in prompts])
 
     def trees(self, drafts):
         return [random_tree(self.rng, text[-1], self.rng.randint(0, drafts)) for text in self.texts]
 
-    def errors(self, trees, scored):
-        """The largest error of any logit behind any node."""
+    def error(self, trees, scored):
+        """The largest error of any logit behind any node of any row."""
         paths = [
             (row, node, [*self.texts[row], *(tree.tokens[step] for step in tree.path(node))])
             for row, tree in enumerate(trees)
@@ -73,7 +81,7 @@ class Run:
     def round(self, drafts=5):
         trees = self.trees(drafts)
         scored = self.session.score(trees)
-        error = self.errors(trees, scored)
+        error = self.error(trees, scored)
         self.commit(trees)
         return error
 
@@ -95,15 +103,15 @@ class Run:
 
 
 @given(seed=st.integers(0, 10**6), lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4))
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_a_tree_scores_as_its_paths_alone(target, seed, lengths):
     run = Run(target, [random_text(seed + n, length) for n, length in enumerate(lengths)], seed)
     for _ in range(6):  # far beyond the window
-        assert run.round() < TOLERANCE
+        assert run.round() < run.tolerance
     alive = run.rng.sample(range(len(lengths)), run.rng.randint(1, len(lengths)))
     run.keep(sorted(alive))
-    assert run.round() < TOLERANCE
-    assert run.round() < TOLERANCE
+    assert run.round() < run.tolerance
+    assert run.round() < run.tolerance
 
 
 def test_after_fifty_rounds_the_cache_is_that_of_a_fresh_pass(target):
@@ -120,9 +128,9 @@ def test_after_fifty_rounds_the_cache_is_that_of_a_fresh_pass(target):
         for own, other in zip(slots.layers, fresh.layers, strict=True):
             for found, expected in ((own.keys, other.keys), (own.values, other.values)):
                 expected = expected[0, :, -len(seen) :]
-                assert (found[row, :, seen] - expected).abs().max() < TOLERANCE
+                assert (found[row, :, seen] - expected).abs().max() < run.tolerance
     trees = run.trees(6)
-    assert run.errors(trees, run.session.score(trees)) < TOLERANCE
+    assert run.error(trees, run.session.score(trees)) < run.tolerance
 
 
 def test_a_row_reads_the_same_alone_and_in_a_batch(target):
@@ -136,7 +144,7 @@ def test_a_row_reads_the_same_alone_and_in_a_batch(target):
         together.session.commit(nodes)
         for row, (tree, path, single) in enumerate(zip(trees, nodes, alone)):
             own = single.session.score([tree]).logits[0]
-            assert (own - scored.logits[row, : len(tree)]).abs().max() < TOLERANCE
+            assert (own - scored.logits[row, : len(tree)]).abs().max() < single.tolerance
             single.session.commit([path])
             together.texts[row].append(together.rng.randrange(VOCAB))
 
@@ -145,7 +153,7 @@ def test_compacting_changes_no_logit(target):
     run = Run(target, [random_text(1, 5), random_text(2, 8)])
     run.session.slots.share = 1.0
     for _ in range(4):
-        assert run.round() < TOLERANCE
+        assert run.round() < run.tolerance
     trees = run.trees(5)
     before = run.session.score(trees).logits
     used = run.session.slots.used
@@ -153,24 +161,24 @@ def test_compacting_changes_no_logit(target):
     assert run.session.slots.used < used
     after = run.session.score(trees).logits
     for row, tree in enumerate(trees):
-        assert (before - after)[row, : len(tree)].abs().max() < TOLERANCE
+        assert (before - after)[row, : len(tree)].abs().max() < run.tolerance
     run.commit(trees)
-    assert run.round() < TOLERANCE
+    assert run.round() < run.tolerance
 
 
 def test_a_pass_that_is_not_committed_leaves_no_trace(plain):
     run = Run(plain, [random_text(1, 6), random_text(2, 3)])
     for _ in range(3):
         run.session.score(run.trees(6))
-        assert run.round() < TOLERANCE
+        assert run.round() < run.tolerance
 
 
 @pytest.mark.parametrize("piece", [1, 3, 4])
-def test_a_long_prompt_is_read_in_pieces(target, monkeypatch, piece):
+def test_a_long_prompt_is_read_in_pieces(windowed, monkeypatch, piece):
     monkeypatch.setattr(target_module, "PREFILL", piece)
-    run = Run(target, [random_text(1, 10), random_text(2, 2), random_text(3, 5)])
+    run = Run(windowed, [random_text(1, 10), random_text(2, 2), random_text(3, 5)])
     for _ in range(3):
-        assert run.round() < TOLERANCE
+        assert run.round() < run.tolerance
 
 
 def test_a_plain_step_uses_the_models_own_mask(plain, monkeypatch):
