@@ -180,7 +180,7 @@ class Calibration:
         count, expected, accepted = self._sums[:, np.searchsorted(self.EDGES, weights)]
         hits = accepted * np.minimum(weights * count / np.maximum(expected, 1e-30), 1)
         prior = self.PRIOR * weights ** self._exponent()
-        right = np.minimum((hits + prior) / (count + self.PRIOR), 1)
+        right: NDArray[np.float64] = np.minimum((hits + prior) / (count + self.PRIOR), 1)
         order = np.argsort(-weights, kind="stable")
         right[order] = np.minimum.accumulate(right[order])
         return right
