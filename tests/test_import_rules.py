@@ -51,7 +51,7 @@ NUMBERS = (
 )
 LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 PURE = (  # of verify
-    *("tree", "lattice", "rng", "accept", "sampled", "lossy"),
+    *("tree", "queries", "lattice", "rng", "accept", "sampled", "lossy"),
     *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
 )
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")

@@ -16,7 +16,7 @@ from dllm.verify.costs import Calibration, CostModel, best_width, steps
 Mode = Literal["plain", "branches", "drafter"]
 RATE = 0.1  # weight of the newest round in running averages
 TRIAL = 4  # rounds of a trial
-STAKE = 3.0  # what a trial may lose, in rounds of plain decoding
+STAKE = 2.0  # what a trial may lose, in rounds of plain decoding
 FIRST = 8  # rounds until a mode that stopped paying is tried again
 LONGEST = 1024  # rounds between trials, unless one of them costs more than its share of these
 
@@ -25,15 +25,15 @@ LONGEST = 1024  # rounds between trials, unless one of them costs more than its 
 class Cost:
     """Per round as many positions and nodes as give the most tokens per second of all live rows.
 
-    Three modes: plain decoding; model-free branches only; the drafter. The fastest one so far is
-    used and the others are tried now and then, the more rarely the more they lost (at most `waste`
-    of the time, but for the first trial). Within a mode the common width of the pass, a power of
-    two, maximises (1 + E[accepted]) / (draft + verify + host) with learned seconds (CaDDTree,
-    arXiv 2606.01813; over a batch: SmartSpec, arXiv 2406.14066) and weights calibrated by what was
-    accepted; a trial takes them as they come. Positions: those that are reached in a share
-    `threshold` of rounds and one more; twice as many after a draft accepted as a whole, the least
-    after one with an end token; `least` to `most`, at first `depth`. memory: rounds for which
-    measured seconds count.
+    Three modes: plain decoding; model-free branches only; the drafter. The fastest so far is used
+    and each of the others tried now and then, the more rarely the more it lost: at most a share
+    `waste` of the time, but for the first trial. Within a mode the common width of the pass, a
+    power of two, maximises (1 + E[accepted]) / (draft + verify + host) with learned seconds
+    (CaDDTree, arXiv 2606.01813; over a batch: SmartSpec, arXiv 2406.14066) and weights calibrated
+    by what was accepted; a trial takes them as they come. Positions: those that are reached in a
+    share `threshold` of rounds and one more; twice as many after all that was verified was
+    accepted, the least after an end token; `least` to `most`, at first `depth`. memory: rounds for
+    which measured seconds count.
 
     What was learned stays with the part, for the next request: use one part per pair of models.
     """
@@ -44,7 +44,7 @@ class Cost:
     most: int = 32
     nodes: int = 63
     threshold: float = 0.1
-    waste: float = 0.02
+    waste: float = 0.01
     memory: int = 512
     learned: Learned = field(init=False, repr=False, compare=False)
 
@@ -208,7 +208,7 @@ class CostControl:
         self._reached[row] += step * (reached - self._reached[row])
         if seen.end < seen.depth:
             depth = self.part.least
-        elif seen.accepted >= seen.depth:
+        elif seen.accepted >= min(seen.depth, seen.drafts) > 0:
             depth = 2 * self.depths[row]
         else:
             depth = 1 + int((self._reached[row] >= self.part.threshold).sum())

@@ -11,7 +11,7 @@ from transformers import StopStringCriteria
 
 import dllm.verify
 from dllm.errors import DllmError
-from tests.verify.drafters import ADVERSARIES, Scripted, knowing
+from tests.verify.scripted import ADVERSARIES, Scripted, knowing
 from tests.verify.tiny_targets import FAMILIES, VOCAB, tiny_target
 
 target_model = cache(tiny_target)  # the same object: what was learned of it is kept
