@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,11 @@ class Spent:
 
 
 class Control(Protocol):
-    """State of one request; a part's `open(rows)` makes it. Rows keep their first numbers."""
+    """State of one request; a part's `open(rows)` makes it. Rows keep their first numbers.
+
+    A round asks depth and drafts of each live row, then sizes; it ends with observe for each of
+    these rows, then spent. Whoever decides sees weights and lengths, never a token.
+    """
 
     def depth(self, row: int) -> int:
         """Positions to ask the drafter for in this round; 0: do not run it for this row."""
@@ -57,9 +61,167 @@ class Control(Protocol):
         ...
 
     def sizes(self, weights: Sequence[NDArray[np.float64]]) -> list[int]:
-        """Nodes to verify in each live row, given the weights of its grown, drawn-free tree."""
+        """Nodes to verify in each live row, given the weights of its grown, drawn-free tree.
+
+        weights: of the drafts of one row each, in the order of the tree, without the root.
+        """
         ...
 
     def observe(self, row: int, seen: Observed) -> None: ...
 
     def spent(self, seen: Spent) -> None: ...
+
+
+class ControlPart(Protocol):
+    """A frozen dataclass of knobs; `open` begins a batch of `rows` texts."""
+
+    def open(self, rows: int) -> Control: ...
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `least`."""
+    if not (isinstance(value, int) and value >= least):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
+
+
+class ControlBase:
+    """Verifies all that was grown and learns nothing: what a control without a clock starts from.
+
+    depths [rows]: positions to ask for.  nodes: most nodes of a tree, None: as many as positions.
+    """
+
+    def __init__(self, depths: list[int], nodes: int | None) -> None:
+        self.depths = depths
+        self.nodes = nodes
+
+    def depth(self, row: int) -> int:
+        return self.depths[row]
+
+    def drafts(self, row: int) -> int:
+        return self.depths[row] if self.nodes is None else self.nodes
+
+    def sizes(self, weights: Sequence[NDArray[np.float64]]) -> list[int]:
+        return [len(row) for row in weights]
+
+    def observe(self, row: int, seen: Observed) -> None:
+        pass
+
+    def spent(self, seen: Spent) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same in every round: `depth` positions, `nodes` nodes (none: as many as positions)."""
+
+    depth: int = 8
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("depth", self.depth, 0)
+        if self.nodes is not None:
+            check_count("nodes", self.nodes, 0)
+
+    def open(self, rows: int) -> Control:
+        return ControlBase([self.depth] * rows, self.nodes)
+
+
+@dataclass(frozen=True)
+class Adl:
+    """Adaptive draft length as published: averages of drafted and of accepted lengths.
+
+    The next length is the average of what was drafted before the first end token, rounded down,
+    and `delta` more where as much was accepted on average; within k_min and k_max. No more can be
+    accepted than was drafted, so it grows only while whole drafts are accepted, and an average
+    that starts at 0 is below k_min at once: this follows end tokens, and knows no cost. All that
+    is drafted is verified.  rho: weight of the newest length.
+    """
+
+    paper: ClassVar[str] = "DiffuSpec, arXiv 2510.02358, section 3.3"
+    k_min: int = 20
+    k_max: int = 30
+    delta: float = 10
+    rho: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_count("k_min", self.k_min, 1)
+        check_count("k_max", self.k_max, self.k_min)
+        check_share("rho", self.rho)
+        if not self.delta >= 0:
+            raise ValueError(f"delta={self.delta}: expected a number of tokens of at least 0")
+
+    def open(self, rows: int) -> Control:
+        return AdlControl(self, rows)
+
+
+class AdlControl(ControlBase):
+    """The averages of every row. averages [rows, 2]: of drafted and of accepted tokens."""
+
+    def __init__(self, part: Adl, rows: int) -> None:
+        super().__init__([part.k_max] * rows, None)
+        self.part = part
+        self.averages = np.zeros((rows, 2))
+
+    def observe(self, row: int, seen: Observed) -> None:
+        if not seen.depth:
+            return
+        drafted = min(seen.end, seen.depth)
+        self.averages[row] *= 1 - self.part.rho
+        self.averages[row] += self.part.rho * np.array([drafted, seen.accepted])
+        drafts, accepted = self.averages[row]
+        grown = drafts + self.part.delta * (accepted >= drafts)
+        self.depths[row] = int(min(max(grown, self.part.k_min), self.part.k_max))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Verify while it is likely enough that all goes well.
+
+    A node is verified if the estimated probability that anything on the way to it is rejected is
+    at most `reject`, and so it is for all before it: SpecDec++'s optimal stopping rule, with the
+    drafter's estimates for its trained head. After a draft that was accepted as a whole the next
+    is `step` positions longer, up to `most`, else it is `depth` again (0: always `depth`):
+    FailFast's growth from one round to the next, where it drafts again within a round.
+    """
+
+    paper: ClassVar[str] = "SpecDec++, arXiv 2405.19715; FailFast, arXiv 2512.20573"
+    reject: float = 0.7
+    depth: int = 10
+    step: int = 0
+    most: int = 60
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_share("reject", self.reject)
+        check_count("depth", self.depth, 1)
+        check_count("step", self.step, 0)
+        check_count("most", self.most, self.depth)
+        if self.nodes is not None:
+            check_count("nodes", self.nodes, 0)
+
+    def open(self, rows: int) -> Control:
+        return ThresholdControl(self, rows)
+
+
+class ThresholdControl(ControlBase):
+    """The depth of every row."""
+
+    def __init__(self, part: Threshold, rows: int) -> None:
+        super().__init__([part.depth] * rows, part.nodes)
+        self.part = part
+
+    def sizes(self, weights: Sequence[NDArray[np.float64]]) -> list[int]:
+        likely = [1 - row <= self.part.reject for row in weights]
+        return [int(np.logical_and.accumulate(row).sum()) for row in likely]
+
+    def observe(self, row: int, seen: Observed) -> None:
+        if seen.depth:
+            full = seen.accepted >= seen.depth
+            longer = min(self.depths[row] + self.part.step, self.part.most)
+            self.depths[row] = longer if full else self.part.depth

@@ -59,9 +59,10 @@ class Heaviest:
     def grow(self, root: int, lattice: Lattice, memory: Memory, drafts: int, rng: Rng) -> Tree:
         if drafts < 1:
             return Tree.root(root)
+        branches = plant([*memory.branches(drafts), *lattice.branches])
         lattice = usable(lattice, drafts)
         steps = self.read(lattice, memory) if len(lattice) else nothing
-        start: Place | Both[Place, Twig] = Both((0, ()), plant(memory.branches(drafts)))
+        start: Place | Both[Place, Twig] = Both((0, ()), branches)
         return heaviest(root, fuse(steps, climb), start, drafts, lattice.eos)
 
 

@@ -26,6 +26,10 @@ class Source(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def top(self) -> int:
+        """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
+        ...
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed: first the whole prompt, then what each round emits."""
@@ -57,6 +61,8 @@ class Source(Protocol):
 class Text:
     """Base of sources: one that learns nothing from the target and is no proxy."""
 
+    top = 0
+
     def learn(self, tokens: Sequence[int], top: Ids) -> None:
         pass
 
@@ -73,7 +79,7 @@ def at_least(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name}={value}: expected a whole number from {low}")
 
 
-class Part(Protocol):
+class SourcePart(Protocol):
     """A source by name: a frozen dataclass of knobs."""
 
     def open(self) -> Source: ...
@@ -113,6 +119,11 @@ class Memory:
         self.decay, self.strength = decay, strength
         self.rates = defaultdict[tuple[str, int], Rate](Rate)
         self.said: list[Branch] = []
+
+    @property
+    def top(self) -> int:
+        """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
+        return max((source.top for source in self.sources), default=0)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed; branches said before are judged by them."""
