@@ -114,8 +114,7 @@ class Table:
         return range(low, bisect_right(self.order, words, low, key=key))
 
     def longest(self, words: Sequence[int], least: int) -> tuple[int, range]:
-        """How many of the last words occur together, and where in `order`; 0 if less than least."""
-        words = words[-REACH:]
+        """How many of these words, from the last, occur together, and where in `order`; or 0."""
         lengths = range(least, len(words) + 1)  # where one does not occur, longer ones do not
         fits = bisect_left(lengths, True, key=lambda n: not self.matches(words[len(words) - n :]))
         if not fits:
