@@ -40,8 +40,10 @@ class Lossy(Match):
 class Typical(Lossy):
     """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the law's entropy.
 
-    Typical acceptance of Medusa (arXiv 2401.10774), with its released values.
+    Typical acceptance, with the values that Medusa released.
     """
+
+    paper = "Medusa, arXiv 2401.10774"
 
     epsilon: float = 0.09
     delta: float = 0.3
