@@ -19,6 +19,7 @@ from dllm.verify.lattice import Lattice
 from dllm.verify.sources import Memory
 
 Array = NDArray[np.float64]
+TINY = 1e-100  # in place of a sum of 0, which only zeros are multiplied with afterwards
 Place = tuple[int, tuple[int, ...]]  # column to fill next, candidates chosen in those before it
 
 
@@ -35,8 +36,8 @@ def couple(proxy: Array, left: Array, right: Array, sweeps: int) -> Array:
     """
     scale = np.where(right > 0, 1.0, 0.0)
     for _ in range(sweeps):
-        rows = ratio(left, (proxy @ scale[..., None])[..., 0])
-        scale = ratio(right, (rows[..., None, :] @ proxy)[..., 0, :])
+        rows = left / np.maximum((proxy @ scale[..., None])[..., 0], TINY)
+        scale = right / np.maximum((rows[..., None, :] @ proxy)[..., 0, :], TINY)
     joint = proxy * scale[..., None, :]
     return ratio(joint, joint.sum(-1, keepdims=True))
 

@@ -5,8 +5,9 @@ stream (rounds) -> generate (outputs).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -108,13 +109,15 @@ class SpecEngine:
         config: SpecConfig | None = None,
         *,
         chat: Chat = "auto",
+        on_round: Callable[[Round], None] | None = None,
         **options: Any,
     ) -> Any:
         """Decode one prompt to a SpecOutput, or a list of prompts, together, to a list of them.
 
         A prompt is text, a list of messages ({"role", "content"}) or a list of token ids. chat:
-        wrap text in the chat template ("auto": if there is one). Options are SpecConfig's fields;
-        an unknown one is an error. Ctrl-C returns what is emitted so far.
+        wrap text in the chat template ("auto": if there is one). on_round: is given every round.
+        Options are SpecConfig's fields; an unknown one is an error. Ctrl-C returns what is emitted
+        so far.
         """
         config = self.config(config, **options)
         batch, single = as_batch(prompts)
@@ -126,6 +129,8 @@ class SpecEngine:
                 for row in each.rows:
                     rounds[row.row].append(row)
                     seconds[row.row] += each.draft + each.verify + each.host
+                if on_round is not None:
+                    on_round(each)
         except KeyboardInterrupt:
             pass
         outputs = [self.output(*of, config) for of in zip(rounds, seconds, strict=True)]
@@ -163,6 +168,13 @@ class SpecEngine:
             if any(string in text for string in stop):
                 return "stop"
         return None
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text."""
+        if self.text is None:
+            raise DllmError("this engine has no tokenizer, so there is no text to show")
+        texts = [self.text.decode(ids[:end]) for end in range(len(ids) + 1)]
+        return [after[len(before) :] for before, after in pairwise(texts)]
 
     def output(self, rounds: Sequence[RowRound], seconds: float, config: SpecConfig) -> SpecOutput:
         """What the rounds of a row came to."""

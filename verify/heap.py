@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from dllm.verify.lattice import Branch
 from dllm.verify.tree import Tree
@@ -50,31 +50,35 @@ def heaviest(
     return tree
 
 
-def fuse(first: Expand[A], second: Expand[B]) -> Expand[tuple[A | None, B | None]]:
-    """What either of two says, each below its own tokens; None: it knows nothing here.
+@dataclass(frozen=True, slots=True)
+class Both(Generic[A, B]):
+    """A state of each of two views; first: None where the first knows nothing."""
+
+    first: A | None
+    second: B
+
+
+def fuse(first: Expand[A], second: Expand[B]) -> Expand[A | Both[A, B]]:
+    """What either of two views says, each below its own tokens; a state of the first stays one.
 
     A token of both is one step with both below it. They are taken as independent evidence, so its
     weight is 1 - (1 - a)(1 - b).
     """
 
-    def expand(state: tuple[A | None, B | None]) -> Sequence[Step[tuple[A | None, B | None]]]:
-        here, there = state
-        ours = () if here is None else first(here)
-        theirs = () if there is None else second(there)
-        steps: dict[int, Step[tuple[A | None, B | None]]] = {
-            token: (weight, token, source, (below, None)) for weight, token, source, below in ours
-        }
-        for weight, token, source, below in theirs:
-            if token in steps:
-                other, _, name, (beside, _) = steps[token]
+    def expand(state: A | Both[A, B]) -> Sequence[Step[A | Both[A, B]]]:
+        if not isinstance(state, Both):
+            return first(state)
+        ours = () if state.first is None else first(state.first)
+        known = {step[1]: step for step in ours}
+        steps: dict[int, Step[A | Both[A, B]]] = {**known}
+        for weight, token, source, below in second(state.second):
+            if token in known:
+                other, _, name, beside = known[token]
                 either = 1 - (1 - other) * (1 - weight)
-                steps[token] = (either, token, f"{name}+{source}", (beside, below))
+                steps[token] = (either, token, f"{name}+{source}", Both(beside, below))
             else:
-                steps[token] = (weight, token, source, (None, below))
-        found = list(steps.values())
-        if theirs:
-            found.sort(key=lambda step: -step[0])
-        return found
+                steps[token] = (weight, token, source, Both(None, below))
+        return sorted(steps.values(), key=lambda step: -step[0])
 
     return expand
 

@@ -9,9 +9,10 @@ from heapq import nlargest
 import numpy as np
 
 from dllm.verify.lattice import Branch
-from dllm.verify.sources import Array, Ids
+from dllm.verify.sources import Array, Ids, at_least
 
 NAME = "ngram"
+FAINT = 0.01  # a branch less likely than this is not followed further
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,8 @@ class NGram:
     paths: int = 4
 
     def __post_init__(self) -> None:
-        for name, low in (("order", 2), ("paths", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected a whole number from {low}"
-                )
+        at_least("order", self.order, 2)
+        at_least("paths", self.paths, 0)
 
     def open(self) -> Counts:
         return Counts(self.order, self.paths)
@@ -67,7 +65,10 @@ class Counts:
     def extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             for start in range(len(self.recent) + 1):
-                self.contexts.setdefault(self.recent[start:], Followers()).add(token)
+                known = self.contexts.get(self.recent[start:])
+                if known is None:
+                    known = self.contexts[self.recent[start:]] = Followers()
+                known.add(token)
             self.recent = (*self.recent, token)[-(self.order - 1) :]
 
     def learn(self, tokens: Sequence[int], top: Ids) -> None:
@@ -90,16 +91,21 @@ class Counts:
 
     def pairs(self, left: Ids, right: Ids) -> Array:
         behind = right.tolist()
-        base = np.array([[self.prob((), v) for v in column] for column in behind])
-        pairs = np.repeat(base.reshape(right.shape)[:, None], left.shape[1], 1)
-        for k, column in enumerate(left.tolist()):
-            for i, token in enumerate(column):
-                known = self.contexts.get((token,))
-                if known is not None:
-                    kinds, count = len(known.counts), known.counts.get
-                    found = np.array([count(v, 0) for v in behind[k]])
-                    pairs[k, i] = (found + kinds * base[k]) / (known.total + kinds)
-        return pairs
+        base = [[self.prob((), v) for v in column] for column in behind]
+        none, unknown = [0] * right.shape[-1], Followers()
+        counts, kinds, totals = list[list[int]](), list[int](), list[int]()
+        for column, candidates in zip(left.tolist(), behind):
+            for token in column:
+                known = self.contexts.get((token,), unknown)
+                count = known.counts
+                counts.append([count.get(v, 0) for v in candidates] if count else none)
+                kinds.append(len(count) or 1)  # nothing known: the shorter context's alone
+                totals.append(known.total)
+        shape = (*left.shape, 1)
+        escape, total = np.reshape(kinds, shape), np.reshape(totals, shape)
+        seen = np.reshape(counts, (*left.shape, right.shape[-1]))
+        shorter = np.reshape(base, (len(right), 1, right.shape[-1]))
+        return np.asarray((seen + escape * shorter) / (total + escape))
 
     def branches(self, depth: int) -> list[Branch]:
         known = self.followers(self.recent)
@@ -119,12 +125,13 @@ class Counts:
 
     def follow(self, token: int, depth: int) -> Branch:
         """The branch that begins with `token` and goes on with the commonest each time."""
-        before, tokens, weights = self.recent, list[int](), list[float]()
+        before, tokens, weights, likely = self.recent, list[int](), list[float](), 1.0
         while True:
             tokens.append(token)
             weights.append(self.prob(before, token))
+            likely *= weights[-1]
             before = (*before, token)[-(self.order - 1) :]
             known = self.followers(before)
-            if known is None or len(tokens) == depth:
+            if known is None or len(tokens) == depth or likely < FAINT:
                 return Branch(tuple(tokens), tuple(weights), NAME)
             token = known.best

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from dllm.verify.couple import Place, chain, sharpened
-from dllm.verify.heap import Expand, Step, Twig, climb, fuse, heaviest, plant
+from dllm.verify.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.lattice import Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources import Memory
@@ -62,7 +62,7 @@ class Heaviest:
         branches = plant([*memory.branches(drafts), *lattice.branches])
         lattice = usable(lattice, drafts)
         steps = self.read(lattice, memory) if len(lattice) else nothing
-        start: tuple[Place | None, Twig | None] = ((0, ()), branches)
+        start: Place | Both[Place, Twig] = Both((0, ()), branches)
         return heaviest(root, fuse(steps, climb), start, drafts, lattice.eos)
 
 

@@ -8,6 +8,7 @@ came.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -66,6 +67,12 @@ class Text:
         return None
 
 
+def at_least(name: str, value: float, low: int) -> None:
+    """Raise unless a part's whole number is large enough."""
+    if value < low:
+        raise ValueError(f"{name}={value}: expected a whole number from {low}")
+
+
 class SourcePart(Protocol):
     """A source by name: a frozen dataclass of knobs."""
 
@@ -104,7 +111,7 @@ class Memory:
     ) -> None:
         self.sources = tuple(sources)
         self.decay, self.strength = decay, strength
-        self.rates: dict[tuple[str, int], Rate] = {}
+        self.rates = defaultdict[tuple[str, int], Rate](Rate)
         self.said: list[Branch] = []
 
     @property
@@ -126,13 +133,17 @@ class Memory:
                 key = branch.source, branch.tokens[: i + 1]
                 if key not in judged:
                     judged.add(key)
-                    self.rate(branch.source, weight).add(said == came, self.decay)
+                    self.rates[self.bin(branch.source, weight)].add(said == came, self.decay)
                 if said != came:
                     break
         self.said = []
 
-    def rate(self, source: str, weight: float) -> Rate:
-        return self.rates.setdefault((source, min(int(weight * self.bins), self.bins - 1)), Rate())
+    def bin(self, source: str, weight: float) -> tuple[str, int]:
+        return source, min(int(weight * self.bins), self.bins - 1)
+
+    def calibrated(self, source: str, weight: float) -> float:
+        rate = self.rates.get(self.bin(source, weight))
+        return weight if rate is None else rate.given(weight, self.strength)
 
     def learn(self, tokens: Sequence[int], top: Ids) -> None:
         for source in self.sources:
@@ -144,7 +155,7 @@ class Memory:
         return [
             Branch(
                 branch.tokens,
-                tuple(self.rate(branch.source, w).given(w, self.strength) for w in branch.weights),
+                tuple(self.calibrated(branch.source, weight) for weight in branch.weights),
                 branch.source,
             )
             for branch in self.said

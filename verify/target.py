@@ -66,7 +66,7 @@ class HFTarget:
         self.model = model
         self.spans = attention_spans(model.config)
         self.limit = length_limit(model.config)
-        self._probed = False
+        self.probed = False
 
     @property
     def vocab_size(self) -> int:
@@ -77,9 +77,9 @@ class HFTarget:
         """Begin a batch: prompts of at least one token, each growing by up to its room."""
         for row, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
             self._check(row, prompt, room)
-        if not self._probed:
+        if not self.probed:
             probe(self.model, self.vocab_size, lambda texts: HFSession(self, texts))
-            self._probed = True
+            self.probed = True
         return HFSession(self, prompts)
 
     def _check(self, row: int, prompt: Sequence[int], room: int) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.verify.heap import climb, fuse, heaviest, plant
+from dllm.verify.heap import Both, climb, fuse, heaviest, plant
 from dllm.verify.lattice import Branch
 from tests.verify.drafts import all_nodes, branch_lists, check_heaviest, check_tree, paths
 
@@ -110,7 +110,7 @@ def test_two_views_are_one_tree(seed, branches, drafts):
             for t in {*ours, *theirs}
         ]
 
-    tree = heaviest(9, fuse(expand, climb), ((), plant(branches)), drafts)
+    tree = heaviest(9, fuse(expand, climb), Both((), plant(branches)), drafts)
     check_tree(tree)
     check_heaviest(tree, all_nodes(both, 5), drafts)
     for path, source in zip(paths(tree), tree.sources[1:]):

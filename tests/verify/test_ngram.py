@@ -1,11 +1,13 @@
+import itertools
 import math
+import operator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.verify.ngram import NGram
+from dllm.verify.ngram import FAINT, NGram
 
 TEXTS = st.lists(st.integers(0, 4), max_size=30)
 
@@ -88,7 +90,9 @@ def check_branch(text, branch, order, depth):
             assert behind.count(token) == max(behind.count(t) for t in set(behind))
     end = (text + list(branch.tokens))[-(order - 1) :]
     known = any(occurrences(text, end[start:]) for start in range(len(end)))
-    assert len(branch.tokens) == depth or not known
+    likely = list(itertools.accumulate(branch.weights, operator.mul))
+    assert all(value >= FAINT for value in likely[:-1])
+    assert len(branch.tokens) == depth or not known or likely[-1] < FAINT
 
 
 def test_the_latest_of_the_commonest_is_the_first():

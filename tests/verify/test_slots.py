@@ -55,7 +55,9 @@ class Shadow:
         used = self.slots.used
         slots = torch.nonzero(self.slots.valid[row, :used])[:, 0].tolist()
         states = [s for layer in self.slots.layers for s in (layer.keys, layer.values)]
-        return [(int(self.slots.pos[row, i]), [s[row, :, i].clone() for s in states]) for i in slots]
+        return [
+            (int(self.slots.pos[row, i]), [s[row, :, i].clone() for s in states]) for i in slots
+        ]
 
     def check(self):
         slots = self.slots

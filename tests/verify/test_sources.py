@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dllm.verify.lattice import Branch
 from dllm.verify.sources import Memory
@@ -37,7 +35,7 @@ def test_only_what_came_is_judged():
     memory.extend([1])
     assert memory.rates["a", 1].seen == pytest.approx(1.98)
     assert memory.rates["a", 1].hits == 1
-    assert memory.rates["a", 2].seen == 0
+    assert ("a", 2) not in memory.rates
 
 
 def test_a_token_that_two_branches_share_is_judged_once():
@@ -56,15 +54,15 @@ def test_what_was_said_is_judged_once():
     assert memory.rates["a", 5].seen == 1
 
 
-@given(st.lists(st.booleans(), min_size=300, max_size=300), st.floats(0, 1))
-def test_a_weight_is_calibrated_in_the_long_run(came, raw):
-    memory = Memory([Say([Branch((1,), (raw,), "a")])], decay=1.0)
+@pytest.mark.parametrize("often", [0.0, 0.2, 0.7, 1.0])
+def test_a_weight_is_calibrated_in_the_long_run(often):
+    came = np.random.default_rng(0).random(300) < often
+    memory = Memory([Say([Branch((1,), (0.45,), "a")])], decay=1.0)
     for hit in came:
         memory.branches(1)
         memory.extend([1 if hit else 2])
     ((weight,),) = weights(memory)
-    assert 0 <= weight <= 1
-    assert abs(weight - sum(came) / 300) <= 4 / 304
+    assert abs(weight - came.mean()) <= 4 / 304
 
 
 def test_every_source_hears_everything():
