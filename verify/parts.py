@@ -59,7 +59,7 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     although `lossless`.
     """
     spec = search.accepts[0] if spec == "auto" else spec
-    rule: Rule = build_part(spec, RULES, "dllm.rules")
+    rule: Rule = build_part(spec, RULES, "dllm.rules", greedy=temperature == 0)
     name = spec.partition(":")[0]
     if not rule.lossless:
         if lossless:
