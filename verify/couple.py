@@ -20,7 +20,7 @@ from dllm.verify.sources import Memory
 
 Array = NDArray[np.float64]
 TINY = 1e-100  # in place of a sum of 0, which only zeros are multiplied with afterwards
-Place = tuple[int, tuple[int, ...]]  # column to fill next, candidates chosen in those before it
+Place = tuple[int, tuple[int, ...]]  # column to fill next, the last candidates chosen before it
 
 
 def ratio(above: Array, below: Array) -> Array:
@@ -49,7 +49,7 @@ def smoothed(proxy: Array, smooth: float) -> Array:
 
 
 def sharpened(probs: Array, gamma: float, mass: Array) -> Array:
-    """probs ** gamma, each row [..., M] scaled to the sum mass [..., 1]."""
+    """probs ** gamma, gamma above 0, each row [..., M] scaled to the sum mass [..., 1]."""
     powers = ratio(probs, probs.max(-1, keepdims=True)) ** gamma
     return np.asarray(powers / powers.sum(-1, keepdims=True) * np.minimum(mass, 1))
 
@@ -81,7 +81,7 @@ class Chain:
     def expand(self, depth: int, before: tuple[int, ...]) -> list[Step[Place]]:
         if depth == len(self.tokens):
             return []
-        kept = before[-1:] if self.memory else ()
+        kept = before if self.memory else ()
         steps = [
             (weight, token, "lattice", (depth + 1, (*kept, slot)))
             for slot, (weight, token) in enumerate(
@@ -98,8 +98,7 @@ class Chain:
         law: Array = self.behind[depth - 1, before[-1]]
         if self.memory is None:
             return law
-        start = depth - len(before)
-        path = [int(self.tokens[start + i, slot]) for i, slot in enumerate(before)]
+        path = [int(self.tokens[i, slot]) for i, slot in enumerate(before)]
         said = np.exp(self.memory.logp(path, self.tokens[depth]))
         longer = smoothed(np.where(law > 0, said, 0), self.smooth)
         better: Array = law * (longer / self.proxy[depth - 1, before[-1]]) ** self.gamma

@@ -1,7 +1,7 @@
 """From a lattice and model-free branches to the tree that the target verifies.
 
 `Search` is the interface, one class per method; see heap.py, couple.py and sources.py for what
-they use. What is drawn, see sampled searches; here nothing is: a tree is a function of the text.
+they use. Nothing is drawn at random here: a tree is a function of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dllm.verify.couple import Place, chain, sharpened
 from dllm.verify.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.lattice import Lattice
 from dllm.verify.rng import Rng
-from dllm.verify.sources import Memory
+from dllm.verify.sources import Memory, at_least
 from dllm.verify.tree import Tree
 
 
@@ -91,9 +91,9 @@ def line(path: Sequence[int], weights: Sequence[float]) -> Expand[Place]:
     return expand
 
 
-def at_least(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{name}={value}: expected a number from {low}")
+def positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value}: expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Cps(Heaviest):
     columns cut to the fewest tokens that have `mass`, at most `width`, end tokens always kept. A
     path ends at its first end token and then competes with its score as it stands: nothing makes
     up for its length, as published. g is the memory's n-gram, where the paper trains one for each
-    dataset. The nodes' weights are the drafter's probabilities.
+    dataset. The nodes' weights are the drafter's probabilities; branches join the path.
     """
 
     paper = "DiffuSpec, arXiv 2510.02358"
@@ -124,9 +124,9 @@ class Cps(Heaviest):
     def __post_init__(self) -> None:
         at_least("beam", self.beam, 1)
         at_least("width", self.width, 1)
-        for name in ("mass", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number from 0 to 1")
+        positive("mass", self.mass)
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam={self.lam}: expected a number from 0 to 1")
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         kept = lattice.prune(self.mass, self.width)
@@ -169,7 +169,7 @@ class Product(Heaviest):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least("gamma", self.gamma, 0)
+        positive("gamma", self.gamma)
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         probs = np.exp(lattice.logp)
@@ -207,11 +207,11 @@ class Coupled(Heaviest):
     def __post_init__(self) -> None:
         at_least("width", self.width, 1)
         at_least("sweeps", self.sweeps, 1)
-        at_least("gamma", self.gamma, 0)
+        positive("gamma", self.gamma)
         if self.order not in (2, 3):
             raise ValueError(f"order={self.order}: expected 2 or 3")
         if not 0 < self.smooth <= 1:
-            raise ValueError(f"smooth={self.smooth}: expected a share above 0, up to 1")
+            raise ValueError(f"smooth={self.smooth}: expected a number above 0, at most 1")
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         narrow = Lattice(lattice.tokens[:, : self.width], lattice.logp[:, : self.width])

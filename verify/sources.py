@@ -73,8 +73,8 @@ class Text:
         return None
 
 
-def at_least(name: str, value: float, low: int) -> None:
-    """Raise unless a part's whole number is large enough."""
+def at_least(name: str, value: int, low: int) -> None:
+    """Raise ValueError where a part's option is too small."""
     if value < low:
         raise ValueError(f"{name}={value}: expected a whole number from {low}")
 

@@ -195,6 +195,22 @@ def test_a_chain_of_order_two_is_found_by_the_longer_context(seed, gamma):
         assert weight == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_longer_context_is_the_whole_path():
+    """So a proxy that looks far back never sees a gap behind the committed text."""
+    asked = []
+
+    class Listening(Say):
+        def logp(self, context, candidates):
+            asked.append(tuple(context))
+            return super().logp(context, candidates)
+
+    memory = Memory([Listening(table=table(0))])
+    memory.extend([ROOT])
+    lattice = lattice_of([{1: 0.9}, {2: 0.9}, {4: 0.9}, {5: 0.9}])
+    Coupled(order=3).grow(ROOT, lattice, memory, 9, None)
+    assert asked == [(1,), (1, 2), (1, 2, 4)]
+
+
 @given(lattices(), branch_lists(), st.integers(0, 12))
 def test_argmax(lattice, branches, drafts):
     columns = columns_of(lattice)
@@ -343,16 +359,16 @@ def test_a_search_leaves_the_lattice_as_it_is():
 @pytest.mark.parametrize(
     ("part", "knobs", "message"),
     [
-        (Cps, {"beam": 0}, "beam=0: expected a number from 1"),
-        (Cps, {"width": 0}, "width=0: expected a number from 1"),
-        (Cps, {"mass": 1.2}, "mass=1.2: expected a number from 0 to 1"),
+        (Cps, {"beam": 0}, "beam=0: expected a whole number from 1"),
+        (Cps, {"width": 0}, "width=0: expected a whole number from 1"),
+        (Cps, {"mass": 0.0}, "mass=0.0: expected a number above 0"),
         (Cps, {"lam": -0.1}, "lam=-0.1: expected a number from 0 to 1"),
-        (Product, {"gamma": -1.0}, "gamma=-1.0: expected a number from 0"),
-        (Coupled, {"gamma": float("nan")}, "gamma=nan: expected a number from 0"),
-        (Coupled, {"width": 0}, "width=0: expected a number from 1"),
-        (Coupled, {"sweeps": 0}, "sweeps=0: expected a number from 1"),
+        (Product, {"gamma": 0.0}, "gamma=0.0: expected a number above 0"),
+        (Coupled, {"gamma": float("nan")}, "gamma=nan: expected a number above 0"),
+        (Coupled, {"width": 0}, "width=0: expected a whole number from 1"),
+        (Coupled, {"sweeps": 0}, "sweeps=0: expected a whole number from 1"),
         (Coupled, {"order": 4}, "order=4: expected 2 or 3"),
-        (Coupled, {"smooth": 0.0}, "smooth=0.0: expected a share above 0, up to 1"),
+        (Coupled, {"smooth": 0.0}, "smooth=0.0: expected a number above 0, at most 1"),
     ],
 )
 def test_a_knob_out_of_range(part, knobs, message):
