@@ -15,7 +15,7 @@ from dllm.verify.assist import Assist, LatticeCandidates
 from dllm.verify.chain import Chains
 from dllm.verify.control import Adl, Fixed, Threshold
 from dllm.verify.goodput import Cost
-from tests.verify.drafters import Copy, FakeDrafter, FirstPath, Says
+from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says
 
 VOCAB = 31
 NEW = 14

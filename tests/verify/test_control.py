@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.specs import SpecError, build_part
-from dllm.verify import CONTROLS
+from dllm.verify.parts import CONTROLS
 from dllm.verify.control import Adl, Fixed, Observed, Spent, Threshold
 
 
