@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm.errors import DllmError
-from dllm.output import Event, Finished, Output
+from dllm.output import Event, Finished
 from dllm.streaming import output_to_dict
 
 Record = dict[str, Any]  # a line of the input: {"prompt": text or messages, ...}
@@ -57,17 +57,27 @@ def title(record: Record) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
 
 
+class Answer(Protocol):
+    """The output of any engine."""
+
+    @property
+    def text(self) -> str: ...
+
+
 @contextmanager
 def answers_to(
-    path: Path | None, as_json: bool, silent: bool
-) -> Iterator[Callable[[Record, Output], None]]:
+    path: Path | None,
+    as_json: bool,
+    silent: bool,
+    to_dict: Callable[[Any], dict[str, Any]] = output_to_dict,
+) -> Iterator[Callable[[Record, Answer], None]]:
     """Where answers go: JSON lines to a file or stdout, texts to stdout, or nowhere.
 
-    A file has ".partial" behind its name until all answers are in it.
+    to_dict: the fields of a line. A file is named ".partial" behind until all answers are in it.
     """
 
-    def write(file: TextIO | None, record: Record, output: Output) -> None:
-        line = json.dumps({**record, **output_to_dict(output)}, ensure_ascii=False)
+    def write(file: TextIO | None, record: Record, output: Answer) -> None:
+        line = json.dumps({**record, **to_dict(output)}, ensure_ascii=False)
         print(line if as_json or path else output.text, file=file, flush=True)
 
     if path is None:

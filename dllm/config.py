@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral, Real
@@ -11,7 +10,8 @@ from typing import Any, cast
 
 from dllm.cache import POLICIES
 from dllm.cache.policy import CachePolicy
-from dllm.errors import DllmError
+from dllm.options import ConfigError as ConfigError
+from dllm.options import check_numbers, check_top_p, checked_stop, replaced
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
 from dllm.samplers.rule import Rule
@@ -53,10 +53,6 @@ PARTS = {
 }
 
 
-class ConfigError(DllmError):
-    """An option that does not exist or whose value makes no sense."""
-
-
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
     """How to decode. Parts are given as objects or as specs ("name:key=value").
@@ -91,24 +87,11 @@ class DecodeConfig:
     buckets: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("stop", "given"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, (getattr(self, name),))
-        for name, (kind, least) in NUMBERS.items():
-            value = getattr(self, name)
-            if name in MAY_BE_NONE and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < inf:
-                number = "a whole number" if kind is Integral else "a number"
-                above = "" if least == -inf else f" of at least {least}"
-                none = ", or None" if name in MAY_BE_NONE else ""
-                raise ConfigError(f"{name}={value!r}: expected {number}{above}{none}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p!r}: expected a number above 0 and at most 1")
-        stop = self.stop
-        if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
-            raise ConfigError(f"stop={stop!r}: expected non-empty strings (an empty one ends all)")
-        object.__setattr__(self, "stop", tuple(stop))
+        check_numbers(self, NUMBERS, MAY_BE_NONE)
+        check_top_p(self.top_p)
+        object.__setattr__(self, "stop", checked_stop(self.stop))
+        if isinstance(self.given, str):
+            object.__setattr__(self, "given", (self.given,))
         for item in self.given:
             offset, colon, text = item.partition(":") if isinstance(item, str) else ("", "", "")
             if not (offset.isascii() and offset.isdigit() and colon and text):
@@ -117,11 +100,7 @@ class DecodeConfig:
 
     def replace(self, **changes: Any) -> DecodeConfig:
         """A copy with some options changed; ConfigError lists the known ones for an unknown."""
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ConfigError(f"unknown option {name!r}; known: {', '.join(known)}")
-        return dataclasses.replace(self, **changes)
+        return replaced(self, changes)
 
     def make(self, option: str) -> Any:
         """The part that an option gives as an object or describes as a spec, None where it may.

@@ -6,7 +6,7 @@ stream_steps (ids) -> stream (text) -> generate (Outputs).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Protocol, overload
 
 from dllm.binding import Codec
 from dllm.canvas import Given
@@ -15,9 +15,7 @@ from dllm.decoding import DecodeError, Decoding
 from dllm.models.protocol import Model
 from dllm.output import Event, Finished, Output, Started
 from dllm.presets import TUNED, preset_options
-
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message] | Sequence[int]
+from dllm.prompts import Chat, Message, Prompt, as_batch, encode_prompt
 
 
 class TextCodec(Codec, Protocol):
@@ -96,7 +94,7 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         config: DecodeConfig | None = None,
         *,
-        chat: bool | Literal["auto"] = "auto",
+        chat: Chat = "auto",
         row_ids: Sequence[int] | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -122,7 +120,7 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         config: DecodeConfig | None = None,
         *,
-        chat: bool | Literal["auto"] = "auto",
+        chat: Chat = "auto",
         row_ids: Sequence[int] | None = None,
         **options: Any,
     ) -> Output | list[Output]:
@@ -141,17 +139,9 @@ class Engine:
                 done[event.row] = event.output
         return done[0] if single else [done[row] for row in range(len(batch))]
 
-    def encode(self, prompt: Prompt, chat: bool | Literal["auto"] = "auto") -> list[int]:
+    def encode(self, prompt: Prompt, chat: Chat = "auto") -> list[int]:
         """Token ids of a prompt; see `generate` for what it may be."""
-        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
-            return [int(item) for item in prompt]  # type: ignore[arg-type]
-        if self.text is None:
-            raise DecodeError("this engine has no tokenizer: give prompts as lists of token ids")
-        if not isinstance(prompt, str):
-            return self.text.chat(prompt)  # type: ignore[arg-type]
-        if chat is True or (chat == "auto" and self.text.has_chat_template):
-            return self.text.chat([{"role": "user", "content": prompt}])
-        return self.text.encode(prompt)
+        return encode_prompt(self.text, prompt, chat)
 
     def _check(
         self,
@@ -177,14 +167,3 @@ class Engine:
                     f"row {row}: {len(prompt)} prompt tokens and max_new_tokens="
                     f"{config.max_new_tokens} need {size} positions; the model has {most}"
                 )
-
-
-def as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """A list of prompts, and whether the caller gave a single one. Tensors and arrays are ids."""
-    if isinstance(prompts, str):
-        return [prompts], True
-    if hasattr(prompts, "tolist"):
-        prompts = prompts.tolist()
-    if prompts and isinstance(prompts[0], (int, Mapping)):
-        return [prompts], True  # type: ignore[list-item]
-    return list(prompts), False  # type: ignore[arg-type]

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dllm.config import ConfigError, DecodeConfig
-from dllm.engine import Engine, Prompt
+from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.memo import MEMO_BYTES, MemoModel
 from dllm.models.fingerprint import fingerprint
 from dllm.models.protocol import Model
 from dllm.output import Finished, Output, Timings
+from dllm.prompts import Prompt
 from dllm.trials import Report, Setting, Trial, by_forwards, preset_options
 
 __all__ = ["GRID", "REFERENCE", "MemoModel", "Report", "Setting", "Trial", "tune"]

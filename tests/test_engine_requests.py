@@ -76,7 +76,7 @@ def test_without_a_tokenizer_only_ids_work():
     engine = Engine(FakeModel())
     assert engine.generate([[], [3]], max_new_tokens=2)[1].text == ""
     for prompt in ("ab", [{"role": "user", "content": "ab"}]):
-        with pytest.raises(DecodeError, match="no tokenizer"):
+        with pytest.raises(DllmError, match="no tokenizer"):
             engine.generate(prompt)
     with pytest.raises(ConfigError, match="stop strings need a tokenizer"):
         engine.generate([3], stop="a")

@@ -17,7 +17,9 @@ GROUND = (
     "dllm.canvas",
     "dllm.errors",
     "dllm.models.spec",
+    "dllm.options",
     "dllm.output",
+    "dllm.prompts",
 )
 TENSORS = ("torch", "numpy", "einops")
 BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
@@ -48,6 +50,10 @@ NUMBERS = (
     "dllm.eval.curves",
 )
 LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
+PURE = (  # of verify
+    *("tree", "lattice", "rng", "accept", "sampled", "lossy"),
+    *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
+)
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -81,11 +87,12 @@ RULES: dict[str, May] = {
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
     "dllm.listing": May(ENGINE),
-    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.verify")),
+    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
-        (f"dllm.verify.{name}" for name in ("tree", "lattice", "rng", "accept", "search")),
+        (f"dllm.verify.{name}" for name in PURE),
         May(("dllm.verify",), TENSORS),
     ),
+    "dllm.verify.datastore": May(("dllm.errors", "dllm.verify"), (*TENSORS, "safetensors")),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from torch import Tensor
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Draw, Tree
 
+# A rule may ask both of the following about drafts that it rejects then.
 # (node, tokens emitted before it in this round) -> the target's processed logits [V] behind it
 Scores = Callable[[int, Sequence[int]], Tensor]
-Ended = Callable[[Sequence[int]], bool]  # (tokens emitted in this round) -> the row is finished
+# (tokens emitted in this round) -> the row is finished; the last answer is about the walk's tokens
+Ended = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +39,41 @@ class Walk:
 
 
 class Rule:
-    """An acceptance rule; a subclass says how a token is emitted at one node."""
+    """An acceptance rule; a subclass says how a token is emitted at one node.
 
-    lossless = True
+    lossless: the text's law is the target's own.
+    """
+
+    lossless: ClassVar[bool] = True
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
         """The next token, of law softmax(scores [V]); `draw`: the node's sampled children."""
         raise NotImplementedError
 
+    def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
+        """The next token at `node` of the tree, whose logits are scores [V]."""
+        return self.emit(scores, tree.draws.get(node), rng)
+
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
         """Emit and follow from the root until a token is no child, or ends the row."""
-        node, nodes, tokens = 0, [0], list[int]()
+        return self.go_on(Walk([0], []), tree, scores, rng, ended)
+
+    def go_on(self, walk: Walk, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
+        """Emit and follow from the last accepted node on, where nothing is emitted yet."""
         while True:
-            tokens.append(self.emit(scores(node, tokens), tree.draws.get(node), rng))
-            child = tree.child(node, tokens[-1])
-            if ended(tokens) or child is None:
-                return Walk(nodes, tokens)
-            nodes.append(node := child)
+            node = walk.nodes[-1]
+            walk.tokens.append(self.token(tree, node, scores(node, walk.tokens), rng))
+            if not follow(walk, tree, ended):
+                return walk
+
+
+def follow(walk: Walk, tree: Tree, ended: Ended) -> bool:
+    """Accept the child that the token just emitted names; false where the round is over."""
+    child = tree.child(walk.nodes[-1], walk.tokens[-1])
+    if ended(walk.tokens) or child is None:
+        return False
+    walk.nodes.append(child)
+    return True
 
 
 @dataclass(frozen=True)

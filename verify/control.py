@@ -72,6 +72,12 @@ class Control(Protocol):
     def spent(self, seen: Spent) -> None: ...
 
 
+class ControlPart(Protocol):
+    """A frozen dataclass of knobs; `open` begins a batch of `rows` texts."""
+
+    def open(self, rows: int) -> Control: ...
+
+
 def check_count(name: str, value: int, least: int) -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
     if not (isinstance(value, int) and value >= least):

@@ -37,11 +37,13 @@ class Lattice:
     tokens [K, M] int64: distinct within a column, most likely first, -1 where there are fewer.
     logp   [K, M] float64: ln of the drafter's marginal probability, -inf at -1.
     eos: tokens behind which nothing is drafted.
+    branches: whole continuations that do not fit into columns.
     """
 
     tokens: NDArray[np.int64]
     logp: NDArray[np.float64]
     eos: frozenset[int] = frozenset()
+    branches: tuple[Branch, ...] = ()
 
     @classmethod
     def empty(cls, eos: Collection[int] = ()) -> Lattice:
@@ -57,20 +59,15 @@ class Lattice:
         temperature: float = 1.0,
         banned: Sequence[int] = (),
         eos: Collection[int] = (),
-        id_map: Tensor | None = None,
     ) -> Lattice:
         """From logits [K, V] of K positions, keeping `width` tokens each.
 
-        banned: ids never proposed (the mask token).  id_map [V] int64: the target's id of each of
-        the drafter's, -1 where there is none; what is dropped is renormalised away.
+        banned: ids never proposed (the mask token).
         """
         logits = logits.float() / temperature
         if banned:
             logits[:, list(banned)] = -torch.inf
-        if id_map is not None:
-            logits = logits.masked_fill(id_map < 0, -torch.inf)
-        top, index = logits.log_softmax(-1).topk(min(width, logits.shape[-1]), -1)
-        ids = index if id_map is None else id_map[index]
+        top, ids = logits.log_softmax(-1).topk(min(width, logits.shape[-1]), -1)
         ids = ids.masked_fill(top == -torch.inf, -1)
         return cls(ids.cpu().numpy(), top.double().cpu().numpy(), frozenset(eos))
 
@@ -88,8 +85,31 @@ class Lattice:
         probs = np.exp(self.logp[depth][keep])
         return Law(self.tokens[depth][keep], probs / probs.sum())
 
+    def first_end(self) -> int:
+        """The first position whose most likely token is an end; the number of columns if none."""
+        ends = np.isin(self.tokens[:, :1], list(self.eos)).any(1)
+        return int(ends.argmax()) if ends.any() else len(self)
+
+    def checked(self, vocab_size: int, depth: int) -> Lattice:
+        """The first `depth` columns, without ids outside [0, vocab_size) and repetitions.
+
+        A column that is left empty ends the lattice.
+        """
+        tokens, logp = self.tokens[:depth], self.logp[:depth]
+        bad = (tokens >= vocab_size) | (tokens < -1) | (np.isnan(logp))
+        again = np.sort(tokens, 1)
+        if (again[:, 1:] == again[:, :-1])[again[:, 1:] >= 0].any():
+            for column, out in zip(tokens, bad, strict=True):
+                first = np.unique(column, return_index=True)[1]
+                out |= ~np.isin(np.arange(len(column)), first)
+        if bad.any():
+            tokens, logp = np.where(bad, -1, tokens), np.where(bad, -np.inf, logp)
+        full = (logp > -np.inf).any(1)
+        end = len(tokens) if full.all() else int(full.argmin())
+        return Lattice(tokens[:end], logp[:end], self.eos, self.branches)
+
     def shift(self, count: int) -> Lattice:
-        """Without the first `count` columns: what is left of a draft once those are committed."""
+        """Without the first `count` columns and branches: what is left once those are committed."""
         return Lattice(self.tokens[count:], self.logp[count:], self.eos)
 
     def prune(self, mass: float = 1.0, width: int | None = None) -> Lattice:
@@ -103,4 +123,5 @@ class Lattice:
             keep[:, width:] = False
         keep |= np.isin(self.tokens, list(self.eos))
         tokens = np.where(keep, self.tokens, -1)
-        return Lattice(tokens, np.where(keep, self.logp, -np.inf), self.eos)
+        logp = np.where(keep, self.logp, -np.inf)
+        return Lattice(tokens, logp, self.eos, self.branches)

@@ -85,6 +85,20 @@ class Tree:
         """The child of `node` with this token, if it is in the tree."""
         return self._children.get((node, token))
 
+    def children(self, node: int) -> list[int]:
+        """All children of `node`, in the order they were added."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def chain(self) -> list[int]:
+        """From the root on the first sampled child of each node, as far as there is one."""
+        nodes = [0]
+        while draw := self.draws.get(nodes[-1]):
+            child = self.child(nodes[-1], draw.tokens[0])
+            if child is None:
+                break
+            nodes.append(child)
+        return nodes
+
     def path(self, node: int) -> list[int]:
         """Nodes from the root's child down to `node`; empty for the root."""
         nodes = []
@@ -92,6 +106,16 @@ class Tree:
             nodes.append(node)
             node = self.parents[node]
         return nodes[::-1]
+
+    def follow(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes that `tokens` go through below the root, as far as the tree has them."""
+        node, nodes = 0, []
+        for token in tokens:
+            child = self.child(node, token)
+            if child is None:
+                break
+            nodes.append(node := child)
+        return nodes
 
     def depths(self) -> list[int]:
         """Edges between the root and every node."""
@@ -117,3 +141,17 @@ class Tree:
         return Tree(
             self.tokens[:n], self.parents[:n], self.weights[:n], self.sources[:n], draws, children
         )
+
+    def within(self, depth: int, vocab_size: int) -> Tree:
+        """Without the nodes deeper than `depth`, those of no token of the vocabulary, and all
+        behind them."""
+        depths = self.depths()
+        if max(depths) <= depth and min(self.tokens) >= 0 and max(self.tokens) < vocab_size:
+            return self
+        kept, fresh = {0: 0}, Tree.root(self.tokens[0])
+        for node in range(1, len(self)):
+            token, parent = self.tokens[node], self.parents[node]
+            if parent in kept and depths[node] <= depth and 0 <= token < vocab_size:
+                kept[node] = fresh.add(kept[parent], token, self.weights[node], self.sources[node])
+        fresh.draws = {kept[node]: draw for node, draw in self.draws.items() if node in kept}
+        return fresh

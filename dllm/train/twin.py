@@ -23,7 +23,7 @@ from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE
 from dllm.train.tokenizer import EOS, save_tokenizer
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
-CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=1000, save_every=100)
+CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=600, save_every=100)
 
 STAGES: tuple[Stage, ...] = (
     Stage(200, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
@@ -34,7 +34,7 @@ STAGES: tuple[Stage, ...] = (
             {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
         ),
     ),
-    Stage(2400, Mixture(EVERYTHING)),
+    Stage(1600, Mixture(EVERYTHING)),
 )
 
 
@@ -95,6 +95,6 @@ def trainer(out: Path) -> Trainer:
 
 def export(run: Trainer, directory: Path) -> None:
     """Write what `run` has learned as a directory that transformers loads (fp16)."""
-    made = cast(LlamaForCausalLM, copy.deepcopy(run.model)).to(torch.float16)
+    made = cast(LlamaForCausalLM, copy.deepcopy(run.model).half())
     made.save_pretrained(directory)
     save_tokenizer(run.tokenizer, directory)

@@ -71,6 +71,7 @@ class Copy:
 
     weight: float = 0.95
     name: str = "copy"
+    top: int = 8
     tokens: list[int] = field(default_factory=list)
     learned: list[tuple[list[int], NDArray[np.int64]]] = field(default_factory=list)
 
@@ -92,5 +93,8 @@ class Copy:
         found = tuple(self.tokens[at : at + depth])
         return [Branch(found, (self.weight,) * len(found), self.name)]
 
-    def logp(self, context: Sequence[int], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.zeros(len(candidates))
+    def logp(self, context: Sequence[int], candidates: NDArray[np.int64]) -> None:
+        return None
+
+    def pairs(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
+        return None

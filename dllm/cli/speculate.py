@@ -1,0 +1,134 @@
+"""The verb that drafts with a dLLM and verifies with an autoregressive target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from dllm.batch import answers_to, located, read_prompts
+from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.options import (
+    MODEL,
+    PART,
+    AsJson,
+    BatchSize,
+    Chat,
+    Delay,
+    Device,
+    Dtype,
+    Input,
+    MaxNewTokens,
+    OutputFile,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    Watch,
+    option,
+)
+from dllm.errors import DllmError
+from dllm.view import DELAY
+
+if TYPE_CHECKING:
+    from dllm.verify.config import SpecConfig
+    from dllm.verify.engine import SpecEngine
+
+PAIR = {"tiny-ar": "tiny"}  # bundled target -> its drafter
+
+Target = Annotated[str, option("The AR model: tiny-ar, a directory, or a hub id.", panel=MODEL)]
+DraftModel = Annotated[
+    str | None,
+    option("The dLLM: tiny, a directory or a hub id; none: model-free drafts only.", panel=MODEL),
+]
+Search = Annotated[str | None, option("From a lattice to a tree of drafts.", metavar=PART)]
+Accept = Annotated[str | None, option("The acceptance rule.", metavar=PART)]
+Control = Annotated[str | None, option("How much to draft and to verify.", metavar=PART)]
+Sources = Annotated[
+    list[str] | None,
+    option("A model-free source of drafts, or none; may be repeated.", "--source", metavar=PART),
+]
+Reuse = Annotated[int | None, option("Use the rest of a draft again while it has so many columns.")]
+Lossy = Annotated[
+    bool, option("Let --accept change the target's output.", "--lossy", panel="Decoding")
+]
+
+
+@app.command()
+def speculate(
+    ctx: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="Left out: --input, or stdin.")] = None,
+    target: Target = "tiny-ar",
+    drafter: DraftModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    search: Search = None,
+    accept: Accept = None,
+    control: Control = None,
+    sources: Sources = None,
+    reuse: Reuse = None,
+    lossy: Lossy = False,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    chat: Chat = None,
+    input: Input = None,
+    output: OutputFile = None,
+    batch_size: BatchSize = 16,
+    as_json: AsJson = False,
+    watch: Watch = None,
+    delay: Delay = DELAY,
+) -> None:
+    """Draft with a diffusion model, verify with an autoregressive one: its own output, sooner.
+
+    `dllm samplers` lists the parts. Tokens accepted from drafts are green in a terminal.
+    """
+    records = read_prompts(prompt, input)
+    as_text = not (as_json or output)
+    if watch and not as_text:
+        raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
+    config, engine = prepare(ctx.params)
+    from dllm.spec_view import SpecView, as_dict
+
+    with_view = as_text and len(records) == 1
+    view: Any = nullcontext()
+    if with_view:
+        view = SpecView(engine.pieces, delay=delay, live=watch is not False)
+    template: bool | Literal["auto"] = "auto" if chat is None else chat
+    with answers_to(output, as_json, silent=with_view, to_dict=as_dict) as put:
+        for at in range(0, len(records), batch_size):
+            part = records[at : at + batch_size]
+            with located(at, len(part), len(records)), view:
+                prompts = [record["prompt"] for record in part]
+                told = view.show if with_view else None
+                outputs = engine.generate(prompts, config, chat=template, on_round=told)
+            for record, answer in zip(part, outputs, strict=True):
+                put(record, answer)
+                if with_view:
+                    view.finish(answer)
+            if any(answer.finish_reason == "interrupted" for answer in outputs):
+                raise typer.Exit(INTERRUPTED)
+
+
+def prepare(params: Mapping[str, Any]) -> tuple[SpecConfig, SpecEngine]:
+    """What the options ask for, the library's defaults for what they leave out."""
+    with Console(stderr=True).status(f"loading {params['target']}"):
+        import dllm.verify.api
+        from dllm.verify.config import SpecConfig
+
+        names = [f.name for f in fields(SpecConfig) if f.name != "lossless"]
+        given = {n: params[n] for n in names if params.get(n) not in (None, [], ())}
+        config = SpecConfig(lossless=not params["lossy"]).replace(**given)
+        config.parts()  # told at once, not after a long download
+        places = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
+        drafter = params["drafter"] or PAIR.get(params["target"])
+        drafter = None if drafter == "none" else drafter
+        return config, dllm.verify.api.load(params["target"], drafter, **places)

@@ -1,0 +1,67 @@
+"""From names to an engine: a target that transformers loads, a drafter that this engine loads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from dllm.errors import DllmError
+from dllm.models.loading import load_model, resolve
+from dllm.text import Text, load_text
+from dllm.verify.drafter import ModelDrafter
+from dllm.verify.engine import SpecEngine
+from dllm.verify.protocol import Drafter
+from dllm.verify.target import load_target
+from dllm.verify.vocab import Translated, id_map, same_ids
+
+
+def load(
+    target: str | os.PathLike[str],
+    drafter: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    **knobs: Any,
+) -> SpecEngine:
+    """An engine from the names of two checkpoints: "tiny-ar" and "tiny" (bundled), directories, or
+    hub ids. drafter: None drafts from model-free sources alone. knobs: `ModelDrafter`'s.
+
+    The drafter computes in the target's dtype and on its device. Raises LoadError naming the file,
+    tensor or key at fault.
+    """
+    found, tokenizer = load_target(target, dtype, device)
+    text = Text(tokenizer, getattr(found.model.config, "model_type", "hf"))
+    drafting = None
+    if drafter is not None:
+        same: Any = {"dtype": found.model.dtype, "device": found.model.device}
+        drafting = load_drafter(drafter, text, vocab_size=found.vocab_size, **same, **knobs)
+    elif knobs:
+        raise DllmError(f"{next(iter(knobs))}=...: an option of a drafter, but there is none")
+    ends = found.model.generation_config.eos_token_id
+    eos = [] if ends is None else torch.as_tensor(ends).reshape(-1).tolist()
+    return SpecEngine(found, text, drafting, eos)
+
+
+def load_drafter(
+    id_or_dir: str | os.PathLike[str],
+    text: Text,
+    *,
+    vocab_size: int,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    **knobs: Any,
+) -> Drafter:
+    """A masked-diffusion checkpoint as a drafter for a target with the tokenizer `text`.
+
+    vocab_size: the target's.  Where the two vocabularies differ, drafts are translated.
+    """
+    path = resolve(id_or_dir)
+    model = load_model(path, dtype=dtype, device=device)
+    drafter = ModelDrafter(model, eos=model.spec.stop_ids, **knobs)
+    own = load_text(path, model.spec)
+    ids = id_map(own, text, model.spec.vocab_size, vocab_size)
+    if same_ids(ids):
+        return drafter
+    return Translated(drafter, ids, own, text)

@@ -1,0 +1,136 @@
+"""Marginals of neighbouring positions made to agree with what may follow what.
+
+A drafter's marginals say how likely a token is at a position, a causal proxy says how likely it is
+behind another token. Of all joint laws of two neighbouring columns with the drafter's marginals,
+the coupling is the one nearest to the proxy in relative entropy: pi(u, v) = a(u) g(v|u) b(v)
+(Sinkhorn scaling). How often the proxy sees a token at all cancels out, only which tokens go
+together counts; with a proxy that says nothing the product of the marginals is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm.verify.heap import Step
+from dllm.verify.lattice import Lattice
+from dllm.verify.sources import Memory
+
+Array = NDArray[np.float64]
+TINY = 1e-100  # in place of a sum of 0, which only zeros are multiplied with afterwards
+Place = tuple[int, tuple[int, ...]]  # column to fill next, candidates chosen in those before it
+
+
+def ratio(above: Array, below: Array) -> Array:
+    """above / below, and 0 where below is 0."""
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0)
+
+
+def couple(proxy: Array, left: Array, right: Array, sweeps: int) -> Array:
+    """Conditionals r(v|u) [..., M, M] of the coupling of left [..., M] and right [..., M].
+
+    proxy [..., M, M]: g(v|u) up to factors of u and of v; u are rows.  left, right: laws that sum
+    to 1.  The more sweeps, the nearer left @ r comes to right; rows of r always sum to 1.
+    """
+    scale = np.where(right > 0, 1.0, 0.0)
+    for _ in range(sweeps):
+        rows = left / np.maximum((proxy @ scale[..., None])[..., 0], TINY)
+        scale = right / np.maximum((rows[..., None, :] @ proxy)[..., 0, :], TINY)
+    joint = proxy * scale[..., None, :]
+    return ratio(joint, joint.sum(-1, keepdims=True))
+
+
+def smoothed(proxy: Array, smooth: float) -> Array:
+    """The proxy's rows [..., M] normalised over the candidates and mixed with the uniform law."""
+    total = proxy.sum(-1, keepdims=True)
+    return np.asarray((1 - smooth) * ratio(proxy, total) + smooth / proxy.shape[-1])
+
+
+def sharpened(probs: Array, gamma: float, mass: Array) -> Array:
+    """probs ** gamma, each row [..., M] scaled to the sum mass [..., 1]."""
+    powers = ratio(probs, probs.max(-1, keepdims=True)) ** gamma
+    return np.asarray(powers / powers.sum(-1, keepdims=True) * np.minimum(mass, 1))
+
+
+@dataclass(slots=True)
+class Chain:
+    """The coupled lattice: what may follow a candidate, and how likely.
+
+    tokens [K, M].  first [M]: law of the first column.  behind [K-1, M, M]: r(v|u) of the columns
+    behind it. Both sharpened, and with the mass that the column keeps.  proxy [K-1, M, M]: g(v|u).
+    memory: where not None, r is corrected by the memory's own g(v|all before) / g(v|u).
+    """
+
+    tokens: NDArray[np.int64]
+    first: Array
+    behind: Array
+    proxy: Array
+    gamma: float
+    smooth: float
+    memory: Memory | None = None
+    known: dict[Place, list[Step[Place]]] = field(default_factory=dict)
+
+    def steps(self, place: Place) -> list[Step[Place]]:
+        """What may follow, heaviest first."""
+        if place not in self.known:
+            self.known[place] = self.expand(*place)
+        return self.known[place]
+
+    def expand(self, depth: int, before: tuple[int, ...]) -> list[Step[Place]]:
+        if depth == len(self.tokens):
+            return []
+        kept = before[-1:] if self.memory else ()
+        steps = [
+            (weight, token, "lattice", (depth + 1, (*kept, slot)))
+            for slot, (weight, token) in enumerate(
+                zip(self.law(depth, before).tolist(), self.tokens[depth].tolist())
+            )
+            if weight > 0
+        ]
+        return sorted(steps, key=lambda step: -step[0])
+
+    def law(self, depth: int, before: tuple[int, ...]) -> Array:
+        """Conditional law [M] of a column behind candidates of the columns before it."""
+        if depth == 0:
+            return self.first
+        law: Array = self.behind[depth - 1, before[-1]]
+        if self.memory is None:
+            return law
+        start = depth - len(before)
+        path = [int(self.tokens[start + i, slot]) for i, slot in enumerate(before)]
+        said = np.exp(self.memory.logp(path, self.tokens[depth]))
+        longer = smoothed(np.where(law > 0, said, 0), self.smooth)
+        better: Array = law * (longer / self.proxy[depth - 1, before[-1]]) ** self.gamma
+        return np.asarray(better * (law.sum() / better.sum()))
+
+
+def chain(
+    lattice: Lattice,
+    memory: Memory,
+    *,
+    sweeps: int,
+    gamma: float,
+    smooth: float,
+    longer: bool,
+) -> Chain:
+    """The coupled lattice of columns of which none is empty, by the memory's pairs.
+
+    longer: correct by what the memory knows of more than one token before.
+    """
+    tokens, probs = lattice.tokens, np.exp(lattice.logp)
+    mass = probs.sum(1, keepdims=True)
+    laws = probs / mass
+    said = memory.pairs(tokens[:-1], tokens[1:])
+    proxy = smoothed(np.where(laws[1:, None] > 0, said, 0), smooth)
+    behind = couple(proxy, laws[:-1], laws[1:], sweeps)
+    return Chain(
+        tokens,
+        sharpened(probs[0], gamma, mass[0]),
+        sharpened(behind, gamma, mass[1:, None]),
+        proxy,
+        gamma,
+        smooth,
+        memory if longer else None,
+    )

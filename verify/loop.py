@@ -1,0 +1,284 @@
+"""The loop of speculative decoding: draft, search, verify in one pass, emit. All of it.
+
+It knows no model, tokenizer or method: a drafter proposes, a search grows a tree, a rule walks it
+by the target's own logits, a controller says how much of each. What is emitted has the target's
+own law whatever the parts do (see accept.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from dllm.verify.accept import Greedy, Rule, Scores, Walk
+from dllm.verify.control import Control, ControlPart, Observed, Spent
+from dllm.verify.lattice import Lattice
+from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
+from dllm.verify.rng import Rng
+from dllm.verify.search import Search
+from dllm.verify.sources import Memory, SourcePart
+from dllm.verify.tree import Tree
+
+LIMIT = 256  # drafts of a tree; a mask of trees is quadratic in it
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The methods of a run.
+
+    reuse: instead of a new draft the rest of the last one is used while it has that many columns
+    (tail reuse; 0: never). Its columns know nothing of the token that replaced a draft's.
+    """
+
+    search: Search
+    rule: Rule
+    control: ControlPart
+    sources: tuple[SourcePart, ...] = ()
+    reuse: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to go on with.
+
+    ids: the prompt, at least one token.  room: tokens to emit at most.  rng: of all draws.
+    ended(emitted): the reason why the row is finished after these new tokens, or None.
+    process(emitted, logits [V]): the logits as the target's own decoding would change them there.
+    """
+
+    ids: Sequence[int]
+    room: int
+    rng: Rng
+    ended: Callable[[Sequence[int]], str | None]
+    process: Callable[[Sequence[int], Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowRound:
+    """What a round came to in one row.
+
+    tokens: emitted.  sources: who had proposed each accepted one (the first of `tokens`).
+    drafts: verified nodes.  depth: columns that the drafter was asked for, 0 if it did not run.
+    """
+
+    row: int
+    tokens: tuple[int, ...]
+    sources: tuple[str, ...]
+    drafts: int
+    depth: int
+    finish_reason: str | None
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens that were emitted."""
+        return len(self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One pass of the target.
+
+    draft, verify, host: seconds in the drafter, in the target and the walk, elsewhere.
+    """
+
+    rows: tuple[RowRound, ...]
+    draft: float
+    verify: float
+    host: float
+
+
+@dataclass(frozen=True)
+class Best(Greedy):
+    """Greedy where the most likely token behind every node is known already."""
+
+    tokens: Sequence[int]
+
+    def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
+        return self.tokens[node]
+
+
+@dataclass(slots=True)
+class Row:
+    """A text that is not finished."""
+
+    number: int
+    request: Request
+    memory: Memory
+    emitted: list[int] = field(default_factory=list)
+    left: Lattice | None = None  # columns of the last draft that are still ahead
+    reason: str | None = None
+
+    @property
+    def context(self) -> list[int]:
+        return [*self.request.ids, *self.emitted]
+
+    @property
+    def last(self) -> int:
+        return self.emitted[-1] if self.emitted else self.request.ids[-1]
+
+    @property
+    def depth(self) -> int:
+        """Drafts that can still be accepted: a round emits one token more."""
+        return self.request.room - len(self.emitted) - 1
+
+    def ended(self, tokens: Sequence[int]) -> bool:
+        """Whether the row is finished once it has emitted `tokens` in this round."""
+        emitted = [*self.emitted, *tokens]
+        self.reason = self.request.ended(emitted)
+        if self.reason is None and len(emitted) >= self.request.room:
+            self.reason = "length"
+        return self.reason is not None
+
+    def scores(self, scored: Scored, at: int) -> Scores:
+        """The target's processed logits behind the nodes of row `at` of a pass."""
+        process = self.request.process
+        if process is None:
+            return lambda node, tokens: scored.row(at, node)
+        return lambda node, tokens: process([*self.emitted, *tokens], scored.row(at, node))
+
+
+def speculate(
+    target: Target, drafter: Drafter | None, requests: Sequence[Request], parts: Parts
+) -> Iterator[Round]:
+    """Go on with all requests until each has ended; one `Round` per pass of the target."""
+    loop = Loop(target, drafter, requests, parts)
+    while loop.rows:
+        yield loop.round()
+
+
+class Loop:
+    """The state of one batch between rounds."""
+
+    def __init__(
+        self, target: Target, drafter: Drafter | None, requests: Sequence[Request], parts: Parts
+    ) -> None:
+        self.parts, self.vocab_size = parts, target.vocab_size
+        self.rows = [
+            Row(number, request, Memory([source.open() for source in parts.sources]))
+            for number, request in enumerate(requests)
+            if request.room > 0
+        ]
+        for row in self.rows:
+            row.memory.extend(row.request.ids)
+        prompts = [row.request.ids for row in self.rows]
+        rooms = [row.request.room for row in self.rows]
+        totals = [len(ids) + room for ids, room in zip(prompts, rooms, strict=True)]
+        self.target: TargetSession = target.open(prompts, rooms)
+        self.drafter: DraftSession | None = drafter.open(totals) if drafter else None
+        self.control: Control = parts.control.open(len(requests))
+
+    def round(self) -> Round:
+        """Draft, grow, verify, emit; finished rows leave."""
+        started = time.perf_counter()
+        limits = [min(self.control.drafts(row.number), LIMIT) for row in self.rows]
+        lattices, depths = self.draft(limits)
+        drafted = time.perf_counter()
+        trees = self.grow(lattices, limits)
+        grown = time.perf_counter()
+        scored = self.target.score(trees)
+        walks = [self.walk(i, tree, scored) for i, tree in enumerate(trees)]
+        verified = time.perf_counter()
+        self.target.commit([walk.nodes for walk in walks])
+        done = []
+        for i, (row, tree, walk) in enumerate(zip(self.rows, trees, walks, strict=True)):
+            if row.memory.top:
+                row.memory.learn(tree.tokens, scored.top(i, row.memory.top))
+            done.append(self.emit(row, lattices[i], depths[i], tree, walk))
+        rows = len(self.rows)
+        self.drop()
+        spent = Spent(
+            rows=rows,
+            width=max(map(len, trees)),
+            depth=max(depths),
+            draft=drafted - started,
+            verify=verified - grown,
+            host=grown - drafted + time.perf_counter() - verified,
+        )
+        self.control.spent(spent)
+        return Round(tuple(done), spent.draft, spent.verify, spent.host)
+
+    def draft(self, limits: Sequence[int]) -> tuple[list[Lattice], list[int]]:
+        """A lattice for every row, and how many columns the drafter was asked for (0: none)."""
+        rest = [self.rest(row) for row in self.rows]
+        depths = [
+            min(self.control.depth(row.number), row.depth) if limit and not left else 0
+            for row, limit, left in zip(self.rows, limits, rest, strict=True)
+        ]
+        if self.drafter is None or not any(depths):
+            depths = [0] * len(depths)
+            lattices = [Lattice.empty() for _ in depths]
+        else:
+            lattices = self.drafter.propose([row.context for row in self.rows], depths)
+        lattices = [left or new for left, new in zip(rest, lattices, strict=True)]
+        return [
+            lattice.checked(self.vocab_size, row.depth)
+            for row, lattice in zip(self.rows, lattices, strict=True)
+        ], depths
+
+    def rest(self, row: Row) -> Lattice | None:
+        """The columns of the last draft that are used again, if there are enough."""
+        enough = self.parts.reuse and row.left is not None and len(row.left) >= self.parts.reuse
+        return row.left if enough else None
+
+    def grow(self, lattices: Sequence[Lattice], limits: Sequence[int]) -> list[Tree]:
+        """The trees to verify: no deeper than there is room, as large as the controller says."""
+        search = self.parts.search
+        trees = []
+        for row, lattice, limit in zip(self.rows, lattices, limits, strict=True):
+            tree = Tree.root(row.last)
+            if limit and row.depth:
+                tree = search.grow(row.last, lattice, row.memory, limit, row.request.rng)
+            trees.append(tree.within(row.depth, self.vocab_size))
+        if search.samples:  # a size that looks at drawn tokens would bias what is emitted
+            return trees
+        sizes = self.control.sizes([np.array(tree.weights[1:]) for tree in trees])
+        return [tree.cut(size) for tree, size in zip(trees, sizes, strict=True)]
+
+    def walk(self, at: int, tree: Tree, scored: Scored) -> Walk:
+        row, rule = self.rows[at], self.parts.rule
+        if isinstance(rule, Greedy) and row.request.process is None:
+            rule = Best(scored.best()[at])
+        return rule.walk(tree, row.scores(scored, at), row.request.rng, row.ended)
+
+    def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:
+        """Append what was emitted, and tell sources and controller what became of the drafts."""
+        path = tree.follow(walk.tokens)
+        row.memory.extend(walk.tokens)
+        row.emitted += walk.tokens
+        row.left = lattice.shift(len(walk.tokens))
+        kept = np.zeros(tree.drafts, bool)
+        kept[np.array(path, int) - 1] = True
+        self.control.observe(
+            row.number,
+            Observed(
+                depth=depth,
+                end=lattice.first_end(),
+                drafts=tree.drafts,
+                accepted=len(path),
+                weights=np.array(tree.weights[1:]),
+                kept=kept,
+            ),
+        )
+        return RowRound(
+            row=row.number,
+            tokens=tuple(walk.tokens),
+            sources=tuple(tree.sources[node] for node in path),
+            drafts=tree.drafts,
+            depth=depth,
+            finish_reason=row.reason,
+        )
+
+    def drop(self) -> None:
+        """Finished rows leave the batch."""
+        alive = [i for i, row in enumerate(self.rows) if row.reason is None]
+        if len(alive) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in alive]
+        if alive:
+            self.target.keep(alive)
+            if self.drafter is not None:
+                self.drafter.keep(alive)

@@ -1,0 +1,90 @@
+"""The parts of speculative decoding by name; each is a dataclass of knobs ("name:key=value")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dllm.specs import SpecError, build_part
+from dllm.verify.accept import Greedy, Rule
+from dllm.verify.control import ControlPart
+from dllm.verify.search import Search
+from dllm.verify.sources import SourcePart
+
+HERE = "dllm.verify"
+SEARCHES = {
+    "argmax": f"{HERE}.search:Argmax",
+    "cps": f"{HERE}.search:Cps",
+    "product": f"{HERE}.search:Product",
+    "coupled": f"{HERE}.search:Coupled",
+    "sample": f"{HERE}.construct:Sample",
+    "rsd": f"{HERE}.construct:RsdTree",
+    "kseq": f"{HERE}.construct:KSeqTree",
+    "greedy-plus-one": f"{HERE}.construct:GreedyPlusOne",
+}
+RULES = {
+    "greedy": f"{HERE}.accept:Greedy",
+    "match": f"{HERE}.accept:Match",
+    "ratio": f"{HERE}.sampled:Ratio",
+    "rsd": f"{HERE}.sampled:Rsd",
+    "kseq": f"{HERE}.sampled:KSeq",
+    "block": f"{HERE}.sampled:Block",
+    "typical": f"{HERE}.lossy:Typical",
+    "relaxed": f"{HERE}.lossy:Relaxed",
+}
+CONTROLS = {
+    "fixed": f"{HERE}.control:Fixed",
+    "adl": f"{HERE}.control:Adl",
+    "threshold": f"{HERE}.control:Threshold",
+    "cost": f"{HERE}.goodput:Cost",
+}
+SOURCES = {
+    "ngram": f"{HERE}.ngram:NGram",
+    "suffix": f"{HERE}.suffix:Suffix",
+    "recycling": f"{HERE}.recycling:Recycling",
+    "datastore": f"{HERE}.datastore:Datastore",
+}
+
+
+def search_of(spec: str) -> Search:
+    """The search that a spec names."""
+    found: Search = build_part(spec, SEARCHES, "dllm.searches")
+    return found
+
+
+def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) -> Rule:
+    """The acceptance rule that a spec names, checked against the search and the temperature.
+
+    "auto" is the search's usual rule, which at temperature 0 comes to greedy. SpecError: a rule
+    that does not fit how the search draws its trees, or that would change the target's output
+    although `lossless`.
+    """
+    spec = search.accepts[0] if spec == "auto" else spec
+    rule: Rule = build_part(spec, RULES, "dllm.rules")
+    name = spec.partition(":")[0]
+    if not rule.lossless:
+        if lossless:
+            raise SpecError(f"{name!r} changes the target's output: it needs lossless=False")
+        return rule
+    if name not in ("greedy", *search.accepts):
+        raise SpecError(
+            f"{name!r} does not fit how this search makes its trees: expected one of "
+            f"{', '.join(search.accepts)}"
+        )
+    if temperature == 0:
+        return Greedy()
+    if name == "greedy":
+        raise SpecError(f"'greedy' is for temperature 0, not {temperature}")
+    return rule
+
+
+def control_of(spec: str) -> ControlPart:
+    """The controller that a spec names."""
+    found: ControlPart = build_part(spec, CONTROLS, "dllm.controls")
+    return found
+
+
+def sources_of(specs: Sequence[str]) -> tuple[SourcePart, ...]:
+    """The model-free sources that specs name; "none" stands for none at all."""
+    return tuple(
+        build_part(spec, SOURCES, "dllm.draft_sources") for spec in specs if spec != "none"
+    )
