@@ -20,6 +20,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from dllm.errors import DllmError
 from dllm.verify.chain import Chains
 
+
 class LatticeCandidates(CandidateGenerator):
     """A candidate generator of transformers for one text of at most `max_length` tokens.
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.specs import SpecError, build_part
-from dllm.verify.parts import CONTROLS
 from dllm.verify.control import Adl, Fixed, Observed, Spent, Threshold
+from dllm.verify.parts import CONTROLS
 
 
 def seen(depth: int, end: int, accepted: int, drafts: int | None = None) -> Observed:
