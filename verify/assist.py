@@ -20,8 +20,6 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from dllm.errors import DllmError
 from dllm.verify.chain import Chains
 
-TOP = 8  # tokens behind each verified one that model-free drafters learn from
-
 
 class LatticeCandidates(CandidateGenerator):
     """A candidate generator of transformers for one text of at most `max_length` tokens.
@@ -32,7 +30,6 @@ class LatticeCandidates(CandidateGenerator):
 
     def __init__(self, chains: Chains, max_length: int) -> None:
         self._chain = chains.open(max_length)
-        self._learns = bool(chains.sources)
 
     def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, None]:
         """input_ids [1, n], or with drafts [1, n + k]; k may be 0."""
@@ -50,8 +47,8 @@ class LatticeCandidates(CandidateGenerator):
 
         What was accepted shows in the text of the next call.
         """
-        if self._learns:
-            top = scores[0].topk(min(TOP, scores.shape[-1]), -1).indices
+        if self._chain.top:
+            top = scores[0].topk(min(self._chain.top, scores.shape[-1]), -1).indices
             self._chain.learn(top.cpu().numpy())
 
 
