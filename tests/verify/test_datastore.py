@@ -132,3 +132,16 @@ def test_a_knob_out_of_range(knob, tmp_path):
     Datastore.build([[1, 2]], path)
     with pytest.raises(ValueError, match=f"{knob}=0: expected a whole number from 1"):
         Datastore(path, **{knob: 0})
+
+
+@given(STORES, st.integers(-1, 4), st.integers(-1, 4))
+def test_as_a_proxy_it_says_how_often_a_token_stands_behind_another(texts, before, after):
+    source = opened(texts, [0], samples=0)
+    pairs = [pair for text in texts for pair in zip(text, text[1:])]
+    behind = [pair for pair in pairs if pair[0] == before]
+    share = behind.count((before, after)) / len(behind) if behind else 0
+    got = source.pairs(np.array([[before, before]]), np.array([[after, -1]]))
+    assert got[0, :, 0] == pytest.approx([share, share])
+    assert not got[0, :, 1].any()
+    assert np.exp(source.logp([1, before], np.array([after, -1]))) == pytest.approx([share, 0])
+    assert source.branches(5) == []
