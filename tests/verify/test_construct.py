@@ -257,6 +257,12 @@ def test_an_unsure_column_ends_the_draft(confidence, columns):
         assert tree.drafts == columns
 
 
+def test_certain_columns_have_the_highest_confidence():
+    certain = Lattice(np.full((2, 1), 5), np.zeros((2, 1)))
+    [tree] = trees(Sample(confidence=1.0), certain, 9)
+    assert tree.tokens == [9, 5, 5]
+
+
 def test_a_column_without_tokens_ends_the_draft():
     lattice = four_columns()
     tokens, logp = lattice.tokens.copy(), lattice.logp.copy()
