@@ -240,6 +240,11 @@ def test_the_heaviest_nodes_of_all():
         assert tree.weights[1:] == pytest.approx(sorted(every, reverse=True)[:8])
 
 
+def test_a_likeliest_token_that_ends_the_text_costs_one_node():
+    for tree in trees(GreedyPlusOne(tops=1), four_columns(eos=(0,)), 3):
+        assert tree.depths() == [0, 1, 1, 2]
+
+
 def test_kept_end_tokens_do_not_hide_the_likeliest():
     lattice = four_columns(eos=(3,))
     tokens = lattice.tokens.copy()
