@@ -148,14 +148,12 @@ class Table:
     def longest(self, words: Sequence[int], least: int) -> tuple[int, range]:
         """How many of the last words occur together, and where in `order`; 0 if less than least."""
         words = words[-REACH:]
-        lengths = range(least, len(words) + 1)
-        length = (
-            least
-            - 1
-            + bisect_left(lengths, True, key=lambda n: not self.matches(words[len(words) - n :]))
-        )
-        found = self.matches(words[len(words) - length :]) if length >= least else range(0)
-        return (length, found) if found else (0, found)
+        lengths = range(least, len(words) + 1)  # where one does not occur, longer ones do not
+        fits = bisect_left(lengths, True, key=lambda n: not self.matches(words[len(words) - n :]))
+        if not fits:
+            return 0, range(0)
+        length = least - 1 + fits
+        return length, self.matches(words[len(words) - length :])
 
 
 class Lookup(Text):

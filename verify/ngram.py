@@ -9,7 +9,7 @@ from heapq import nlargest
 import numpy as np
 
 from dllm.verify.lattice import Branch
-from dllm.verify.sources import Array, Ids, at_least
+from dllm.verify.sources import Array, Ids, Text, at_least
 
 NAME = "ngram"
 FAINT = 0.01  # a branch less likely than this is not followed further
@@ -48,7 +48,7 @@ class Followers:
             self.best = token
 
 
-class Counts:
+class Counts(Text):
     """An n-gram model smoothed as Witten and Bell did (1991, IEEE Trans. Inf. Theory 37(4)).
 
     p(v | h) = (c(hv) + T(h) p(v | shorter h)) / (c(h) + T(h)), T(h) the number of different tokens
@@ -71,9 +71,6 @@ class Counts:
                 known.add(token)
             self.recent = (*self.recent, token)[-(self.order - 1) :]
 
-    def learn(self, tokens: Sequence[int], top: Ids) -> None:
-        pass
-
     def prob(self, context: tuple[int, ...], token: int) -> float:
         prob = 1 / (len(self.contexts[()].counts) + 1)
         for start in range(len(context), -1, -1):
@@ -90,6 +87,7 @@ class Counts:
         return np.log([self.prob(before, token) for token in candidates.tolist()])
 
     def pairs(self, left: Ids, right: Ids) -> Array:
+        """See `Source`: one pass of the host over all pairs, the arithmetic at once."""
         behind = right.tolist()
         base = [[self.prob((), v) for v in column] for column in behind]
         none, unknown = [0] * right.shape[-1], Followers()

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dllm.verify.lattice import Branch, Lattice
+from dllm.verify.sources import Text
 from dllm.verify.tree import Tree
 
 # (tokens before) -> (weight, token) of everything that may come next
@@ -48,7 +49,7 @@ def branch_lists(draw: st.DrawFn, vocabulary: int = 6, depth: int = 5) -> list[B
     return found
 
 
-class Say:
+class Say(Text):
     """A source that says what it is told to, once per call; a proxy if it has a table g[u, v]."""
 
     name = "say"

@@ -47,10 +47,11 @@ def test_known_tokens_and_one_unknown_have_all_the_mass(text, order):
     assert math.isclose(np.exp(logp).sum(), 1)
 
 
-@given(TEXTS, st.integers(2, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+@given(TEXTS, st.integers(2, 4), st.integers(0, 3), st.integers(1, 4), st.integers(0, 99))
 def test_pairs_are_bigram_probabilities(text, order, columns, width, seed):
     left, right = np.random.default_rng(seed).integers(-1, 6, (2, columns, width))
     pairs = opened(text, order).pairs(left, right)
+    assert pairs.shape == (columns, width, width)
     for k, i, j in np.ndindex(pairs.shape):
         if min(left[k, i], right[k, j]) >= 0:
             expected = literal(text, [left[k, i]], right[k, j])

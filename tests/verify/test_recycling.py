@@ -81,6 +81,13 @@ def test_the_proxy_is_what_was_last_seen(seen, last, top, context):
         assert pairs[k, i, j] == pytest.approx(expected(left[k, i], right[k, j]))
 
 
+def test_it_asks_for_as_many_as_it_keeps():
+    source = opened([(1, [2, 3, 4])], 1, top=2)
+    assert source.top == 2
+    assert {branch.tokens[0] for branch in source.branches(1)} == {2, 3}
+    assert source.pairs(np.zeros((0, 2), int), np.zeros((0, 2), int)).shape == (0, 2, 2)
+
+
 def test_a_row_that_has_read_nothing_says_nothing():
     source = opened([(1, [2, 3])])
     assert source.branches(4) == []

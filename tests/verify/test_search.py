@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -329,6 +330,17 @@ def test_branches_alone_are_enough(search, branches, drafts):
     check_tree(tree, [1])
     nodes = all_nodes(fused(lambda path: {}, branches), 6, [1])
     check_heaviest(tree, nodes, drafts)
+
+
+@given(SEARCHES, branch_lists(), branch_lists(), st.integers(0, 12))
+def test_branches_of_the_lattice_count_as_those_of_the_memory(search, some, more, drafts):
+    columns = lattice_of([{1: 0.5, 2: 0.2}, {3: 0.9}])
+    lattice = dataclasses.replace(columns, branches=tuple(more))
+    trees = [
+        search.grow(ROOT, lattice, memory_of(some), drafts, None),
+        search.grow(ROOT, columns, memory_of([*some, *more]), drafts, None),
+    ]
+    assert trees[0] == trees[1]
 
 
 @given(SEARCHES, st.integers(0, 9))

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from dllm.verify.lattice import Branch
+from dllm.verify.ngram import NGram
+from dllm.verify.recycling import Recycling
 from dllm.verify.sources import Memory
+from dllm.verify.suffix import Suffix
 from tests.verify.drafts import Say
 
 
@@ -75,6 +78,12 @@ def test_every_source_hears_everything():
     for source in (one, two):
         assert source.came == [1, 2, 3]
         assert source.learned == ([3], top)
+
+
+def test_a_memory_wants_as_many_of_the_targets_tokens_as_its_greediest_source():
+    sources = [part.open() for part in (NGram(), Recycling(top=3), Suffix(), Recycling(top=5))]
+    assert Memory().top == Memory([sources[0], sources[2]]).top == 0
+    assert Memory(sources).top == 5
 
 
 def test_the_proxy_is_the_mean_of_those_there_are():
