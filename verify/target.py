@@ -159,8 +159,7 @@ class HFSession:
     def _mask(self, queries: Queries, pos: Tensor) -> Tensor | dict[str, Tensor] | None:
         """Additive masks [B, 1, Q, S + Q]; one per kind of layer where the model has several."""
         used, (rows, size) = self.slots.used, queries.pos.shape
-        short = {k: span for k, span in self.spans.items() if span and queries.farthest >= span}
-        if not short and (used == 0 or size == 1) and self.slots.whole and queries.causal:
+        if (used == 0 or size == 1) and self.slots.whole and queries.causal:
             return None  # the model's own mask is right, and often it needs none
         mask = torch.zeros(rows, 1, size, used + size, dtype=self.model.dtype, device=pos.device)
         hidden = torch.from_numpy(queries.hidden).to(pos.device)
@@ -169,6 +168,7 @@ class HFSession:
             holes = ~self.slots.valid[:, :used]
             mask[..., :used].masked_fill_(holes[:, None, None], -math.inf)
         masks = dict.fromkeys(self.spans, mask)
+        short = {k: span for k, span in self.spans.items() if span and queries.farthest >= span}
         if short:
             reach = pos[:, :, None] - torch.cat([self.slots.pos[:, :used], pos], 1)[:, None]
             for kind, span in short.items():
