@@ -53,6 +53,7 @@ LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 PURE = (  # of verify
     *("tree", "lattice", "rng", "accept", "sampled", "lossy"),
     *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
+    *("control", "costs", "goodput", "protocol", "chain"),
 )
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 

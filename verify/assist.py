@@ -31,7 +31,7 @@ class LatticeCandidates(CandidateGenerator):
     def __init__(self, chains: Chains, max_length: int) -> None:
         self._chain = chains.open(max_length)
 
-    def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, None]:
+    def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, Any]:
         """input_ids [1, n], or with drafts [1, n + k]; k may be 0."""
         if len(input_ids) != 1:
             raise DllmError(f"{len(input_ids)} texts: assisted generation takes one at a time")
