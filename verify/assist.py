@@ -67,7 +67,7 @@ class Assist:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        if generation_config.num_beams > 1:
+        if (generation_config.num_beams or 1) > 1:
             raise DllmError(f"num_beams={generation_config.num_beams}: expected 1")
         candidates = LatticeCandidates(self.chains, generation_config.max_length)
         # The class's method on a stand-in, so that the model itself is never changed.

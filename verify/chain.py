@@ -25,8 +25,11 @@ from dllm.verify.tree import Tree
 
 @dataclass(frozen=True)
 class Chains:
-    """What chains are made with.  drafter: none for model-free drafts only.  vocab_size: of the
-    target; a chain ends before an id that is not below it.  seed: of a search that draws."""
+    """What chains are made with.
+
+    drafter: none for model-free drafts only.  vocab_size: of the target; a chain ends before an id
+    that is not below it.  seed: of a search that draws, which does so apart from the target.
+    """
 
     search: Search
     control: ControlPart
@@ -59,17 +62,16 @@ class Chain:
     def continues(self, context: Sequence[int]) -> bool:
         """Whether `context` is this text, and longer."""
         n = len(self.context)
-        return len(context) > n and list(context[:n]) == self.context
+        if len(context) <= n or list(context[n - 1 : n]) != self.context[-1:]:  # soon seen
+            return False
+        return list(context[:n]) == self.context
 
-    def propose(self, context: Sequence[int], most: int, rows: int = 1) -> list[int]:
-        """Up to `most` tokens behind `context`, which continues that of the call before.
-
-        rows: texts whose chains are verified in the same pass.
-        """
+    def propose(self, context: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens behind `context`, which continues that of the call before."""
         began = perf_counter()
         new = list(context[len(self.context) :])
         if self.context:
-            self._settle(new, rows, began - self._since)
+            self._settle(new, began - self._since)
         self._memory.extend(new)
         self.context += new
         most = max(min(most, self.room - len(self.context) - 1), 0)
@@ -112,7 +114,7 @@ class Chain:
         nodes = heaviest(tree)[:drafts]
         return [tree.tokens[i] for i in nodes], np.array([tree.weights[i] for i in nodes], float)
 
-    def _settle(self, new: Sequence[int], rows: int, verify: float) -> None:
+    def _settle(self, new: Sequence[int], verify: float) -> None:
         """Tell the control what came of the last chain, now that the text is longer by `new`."""
         same = [draft == token for draft, token in zip(self._tokens, new)]
         accepted = same.index(False) if False in same else len(same)
@@ -120,7 +122,7 @@ class Chain:
         kept = np.arange(drafts) < accepted
         seen = Observed(self._depth, self._end, drafts, accepted, self._weights, kept)
         self._control.observe(0, seen)
-        self._control.spent(Spent(rows, 1 + drafts, self._depth, self._draft, verify, self._host))
+        self._control.spent(Spent(1, 1 + drafts, self._depth, self._draft, verify, self._host))
 
 
 def heaviest(tree: Tree) -> list[int]:

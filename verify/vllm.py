@@ -38,7 +38,8 @@ class Proposer:
     """Drafts a chain for each request; options: `additional_config["dllm"]`, see OPTIONS.
 
     Without a drafter there are model-free drafts only. A drafter runs once for each request, since
-    requests come and go; it draws on the host's or the accelerator's memory for each of them.
+    requests come and go, and keeps keys and values for each. A control decides for each request
+    as if it were alone, and takes the time between two calls for the target's.
     """
 
     def __init__(self, vllm_config: Any, drafter: Drafter | None = None) -> None:
@@ -84,7 +85,6 @@ class Proposer:
         if self._chains is None:
             self.load_model()
         self._calls += 1
-        rows = sum(map(bool, sampled_token_ids))
         drafts: list[list[int]] = []
         used: set[int] = set()
         for i, sampled in enumerate(sampled_token_ids):
@@ -97,7 +97,7 @@ class Proposer:
             used.add(number)
             chain = self._open[number][0]
             self._open[number] = chain, self._calls
-            drafts.append(chain.propose(context, self._most, rows))
+            drafts.append(chain.propose(context, self._most))
         self._open = {
             number: (chain, call)
             for number, (chain, call) in self._open.items()

@@ -144,6 +144,20 @@ def test_whatever_the_drafter_says_the_drafts_are_few_and_tokens(says, expected)
     assert server.step([[2]]) == [expected]
 
 
+def test_every_control_serves_several_requests():
+    for control in ("cost", "adl", "fixed", "threshold"):
+        options = FIXED | {"control": control}
+        server = Server(Proposer(config(**options), FakeDrafter(count)), [[0], [10], [20]])
+        drafted = 0
+        for _ in range(12):
+            last = [text[-1] for text in server.texts]
+            drafts = server.step([[(token + 1) % VOCAB] for token in last])
+            for text, draft in zip(server.texts, drafts):
+                assert draft == count(text, len(draft))
+            drafted += sum(map(len, drafts))
+        assert drafted > 0
+
+
 def test_without_a_drafter_there_are_drafts_from_the_text():
     options = {"control": "fixed:depth=4", "sources": ["ngram"]}
     server = Server(Proposer(config(**options)), [[5, 6, 7, 8, 9, 5, 6]])
@@ -178,7 +192,7 @@ def test_the_drafter_that_the_options_name_is_loaded(monkeypatch):
     ("options", "message"),
     [
         ({"model": "x"}, "has no option 'model'; known: drafter (a checkpoint, or none), search"),
-        ({"search": "none-such"}, "unknown searche 'none-such'"),
+        ({"search": "none-such"}, "'none-such': expected one of argmax"),
         ({"control": "fixed:depth=x"}, "depth='x': expected a whole number"),
     ],
 )
