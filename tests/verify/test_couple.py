@@ -77,6 +77,16 @@ def test_what_cannot_be_stays_so(problem, seed):
     assert ((np.abs(sums - 1) < 1e-9) | (sums == 0)).all()
 
 
+@given(problems(), st.integers(1, 4))
+def test_absent_candidates_do_not_count(problem, sweeps):
+    """However few the sweeps: as if the candidates of probability 0 were not there."""
+    proxy, left, right = problem
+    for g, rows, columns in zip(proxy, left, right):
+        there = np.ix_(rows > 0, columns > 0)
+        alone = couple(g[there], rows[rows > 0], columns[columns > 0], sweeps)
+        np.testing.assert_allclose(couple(g, rows, columns, sweeps)[there], alone, rtol=1e-9)
+
+
 def test_each_pair_of_columns_is_coupled_by_itself():
     rng = np.random.default_rng(0)
     proxy, laws = rng.uniform(0.1, 1, (3, 4, 4)), rng.dirichlet(np.ones(4), (2, 3))

@@ -75,6 +75,15 @@ def test_branches_follow_the_commonest(text, order, paths, depth):
         check_branch(text, branch, order, depth)
 
 
+def test_an_unlikely_branch_is_not_followed_further():
+    text = np.random.default_rng(0).integers(0, 5, 200).tolist()
+    for branch in opened(text).branches(20):
+        likely = np.cumprod(branch.weights)
+        assert len(likely) < 20
+        assert (likely[:-1] >= FAINT).all()
+        assert likely[-1] < FAINT
+
+
 def occurrences(text, context):
     """The tokens that came behind a context."""
     n = len(context)

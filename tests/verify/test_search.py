@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dllm.verify.lattice import Branch, Lattice
@@ -93,6 +93,9 @@ def test_product(lattice, branches, drafts, gamma):
     check_search(Product(gamma), own, lattice, branches, drafts)
 
 
+RAGGED = lattice_of([{0: 0.3, 1: 0.4, 2: 0.2}, {0: 0.5, 1: 0.4}, {2: 0.3, 3: 0.3, 4: 0.4}])
+
+
 def literal_coupling(g, left, right, sweeps):
     """Sinkhorn's scaling by rows and columns of the matrix itself: {(u, v): r(v|u)}."""
     pi = dict(g)
@@ -109,16 +112,19 @@ def literal_coupling(g, left, right, sweeps):
 @given(
     lattices(depth=3),
     branch_lists(),
-    st.integers(0, 25),
+    st.sampled_from([1, 7, 300]),
     st.builds(
         Coupled,
         width=st.integers(1, 4),
         sweeps=st.integers(1, 4),
         gamma=st.sampled_from([0.5, 1.0, 3.0]),
         smooth=st.sampled_from([0.01, 0.4]),
+        order=st.sampled_from([2, 3]),  # the proxy knows one token: the same
     ),
     st.integers(0, 99),
 )
+@example(RAGGED, [], 300, Coupled(smooth=0.4), 1)
+@example(RAGGED, [], 300, Coupled(smooth=0.4, order=3), 1)
 def test_coupled(lattice, branches, drafts, search, seed):
     narrow = Lattice(lattice.tokens[:, : search.width], lattice.logp[:, : search.width])
     columns = columns_of(narrow)

@@ -28,6 +28,13 @@ def test_a_weight_moves_to_how_often_its_like_came():
     assert weights(memory)[1] == (pytest.approx((1 + 4 * 0.55) / (0.98 + 1 + 4)),)
 
 
+def test_certainty_is_in_the_last_tenth():
+    memory = Memory([Say([Branch((1,), (1.0,), "a"), Branch((2,), (0.95,), "a")])])
+    memory.branches(1)
+    memory.extend([1])
+    assert weights(memory)[1] == (pytest.approx((0.98 + 4 * 0.95) / (1.98 + 4)),)
+
+
 def test_only_what_came_is_judged():
     """Nothing is known of what lies behind a miss, or behind the last token that came."""
     memory = Memory([Say([Branch((1, 2, 3), (0.15, 0.25, 0.35), "a")])])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.verify.suffix import DECAY, Automaton, Suffix
+from dllm.verify.suffix import DECAY, LENGTHS, Automaton, Suffix
 
 TEXTS = st.lists(st.integers(0, 2), max_size=40)
 
@@ -115,6 +115,9 @@ def test_a_loop_goes_on():
 
 
 def test_very_long_matches_count_as_equally_good():
+    rate = opened([]).rate
+    assert rate(0, LENGTHS - 1) is not rate(0, LENGTHS)
+    assert rate(0, LENGTHS) is rate(0, LENGTHS + 1)
     source = opened([1] * 300)
     assert source.branches(2)[0].weights[0] > 0.95
     assert opened([*range(200), *range(100)]).branches(1)[0].weights[0] > 0.95
