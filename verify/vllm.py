@@ -89,7 +89,7 @@ class Proposer:
         used: set[int] = set()
         for i, sampled in enumerate(sampled_token_ids):
             length = int(num_tokens_no_spec[i])
-            if not len(sampled) or length < 1 or length >= self._room:
+            if not len(sampled) or length < 1:
                 drafts.append([])
                 continue
             context = np.asarray(token_ids_cpu[i][:length]).tolist()

@@ -94,6 +94,17 @@ def test_requests_with_the_same_prompt_keep_apart():
     assert len(drafter.rooms) == 2
 
 
+def test_a_new_text_does_not_take_that_of_another_row():
+    drafter = FakeDrafter(count)
+    server = Server(Proposer(config(**FIXED), drafter), [[1, 2]])
+    server.step([[3]])
+    server.texts.append([1, 2, 3, 4])  # goes on where the first row now is
+    server.step([[4], [5]])
+    assert len(drafter.rooms) == 2
+    server.step([[9], [6]])
+    assert len(drafter.rooms) == 2
+
+
 def test_of_texts_that_begin_alike_the_longest_goes_on():
     drafter = FakeDrafter(count)
     server = Server(Proposer(config(**FIXED), drafter), [[1]])
