@@ -16,15 +16,15 @@ from dllm.config import PARTS, DecodeConfig
 from dllm.errors import DllmError
 from dllm.presets import PRESETS
 from dllm.specs import describe, known_parts, part_class
+from dllm.verify.parts import KINDS
 
 
 def print_parts(console: Console) -> None:
-    """Every part that an option of `dllm generate` takes, its presets, and its defaults."""
+    """Every part that an option of `dllm generate` takes, its presets, and its defaults; then the
+    parts of `dllm speculate`.
+    """
     for option, part in PARTS.items():
-        listing = listing_of(f"--{option.replace('_', '-')}", "what it does", "options, defaults")
-        for name in sorted(known_parts(part.table, part.group)):
-            listing.add_row(Text(name, "bold"), *describe_part(name, part.table, part.group))
-        console.print(listing)
+        print_kind(console, option, part.table, part.group)
     listing = listing_of("--preset", "paper", "stands for")
     for name, preset in PRESETS.items():
         words = Text(options_as_typed(preset.options))
@@ -34,6 +34,17 @@ def print_parts(console: Console) -> None:
     console.print(listing)
     defaults = {f.name: f.default for f in fields(DecodeConfig)}
     console.print(Text("defaults of generate: " + options_as_typed(defaults)))
+    console.print(Text("\nof speculate:", "bold"))
+    for option, kind in KINDS.items():
+        print_kind(console, option, kind.table, kind.group)
+
+
+def print_kind(console: Console, option: str, table: Mapping[str, str], group: str) -> None:
+    """The parts that one option takes."""
+    listing = listing_of(f"--{option.replace('_', '-')}", "what it does", "options, defaults")
+    for name in sorted(known_parts(table, group)):
+        listing.add_row(Text(name, "bold"), *describe_part(name, table, group))
+    console.print(listing)
 
 
 def listing_of(*columns: str) -> Table:

@@ -39,6 +39,7 @@ CONSOLE = (
     "dllm.batch",
     "dllm.listing",
     "dllm.memo",
+    "dllm.spec_view",
     "dllm.tune",
     "dllm.trials",
 )
@@ -53,6 +54,7 @@ LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 PURE = (  # of verify
     *("tree", "queries", "lattice", "rng", "accept", "sampled", "lossy"),
     *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
+    *("control", "costs", "goodput", "protocol", "chain"),
 )
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
@@ -86,7 +88,7 @@ RULES: dict[str, May] = {
     "dllm.trials": May((*ENGINE, "dllm.files", "dllm.intervals")),
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
-    "dllm.listing": May(ENGINE),
+    "dllm.listing": May((*ENGINE, "dllm.verify.parts")),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
         (f"dllm.verify.{name}" for name in PURE),
@@ -97,6 +99,7 @@ RULES: dict[str, May] = {
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
+    "dllm.spec_view": May(("dllm.verify", "dllm.view")),
     "dllm.batch": May(("dllm.errors", "dllm.output", "dllm.streaming")),
     "dllm.eval": May(
         (

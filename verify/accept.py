@@ -44,6 +44,7 @@ class Rule:
     lossless: the text's law is the target's own.
     """
 
+    paper: ClassVar[str] = ""
     lossless: ClassVar[bool] = True
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:

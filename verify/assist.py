@@ -20,8 +20,6 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from dllm.errors import DllmError
 from dllm.verify.chain import Chains
 
-TOP = 8  # tokens behind each verified one that model-free drafters learn from
-
 
 class LatticeCandidates(CandidateGenerator):
     """A candidate generator of transformers for one text of at most `max_length` tokens.
@@ -32,9 +30,8 @@ class LatticeCandidates(CandidateGenerator):
 
     def __init__(self, chains: Chains, max_length: int) -> None:
         self._chain = chains.open(max_length)
-        self._learns = bool(chains.sources)
 
-    def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, None]:
+    def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, Any]:
         """input_ids [1, n], or with drafts [1, n + k]; k may be 0."""
         if len(input_ids) != 1:
             raise DllmError(f"{len(input_ids)} texts: assisted generation takes one at a time")
@@ -50,8 +47,8 @@ class LatticeCandidates(CandidateGenerator):
 
         What was accepted shows in the text of the next call.
         """
-        if self._learns:
-            top = scores[0].topk(min(TOP, scores.shape[-1]), -1).indices
+        if self._chain.top:
+            top = scores[0].topk(min(self._chain.top, scores.shape[-1]), -1).indices
             self._chain.learn(top.cpu().numpy())
 
 
@@ -70,7 +67,7 @@ class Assist:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        if generation_config.num_beams > 1:
+        if (generation_config.num_beams or 1) > 1:
             raise DllmError(f"num_beams={generation_config.num_beams}: expected 1")
         candidates = LatticeCandidates(self.chains, generation_config.max_length)
         # The class's method on a stand-in, so that the model itself is never changed.

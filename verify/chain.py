@@ -9,37 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dllm.verify.control import Control, Observed, Spent
+from dllm.verify.control import ControlPart, Observed, Spent
 from dllm.verify.lattice import Lattice
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng
 from dllm.verify.search import Search
-from dllm.verify.sources import Memory, Source
+from dllm.verify.sources import Memory, SourcePart
 from dllm.verify.tree import Tree
-
-
-class SourcePart(Protocol):
-    """A model-free drafter's knobs."""
-
-    def open(self) -> Source: ...
-
-
-class ControlPart(Protocol):
-    """A control's knobs."""
-
-    def open(self, rows: int) -> Control: ...
 
 
 @dataclass(frozen=True)
 class Chains:
-    """What chains are made with.  drafter: none for model-free drafts only.  vocab_size: of the
-    target; a chain ends before an id that is not below it.  seed: of a search that draws."""
+    """What chains are made with.
+
+    drafter: none for model-free drafts only.  vocab_size: of the target; a chain ends before an id
+    that is not below it.  seed: of a search that draws, which does so apart from the target.
+    """
 
     search: Search
     control: ControlPart
@@ -72,29 +62,35 @@ class Chain:
     def continues(self, context: Sequence[int]) -> bool:
         """Whether `context` is this text, and longer."""
         n = len(self.context)
-        return len(context) > n and list(context[:n]) == self.context
+        if len(context) <= n or list(context[n - 1 : n]) != self.context[-1:]:  # soon seen
+            return False
+        return list(context[:n]) == self.context
 
-    def propose(self, context: Sequence[int], most: int, rows: int = 1) -> list[int]:
-        """Up to `most` tokens behind `context`, which continues that of the call before.
-
-        rows: texts whose chains are verified in the same pass.
-        """
+    def propose(self, context: Sequence[int], most: int) -> list[int]:
+        """Up to `most` tokens behind `context`, which continues that of the call before."""
         began = perf_counter()
         new = list(context[len(self.context) :])
         if self.context:
-            self._settle(new, rows, began - self._since)
+            self._settle(new, began - self._since)
         self._memory.extend(new)
         self.context += new
-        most = min(most, self.room - len(self.context) - 1)
-        self._depth = max(min(self._control.depth(0), most), 0)
-        drafts = max(min(self._control.drafts(0), most), 0)
+        most = max(min(most, self.room - len(self.context) - 1), 0)
+        drafts = min(self._control.drafts(0), most)
+        self._depth = min(self._control.depth(0), most) if drafts and self._session else 0
         lattice = self._ask()
-        self._tokens, weights = self._chain(lattice, drafts)
+        self._draft = perf_counter() - began
+        self._end = lattice.first_end()
+        self._tokens, weights = self._chain(lattice, drafts, most)
         size = self._control.sizes([weights])[0]
         self._tokens, self._weights = self._tokens[:size], weights[:size]
         self._since = perf_counter()
         self._host = self._since - began - self._draft
         return list(self._tokens)
+
+    @property
+    def top(self) -> int:
+        """How many tokens behind each verified one `learn` wants; 0: it need not be called."""
+        return self._memory.top
 
     def learn(self, top: NDArray[np.int64]) -> None:
         """top [n, k]: what the target finds most likely behind the text and its drafts."""
@@ -102,37 +98,31 @@ class Chain:
         self._memory.learn(verified[: len(top)], top)
 
     def _ask(self) -> Lattice:
-        """The drafter's columns, how long they took, and where the first of them ends the text."""
-        began = perf_counter()
-        lattice = Lattice.empty()
-        if self._session is not None and self._depth:
-            lattice = self._session.propose([self.context], [self._depth])[0]
-        ends = np.flatnonzero(np.isin(lattice.tokens[:, :1], list(lattice.eos)))
-        self._end = int(ends[0]) if len(ends) else self._depth
-        self._draft = perf_counter() - began
-        return lattice
+        if self._session is None or not self._depth:
+            return Lattice.empty()
+        lattice = self._session.propose([self.context], [self._depth])[0]
+        return lattice.checked(self.parts.vocab_size, self._depth)
 
-    def _chain(self, lattice: Lattice, drafts: int) -> tuple[list[int], NDArray[np.float64]]:
+    def _chain(
+        self, lattice: Lattice, drafts: int, most: int
+    ) -> tuple[list[int], NDArray[np.float64]]:
         """Tokens and weights of the tree's heaviest path."""
         if not drafts:
             return [], np.zeros(0)
         tree = self.parts.search.grow(self.context[-1], lattice, self._memory, drafts, self._rng)
-        nodes = heaviest(tree)
-        tokens = [tree.tokens[node] for node in nodes]
-        known = [0 <= token < self.parts.vocab_size for token in tokens]
-        count = min(known.index(False) if False in known else len(known), drafts)
-        return tokens[:count], np.array([tree.weights[node] for node in nodes[:count]], float)
+        tree = tree.within(most, self.parts.vocab_size)
+        nodes = heaviest(tree)[:drafts]
+        return [tree.tokens[i] for i in nodes], np.array([tree.weights[i] for i in nodes], float)
 
-    def _settle(self, new: Sequence[int], rows: int, verify: float) -> None:
+    def _settle(self, new: Sequence[int], verify: float) -> None:
         """Tell the control what came of the last chain, now that the text is longer by `new`."""
         same = [draft == token for draft, token in zip(self._tokens, new)]
         accepted = same.index(False) if False in same else len(same)
         drafts = len(self._tokens)
         kept = np.arange(drafts) < accepted
-        self._control.observe(
-            0, Observed(self._depth, self._end, drafts, accepted, self._weights, kept)
-        )
-        self._control.spent(Spent(rows, 1 + drafts, self._depth, self._draft, verify, self._host))
+        seen = Observed(self._depth, self._end, drafts, accepted, self._weights, kept)
+        self._control.observe(0, seen)
+        self._control.spent(Spent(1, 1 + drafts, self._depth, self._draft, verify, self._host))
 
 
 def heaviest(tree: Tree) -> list[int]:

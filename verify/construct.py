@@ -47,6 +47,7 @@ class Construction:
     Weights say how often a node is accepted where the target's laws are the drafter's marginals.
     """
 
+    paper: ClassVar[str] = ""
     samples: ClassVar[bool] = True
     accepts: ClassVar[tuple[str, ...]] = ("match",)
     confidence: float = 0.0
@@ -109,9 +110,11 @@ class Sample(Construction):
 class RsdTree(Construction):
     """At each depth a set of tokens drawn without replacement, below every node of the last depth.
 
-    RSD with constant branching (arXiv 2402.14160), but one set for all nodes of a depth.
-    widths: tokens per depth; the last goes on for deeper columns.
+    RSD with constant branching, but one set for all nodes of a depth.  widths: tokens per depth;
+    the last goes on for deeper columns.
     """
+
+    paper = "RSD, arXiv 2402.14160"
 
     accepts: ClassVar[tuple[str, ...]] = ("rsd", "ratio", "match")
     widths: tuple[int, ...] = (3, 2, 1)
@@ -146,7 +149,9 @@ class RsdTree(Construction):
 
 @dataclass(frozen=True)
 class KSeqTree(Construction):
-    """Several independent chains as one tree (SpecTr, arXiv 2310.15141); equal prefixes merge."""
+    """Several independent chains as one tree, in which equal prefixes merge."""
+
+    paper = "SpecTr, arXiv 2310.15141"
 
     accepts: ClassVar[tuple[str, ...]] = ("kseq", "ratio", "match")
     chains: int = 2
@@ -171,9 +176,11 @@ class KSeqTree(Construction):
 class GreedyPlusOne(Construction):
     """Children: the likeliest tokens of a column and one drawn from the rest, heaviest nodes first.
 
-    The ratio rule keeps such drafts as often as any rule could (greedy draft construction, arXiv
-    2502.18779).  tops: how many children of a node are not drawn.
+    The ratio rule keeps such drafts as often as any rule could.  tops: how many children of a node
+    are not drawn.
     """
+
+    paper = "Greedy draft construction, arXiv 2502.18779"
 
     accepts: ClassVar[tuple[str, ...]] = ("ratio", "match")
     tops: int = 1

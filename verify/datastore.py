@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 from dllm.errors import DllmError
 from dllm.verify.lattice import Branch
-from dllm.verify.sources import Text, at_least
+from dllm.verify.sources import Array, Ids, Text, at_least
 
 NAME = "datastore"
 FORMAT = "dllm datastore 1"
@@ -28,7 +29,8 @@ class Datastore:
     """Continuations of the longest end of the text that occurs in the file `path`.
 
     least: tokens of the shortest match.  samples: occurrences that are looked at, spread over all
-    of them; a token's weight is its share of those that agree so far, and of one that does not.
+    of them; a token's weight is its share of those that agree so far, and of one that does not. 0
+    leaves it a proxy: how often a token stands behind another in the file.
     """
 
     path: str
@@ -38,7 +40,7 @@ class Datastore:
 
     def __post_init__(self) -> None:
         at_least("least", self.least, 1)
-        at_least("samples", self.samples, 1)
+        at_least("samples", self.samples, 0)
         object.__setattr__(self, "table", Table.load(self.path))
 
     @staticmethod
@@ -59,6 +61,11 @@ class Datastore:
         return Lookup(self.table, self.least, self.samples)
 
 
+def pair(before: Ids, after: Ids) -> Ids:
+    """Two tokens as one number."""
+    return (before << 32) | after
+
+
 def sorted_places(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     """All places, by the REACH tokens from there on (prefix doubling)."""
     rank = np.unique(tokens, return_inverse=True)[1].astype(np.int64) + 1
@@ -68,7 +75,7 @@ def sorted_places(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.argsort(rank, kind="stable").astype(np.int32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """tokens [n]: all texts, END behind each.  order [n]: places, sorted by what begins there."""
 
@@ -95,6 +102,31 @@ class Table:
         ):
             raise ValueError(f"path={path!r}: expected one place for each of its tokens")
         return cls(tokens, order)
+
+    @cached_property
+    def neighbours(self) -> tuple[Ids, Ids]:
+        """Every pair of neighbours as one number, sorted, and how often it occurs."""
+        before, after = self.tokens[:-1].astype(np.int64), self.tokens[1:].astype(np.int64)
+        inside = (before != END) & (after != END)
+        return np.unique(pair(before, after)[inside], return_counts=True)
+
+    @cached_property
+    def counts(self) -> Ids:
+        """[largest token + 2] how often a token has a neighbour behind it; the last: an unknown."""
+        codes, times = self.neighbours
+        size = int(self.tokens.max()) + 2
+        return np.bincount(codes >> 32, times, size).astype(np.int64)
+
+    def shares(self, before: Ids, after: Ids) -> Array:
+        """How often `after` stands behind `before`, of all that does; 0 where nothing does."""
+        codes, times = self.neighbours
+        wanted = pair(before, after)
+        if not len(codes):
+            return np.zeros(wanted.shape)
+        place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        found = np.where(codes[place] == wanted, times[place], 0)
+        known = (before >= 0) & (before < len(self.counts))
+        return np.asarray(found / np.maximum(self.counts[np.where(known, before, -1)], 1))
 
     def words(self, place: int, count: int) -> list[int]:
         """The tokens that begin at a place."""
@@ -137,12 +169,20 @@ class Lookup(Text):
 
     def branches(self, depth: int) -> list[Branch]:
         length, found = self.table.longest(self.recent, self.least)
-        if not found or not depth:
+        if not found or not depth or not self.samples:
             return []
         count = min(self.samples, len(found))
         places = [self.table.order[found[i * len(found) // count]] for i in range(count)]
         behind = (self.table.words(place + length, depth) for place in places)
         return weighed([words[: [*words, END].index(END)] for words in behind])
+
+    def logp(self, context: Sequence[int], candidates: Ids) -> Array:
+        before = np.array([[(*self.recent, *context)[-1]]])
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.pairs(before, candidates[None])[0, 0]))
+
+    def pairs(self, left: Ids, right: Ids) -> Array:
+        return self.table.shares(left[:, :, None], right[:, None, :])
 
 
 def weighed(continuations: Sequence[Sequence[int]]) -> list[Branch]:

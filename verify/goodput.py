@@ -166,7 +166,7 @@ class CostControl:
         self._live = list(range(rows))
         self._seen: dict[int, Observed] = {}
         self._fresh = True  # the first pass reads the prompt: it says nothing about later ones
-        self._drafting = False  # whether the drafter has read all but the last round
+        self._drafting = False  # whether the drafter has read all but the last rounds
         self._begin()
 
     def _begin(self) -> None:
@@ -218,7 +218,7 @@ class CostControl:
         rounds, self._seen = self._seen, {}
         self._live = list(rounds) or self._live
         fresh, self._fresh = self._fresh, False
-        behind, self._drafting = not self._drafting, seen.depth > 0
+        behind, self._drafting = not self._drafting, self.mode == "drafter"
         if not fresh:
             searched, costs = self.mode != "plain", self.learned.costs
             costs.add(seen, searched, drafting=not behind)

@@ -1,6 +1,6 @@
 """Acceptance rules that change the text: they keep drafts that the target only finds plausible.
 
-At each node the most likely plausible child is kept; without one a token is drawn from the target.
+At each node the most likely plausible child is kept; without one the target alone goes on.
 There is no bound on how far the text's law goes from the target's, hence `lossless = False`.
 """
 
@@ -18,10 +18,16 @@ from dllm.verify.rng import Rng
 from dllm.verify.tree import Tree
 
 
+@dataclass(frozen=True)
 class Lossy(Match):
-    """A rule that keeps plausible children; a subclass says which tokens are plausible."""
+    """A rule that keeps plausible children; a subclass says which tokens are plausible.
+
+    greedy: where no child is, take the target's likeliest token instead of drawing one (meant for
+    temperature 0).
+    """
 
     lossless: ClassVar[bool] = False
+    greedy: bool = False
 
     def least(self, probs: Tensor) -> float:
         """The probability that a token must have to be plausible, given the law probs [V]."""
@@ -33,15 +39,17 @@ class Lossy(Match):
         best = max(drafts, key=lambda token: float(probs[token]), default=None)
         if best is not None and float(probs[best]) >= self.least(probs):
             return best
-        return super().token(tree, node, scores, rng)
+        return int(scores.argmax()) if self.greedy else super().token(tree, node, scores, rng)
 
 
 @dataclass(frozen=True)
 class Typical(Lossy):
     """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the law's entropy.
 
-    Typical acceptance of Medusa (arXiv 2401.10774), with its released values.
+    Typical acceptance, with the values that Medusa released.
     """
+
+    paper = "Medusa, arXiv 2401.10774"
 
     epsilon: float = 0.09
     delta: float = 0.3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dllm.specs import SpecError, build_part
 from dllm.verify.accept import Greedy, Rule
@@ -45,9 +47,29 @@ SOURCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An option that names a part: its table and its entry-point group."""
+
+    table: Mapping[str, str]
+    group: str
+
+    def build(self, spec: str, **defaults: Any) -> Any:
+        """The part that a spec names; SpecError says what is wrong with it."""
+        return build_part(spec, self.table, self.group, **defaults)
+
+
+KINDS = {
+    "search": Kind(SEARCHES, "dllm.searches"),
+    "accept": Kind(RULES, "dllm.acceptance_rules"),
+    "control": Kind(CONTROLS, "dllm.controls"),
+    "source": Kind(SOURCES, "dllm.draft_sources"),
+}
+
+
 def search_of(spec: str) -> Search:
     """The search that a spec names."""
-    found: Search = build_part(spec, SEARCHES, "dllm.searches")
+    found: Search = KINDS["search"].build(spec)
     return found
 
 
@@ -59,7 +81,7 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     although `lossless`.
     """
     spec = search.accepts[0] if spec == "auto" else spec
-    rule: Rule = build_part(spec, RULES, "dllm.rules")
+    rule: Rule = KINDS["accept"].build(spec, greedy=temperature == 0)
     name = spec.partition(":")[0]
     if not rule.lossless:
         if lossless:
@@ -79,12 +101,10 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
 
 def control_of(spec: str) -> ControlPart:
     """The controller that a spec names."""
-    found: ControlPart = build_part(spec, CONTROLS, "dllm.controls")
+    found: ControlPart = KINDS["control"].build(spec)
     return found
 
 
 def sources_of(specs: Sequence[str]) -> tuple[SourcePart, ...]:
     """The model-free sources that specs name; "none" stands for none at all."""
-    return tuple(
-        build_part(spec, SOURCES, "dllm.draft_sources") for spec in specs if spec != "none"
-    )
+    return tuple(KINDS["source"].build(spec) for spec in specs if spec != "none")

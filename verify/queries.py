@@ -32,6 +32,11 @@ class Queries:
     width: int
 
     @property
+    def farthest(self) -> int:
+        """The last position."""
+        return int(self.pos.max(initial=0))
+
+    @property
     def causal(self) -> bool:
         """True if every query sees all before it: no padding and no branches."""
         later = ~np.tri(self.tokens.shape[1], dtype=bool)

@@ -23,14 +23,17 @@ class Rng(Protocol):
 class TorchRng:
     """Draws as `transformers` does: one multinomial [1, n] per choice, so that seeds agree.
 
-    generator: None for the global one.
+    generator: None for the global one, of the device that the probabilities are on; another one
+    draws on its own device, wherever they are.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
+        self.device = generator.device if generator else None
 
     def choice(self, probs: Tensor) -> int:
-        return int(torch.multinomial(probs[None], 1, generator=self.generator))
+        return int(torch.multinomial(probs.to(self.device)[None], 1, generator=self.generator))
 
     def flip(self, prob: float) -> bool:
-        return torch.rand((), generator=self.generator, dtype=torch.float64).item() < prob
+        coin = torch.rand((), generator=self.generator, dtype=torch.float64, device=self.device)
+        return coin.item() < prob

@@ -37,9 +37,11 @@ class Sampled(Match):
 class Ratio(Sampled):
     """Keep the drafted y with probability min(1, p(y)/q(y)), else draw from nrm[p - q]+.
 
-    Speculative sampling (arXiv 2211.17192, 2302.01318). q is the law that y really
-    came from: cut and renormalised. Further draws of a node count as deterministic children.
+    Speculative sampling. q is the law that y really came from: cut and renormalised. Further draws
+    of a node count as deterministic children.
     """
+
+    paper = "arXiv 2211.17192; arXiv 2302.01318"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
         return one_by_one(p, draw.law, draw.tokens[:1], rng)
@@ -50,8 +52,10 @@ class Rsd(Sampled):
     """The ratio test on each draw in turn, for draws without replacement.
 
     A rejected draw leaves nrm[p - q]+ as the target's law, and q without that token, renormalised,
-    as the next draw's (recursive rejection sampling, arXiv 2402.14160).
+    as the next draw's (recursive rejection sampling).
     """
+
+    paper = "RSD, arXiv 2402.14160"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
         return one_by_one(p, draw.law, draw.tokens, rng)
@@ -61,9 +65,11 @@ class Rsd(Sampled):
 class KSeq(Sampled):
     """For k independent draws: keep each with probability min(1, p/(rho q)).
 
-    rho is the smallest that leaves a residual for what is to be drawn if none is kept (k-SEQ of
-    SpecTr, arXiv 2310.15141): accepted at least (1 - 1/e) as often as is possible.
+    rho is the smallest that leaves a residual for what is to be drawn if none is kept. At least one
+    is kept no less than (1 - 1/e) as often as is possible.
     """
+
+    paper = "SpecTr (k-SEQ), arXiv 2310.15141"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
         q, count = draw.law, len(draw.tokens)
@@ -80,11 +86,13 @@ class KSeq(Sampled):
 
 @dataclass(frozen=True)
 class Block(Match):
-    """Block verification: one test of a sampled chain as a whole (arXiv 2403.10444).
+    """Block verification: one test of a sampled chain as a whole.
 
     In expectation it keeps at least as many drafts as `Ratio` does. What it emits behind the kept
     drafts is looked up among fixed children too; from there on tokens are drawn and matched.
     """
+
+    paper = "Block verification, arXiv 2403.10444"
 
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
         nodes = tree.chain()

@@ -129,10 +129,11 @@ class Slots(Cache):
 
     @torch.inference_mode()
     def reserve(self, width: int) -> None:
-        """Make room for a pass of `width` queries per row, by compacting if that spares memory."""
+        """Make room for a pass of `width` queries per row: compact before the memory grows, unless
+        so few slots are holes that it would be due again soon."""
         room = self.valid.shape[1]
         holes = self.used - self.longest
-        if self.used + width > room and holes >= max(width, room // 4):
+        if self.used + width > room and holes >= room // 4:
             self.compact()
         if self.used + width > room:
             slots = capacity(self.used + width)

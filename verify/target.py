@@ -41,10 +41,8 @@ class TreeLogits:
         return self.logits[row, node].float()
 
     def best(self) -> list[list[int]]:
-        """The most likely token behind every node of every row."""
-        # transformers picks tokens in fp32, which keeps the order of all but fp64
-        logits = self.logits.float() if self.logits.dtype == torch.float64 else self.logits
-        tokens: list[list[int]] = logits.argmax(-1).tolist()
+        """The most likely token behind every node of every row, by fp32 as in transformers."""
+        tokens: list[list[int]] = self.logits.float().argmax(-1).tolist()
         return [row[:size] for row, size in zip(tokens, self.sizes, strict=True)]
 
     def top(self, row: int, count: int) -> NDArray[np.int64]:
@@ -137,9 +135,12 @@ class HFSession:
 
     def _forward(self, queries: Queries) -> Tensor:
         """Logits [B, width, V] of the trees (of one column where there are none)."""
-        far = int(queries.pos.max(initial=0))
-        if self.limit is not None and far >= self.limit:
-            raise DllmError(f"a draft at position {far}, but the model has {self.limit} positions")
+        self._last = None
+        if self.limit is not None and queries.farthest >= self.limit:
+            raise DllmError(
+                f"a draft at position {queries.farthest}, but the model is exact only up to "
+                f"{self.limit} positions"
+            )
         self.slots.reserve(queries.pos.shape[1])
         ids, pos = torch.from_numpy(np.stack([queries.tokens, queries.pos])).to(self.model.device)
         width = max(queries.width, 1)
@@ -158,9 +159,7 @@ class HFSession:
     def _mask(self, queries: Queries, pos: Tensor) -> Tensor | dict[str, Tensor] | None:
         """Additive masks [B, 1, Q, S + Q]; one per kind of layer where the model has several."""
         used, (rows, size) = self.slots.used, queries.pos.shape
-        far = queries.pos.max()
-        short = {kind: span for kind, span in self.spans.items() if span and far >= span}
-        if not short and (used == 0 or size == 1) and self.slots.whole and queries.causal:
+        if (used == 0 or size == 1) and self.slots.whole and queries.causal:
             return None  # the model's own mask is right, and often it needs none
         mask = torch.zeros(rows, 1, size, used + size, dtype=self.model.dtype, device=pos.device)
         hidden = torch.from_numpy(queries.hidden).to(pos.device)
@@ -169,6 +168,7 @@ class HFSession:
             holes = ~self.slots.valid[:, :used]
             mask[..., :used].masked_fill_(holes[:, None, None], -math.inf)
         masks = dict.fromkeys(self.spans, mask)
+        short = {k: span for k, span in self.spans.items() if span and queries.farthest >= span}
         if short:
             reach = pos[:, :, None] - torch.cat([self.slots.pos[:, :used], pos], 1)[:, None]
             for kind, span in short.items():

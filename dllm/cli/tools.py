@@ -17,7 +17,8 @@ from typer import Option
 from dllm.cli.app import app
 from dllm.errors import DllmError
 
-RECIPES = {"mdlm": "dllm.train.tiny"}  # name -> module with trainer(directory) and export
+# name -> module with trainer(directory), export, and USE: how to try what it wrote
+RECIPES = {"mdlm": "dllm.train.tiny", "ar": "dllm.train.twin"}
 
 
 @app.command()
@@ -87,4 +88,4 @@ def train(
         trainer.run(on_log=report)
         bar.update(task, completed=trainer.step)
     module.export(trainer, out / "checkpoint")
-    print(f"written: {out / 'checkpoint'}; try: dllm generate --model {out / 'checkpoint'} PROMPT")
+    print(f"written: {out / 'checkpoint'}; try: {module.USE.format(out / 'checkpoint')}")

@@ -28,6 +28,8 @@ from dllm.train.trainer import Stage, TrainConfig, Trainer
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
+USE = "dllm generate --model {} PROMPT"
+
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1200, save_every=200)
 
 INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")

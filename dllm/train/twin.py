@@ -23,6 +23,8 @@ from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE
 from dllm.train.tokenizer import EOS, save_tokenizer
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
+USE = "dllm speculate --target {} --drafter tiny PROMPT"
+
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=600, save_every=100)
 
 STAGES: tuple[Stage, ...] = (

@@ -20,6 +20,7 @@ from dllm.samplers import PLANNERS, SAMPLERS
 from dllm.train.data import Mixture
 from dllm.train.mdlm import init_weights, loss
 from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.verify.parts import CONTROLS, RULES, SEARCHES, SOURCES
 from tests.cli.common import fails, modules_after
 
 
@@ -28,7 +29,7 @@ class TestSamplers:
         result = run("samplers")
         assert result.exit_code == 0
         shown = " ".join(result.stdout.split())
-        for name in (*SAMPLERS, *PLANNERS, *POLICIES):
+        for name in (*SAMPLERS, *PLANNERS, *POLICIES, *SEARCHES, *RULES, *CONTROLS, *SOURCES):
             assert re.search(rf"^ *{name}\b", result.stdout, re.MULTILINE)
         assert "threshold=0.9 (a number)" in shown
         assert "2505.22618" in shown

@@ -257,8 +257,9 @@ def test_resolve_bundled(tmp_path, monkeypatch):
 def test_resolve_neither(name):
     with pytest.raises(LoadError) as caught:
         resolve(name)
-    assert f"no model {name!r}: expected a bundled model (tiny), an existing directory" in str(
-        caught.value
+    assert (
+        f"no model {name!r}: expected a bundled model (tiny, tiny-ar), an existing directory"
+        in str(caught.value)
     )
 
 

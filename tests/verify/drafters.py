@@ -1,96 +1,65 @@
-"""Drafters, a search and a source of a few lines, honest and adversarial."""
+"""Drafters for tests: ones that say whatever a function of the context says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
 import numpy as np
-from numpy.typing import NDArray
 
-from dllm.verify.lattice import Branch, Lattice
-from dllm.verify.rng import Rng
-from dllm.verify.sources import Memory
-from dllm.verify.tree import Tree
-
-# (context, depth) -> draft tokens
-Says = Callable[[Sequence[int], int], Sequence[int]]
+from dllm.verify.lattice import Lattice
 
 
-@dataclass
-class FakeDrafter:
-    """Says what `says` does, each token with probability `prob`; keeps what it was asked."""
+class Scripted:
+    """`say(context, depth)` gives the columns: a list of {token: probability}."""
 
-    says: Says
-    prob: float = 0.9
-    eos: frozenset[int] = frozenset()
-    rooms: list[int] = field(default_factory=list)
-    contexts: list[list[int]] = field(default_factory=list)
+    def __init__(self, say, eos=()):
+        self.say, self.eos = say, eos
 
-    def open(self, rooms: Sequence[int]) -> FakeDrafter:
-        self.rooms += rooms
+    def open(self, rooms):
         return self
 
-    def propose(self, contexts: Sequence[Sequence[int]], depths: Sequence[int]) -> list[Lattice]:
-        self.contexts += map(list, contexts)
-        return [self.lattice(*pair) for pair in zip(contexts, depths)]
-
-    def lattice(self, context: Sequence[int], depth: int) -> Lattice:
-        tokens = np.array(self.says(context, depth), np.int64)[:, None]
-        return Lattice(tokens, np.full(tokens.shape, np.log(self.prob)), self.eos)
-
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows):
         pass
 
-
-@dataclass(frozen=True)
-class FirstPath:
-    """The most likely token of every column, with every branch as a rival."""
-
-    accepts: tuple[str, ...] = ("match",)
-    samples: bool = False
-
-    def grow(self, root: int, lattice: Lattice, memory: Memory, drafts: int, rng: Rng) -> Tree:
-        tree, node = Tree.root(root), 0
-        for depth in range(min(drafts, len(lattice))):
-            weight = tree.weights[node] * np.exp(lattice.logp[depth, 0])
-            node = tree.add(node, int(lattice.tokens[depth, 0]), float(weight), "model")
-        for branch in memory.branches(drafts):
-            node = 0
-            for token, weight in zip(branch.tokens, branch.weights):
-                node = tree.add(node, token, tree.weights[node] * weight, branch.source)
-        return tree
+    def propose(self, contexts, depths):
+        return [
+            columns(self.say(list(context), depth) if depth else [], self.eos)
+            for context, depth in zip(contexts, depths, strict=True)
+        ]
 
 
-@dataclass
-class Copy:
-    """Part and source: what followed the last token's latest occurrence in the text.
+def columns(said, eos=()):
+    """A lattice of what was said, in the order it was said, whatever it is."""
+    width = max(map(len, said), default=0)
+    tokens, logp = np.full((len(said), width), -1), np.full((len(said), width), -np.inf)
+    for i, column in enumerate(said):
+        for j, (token, prob) in enumerate(column.items() if isinstance(column, dict) else column):
+            tokens[i, j], logp[i, j] = token, np.log(prob)
+    return Lattice(tokens, logp, frozenset(eos))
 
-    The part keeps the source that it opened last.
-    """
 
-    weight: float = 0.95
-    name: str = "copy"
-    tokens: list[int] = field(default_factory=list)
-    learned: list[tuple[list[int], NDArray[np.int64]]] = field(default_factory=list)
+def knowing(texts, vocab, spoil=3, seed=0):
+    """Knows how the texts go on, but mixes wrong tokens into every `spoil`-th position."""
 
-    def open(self) -> Copy:
-        self.last = Copy(self.weight)
-        return self.last
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        self.tokens += tokens
-
-    def learn(self, tokens: Sequence[int], top: NDArray[np.int64]) -> None:
-        self.learned.append((list(tokens), top))
-
-    def branches(self, depth: int) -> list[Branch]:
-        last, before = self.tokens[-1], self.tokens[:-1]
-        if last not in before:
+    def say(context, depth):
+        text = next((t for t in texts if t[: len(context)] == context), None)
+        if text is None:
             return []
-        at = len(before) - before[::-1].index(last)
-        found = tuple(self.tokens[at : at + depth])
-        return [Branch(found, (self.weight,) * len(found), self.name)]
+        rng, out = np.random.default_rng([seed, len(context)]), []
+        for i, token in enumerate(text[len(context) : len(context) + depth]):
+            wrong = int(rng.integers(vocab))
+            first, second = (wrong, token) if (i + seed) % spoil == spoil - 1 else (token, wrong)
+            out.append({first: 0.6, second: 0.3} if first != second else {first: 0.9})
+        return out
 
-    def logp(self, context: Sequence[int], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.zeros(len(candidates))
+    return Scripted(say)
+
+
+ADVERSARIES = {
+    "empty": lambda context, depth: [],
+    "constant": lambda context, depth: [{7: 1.0}] * depth,
+    "end first": lambda context, depth: [{3: 0.9, 5: 0.1}] * depth,
+    "outside": lambda context, depth: [{10**6: 0.5, -9: 0.3, 61: 0.1, 4: 0.1}] * depth,
+    "nothing inside": lambda context, depth: [{10**6: 1.0}] * depth,
+    "twice": lambda context, depth: [[(4, 0.5), (4, 0.3), (9, 0.2)]] * depth,
+    "longer": lambda context, depth: [{4: 0.5, 9: 0.4}] * (depth + 40),
+    "not a law": lambda context, depth: [[(4, 5.0), (9, float("nan")), (6, 0.0)]] * depth,
+}

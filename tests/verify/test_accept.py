@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.verify.accept import Match
+from dllm.verify.accept import Greedy, Match
 from dllm.verify.lossy import Relaxed, Typical
+from dllm.verify.rng import TorchRng
 from dllm.verify.sampled import Block, KSeq, Ratio, Rsd, minus, normalised
 from dllm.verify.tree import Draw, Law, Tree
-from tests.verify.exact import Table, chained, image, tv
+from tests.verify.exact import Table, chained, image, law_of, tv
 from tests.verify.rounds import World, root_of
 
 EXACT = 1e-12
@@ -282,3 +283,57 @@ def test_drawn_tokens_behind_a_rejected_one(rule, biased):
     final = chained(step, ((), 0, ()), lambda state: world.done(state[0]))
     distance = tv(image(final, lambda state: state[0]), world.truth())
     assert distance > BIASED if biased else distance < EXACT
+
+
+def rounds(world: World, rule, grow, rng) -> tuple[int, ...]:
+    """A whole text, round after round."""
+    text: tuple[int, ...] = ()
+    while not world.done(text):
+        tree = grow(text, world.lattice(text), rng)
+        text += tuple(world.walk(rule, text, tree, rng).tokens)
+    return text
+
+
+@pytest.mark.parametrize("rule", [Ratio(), Block()])
+def test_the_enumeration_of_whole_texts_says_the_same(rule):
+    """Without putting rounds together from their laws."""
+    world = World(2, length=2, width=2)
+    whole = law_of(lambda rng: rounds(world, rule, just_sampled, rng))
+    assert tv(whole, world.law(rule, just_sampled)) < EXACT
+    assert tv(whole, world.truth()) < EXACT
+
+
+def test_the_enumeration_on_a_program_whose_law_is_known():
+    """Two coins of 1/4, and a die of three only after two heads."""
+
+    def program(rng) -> str:
+        coins = "".join("h" if rng.flip(0.25) else "t" for _ in range(2))
+        if coins != "hh":
+            return coins
+        return coins + str(rng.choice(torch.tensor([0.5, 0.0, 0.5]).double()))
+
+    law = law_of(program)
+    assert law == {"tt": 9 / 16, "th": 3 / 16, "ht": 3 / 16, "hh0": 1 / 32, "hh2": 1 / 32}
+    assert tv(law, {"tt": 1.0}) == 7 / 16
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_match_emits_the_very_tokens_of_plain_sampling(seed):
+    world = World(seed, length=20, columns=4)
+    text = rounds(world, Match(), claimed_argmax, TorchRng(torch.Generator().manual_seed(seed)))
+    generator, plain = torch.Generator().manual_seed(seed), ()
+    while len(plain) < 20:
+        probs = torch.softmax(world.target.scores(plain), -1)[None]
+        plain += (int(torch.multinomial(probs, 1, generator=generator)),)
+    assert text == plain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_emits_the_likeliest_token_the_lowest_of_equals(seed):
+    world = World(seed, length=12, columns=4)
+    world.target.scores = lambda text: torch.tensor([hash((seed, *text, v)) % 3 for v in range(3)])
+    wild = Wild(world, 2, "distinct")
+    text = rounds(world, Greedy(), wild, TorchRng(torch.Generator().manual_seed(seed)))
+    for i, token in enumerate(text):
+        scores = world.target.scores(text[:i]).tolist()
+        assert token == scores.index(max(scores))

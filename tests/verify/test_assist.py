@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from dllm.verify.assist import Assist, LatticeCandidates
 from dllm.verify.chain import Chains
 from dllm.verify.control import Adl, Fixed, Threshold
 from dllm.verify.goodput import Cost
-from tests.verify.drafters import Copy, FakeDrafter, FirstPath, Says
+from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says
 
 VOCAB = 31
 NEW = 14
@@ -47,45 +46,38 @@ def prompts() -> list[torch.Tensor]:
     return [torch.randint(1, VOCAB, (1, n), generator=generator) for n in (1, 5, 9)]
 
 
-def oracle(model: tf.LlamaForCausalLM, wrong_at: int | None = None) -> Says:
-    """The model's own continuation, with a wrong token at one position of the text."""
-
-    def says(context: Sequence[int], depth: int) -> Sequence[int]:
-        ids = torch.tensor([list(context)])
-        text = model.generate(ids, max_new_tokens=depth, do_sample=False)[0].tolist()
-        if wrong_at is not None and len(context) <= wrong_at < len(text):
-            text[wrong_at] = (text[wrong_at] + 1) % VOCAB
-        return text[len(context) :]
-
-    return says
+def oracle(text: list[int], wrong_at: int | None = None) -> FakeDrafter:
+    """Knows the whole text, with a wrong token at one position."""
+    text = [token ^ (i == wrong_at) for i, token in enumerate(text)]
+    return FakeDrafter(lambda context, depth: text[len(context) : len(context) + depth])
 
 
-def drafters(model: tf.LlamaForCausalLM) -> dict[str, FakeDrafter | None]:
-    says: dict[str, Says] = {
-        "oracle": oracle(model),
-        "nearly": oracle(model, wrong_at=12),
-        "constant": lambda context, depth: [3] * depth,
-        "nothing": lambda context, depth: [],
-        "beyond": lambda context, depth: [VOCAB, 2**40, -1, 5][:depth],
-        "echo": lambda context, depth: [context[-1]] * depth,
-        "too much": lambda context, depth: [4] * (depth + 50),
-    }
-    return {name: FakeDrafter(what) for name, what in says.items()} | {"none": None}
+SAYS: dict[str, Says] = {
+    "constant": lambda context, depth: [3] * depth,
+    "nothing": lambda context, depth: [],
+    "beyond": lambda context, depth: [VOCAB, 2**40, -1, 5][:depth],
+    "echo": lambda context, depth: [context[-1]] * depth,
+    "too much": lambda context, depth: [4] * (depth + 50),
+}
+
+
+def drafters(text: list[int]) -> dict[str, FakeDrafter | None]:
+    known = {"oracle": oracle(text), "nearly": oracle(text, wrong_at=len(text) - 5), "none": None}
+    return known | {name: FakeDrafter(says) for name, says in SAYS.items()}
 
 
 def chains(drafter: FakeDrafter | None, control=Fixed(depth=5), sources=()) -> Chains:  # noqa: B008
     return Chains(FirstPath(), control, VOCAB, drafter, sources)
 
 
-NAMES = ["oracle", "nearly", "constant", "nothing", "beyond", "echo", "too much", "none"]
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["oracle", "nearly", "none", *SAYS])
 def test_greedy_text_is_the_models_own(model, prompts, name):
-    drafter = drafters(model)[name]
     for prompt in prompts:
         alone = model.generate(prompt, **GREEDY)
+        drafter = drafters(alone[0].tolist())[name]
         sources = [Copy()] if name in ("constant", "none") else []
         helped = model.generate(
             prompt, custom_generate=Assist(chains(drafter, sources=sources)), **GREEDY
@@ -97,8 +89,8 @@ def test_greedy_text_is_the_models_own(model, prompts, name):
 @pytest.mark.parametrize("name", ["oracle", "constant"])
 def test_with_any_control(model, prompts, control, name):
     options = {"do_sample": False, "max_new_tokens": 40, "repetition_penalty": 1.3}
-    drafter = FakeDrafter(oracle(model) if name == "oracle" else lambda context, depth: [3] * depth)
     alone = model.generate(prompts[1], **options)
+    drafter = drafters(alone[0].tolist())[name]
     assist = Assist(chains(drafter, control, [Copy()]))
     assert model.generate(prompts[1], custom_generate=assist, **options).tolist() == alone.tolist()
 
@@ -115,7 +107,7 @@ def passes(model: tf.LlamaForCausalLM, prompt: torch.Tensor, assist: Assist, **o
 
 def test_good_drafts_save_passes_and_bad_ones_cost_none(model, prompts):
     text = model.generate(prompts[1], **GREEDY)[0].tolist()
-    known = FakeDrafter(lambda context, depth: text[len(context) : len(context) + depth])
+    known = oracle(text)
     wrong = FakeDrafter(lambda context, depth: [(text + [0] * 9)[len(context)] ^ 1] * depth)
     assert passes(model, prompts[1], Assist(chains(known)), **GREEDY) == 3  # of 6, 6 and 2 tokens
     assert passes(model, prompts[1], Assist(chains(wrong)), **GREEDY) == NEW
@@ -123,8 +115,8 @@ def test_good_drafts_save_passes_and_bad_ones_cost_none(model, prompts):
 
 @pytest.mark.parametrize("new", [1, 2, 3, 6])
 def test_no_token_more_than_there_is_room_for(model, prompts, new):
-    for drafter in (FakeDrafter(oracle(model)), FakeDrafter(lambda context, depth: [4] * 99)):
-        alone = model.generate(prompts[2], max_new_tokens=new, do_sample=False)
+    alone = model.generate(prompts[2], max_new_tokens=new, do_sample=False)
+    for drafter in (oracle(alone[0].tolist()), FakeDrafter(SAYS["too much"])):
         assist = Assist(chains(drafter, Fixed(40)))
         helped = model.generate(
             prompts[2], custom_generate=assist, max_new_tokens=new, do_sample=False
@@ -148,9 +140,9 @@ def test_the_text_ends_at_an_end_token(model, prompts, at):
 
 
 def test_returns_a_dict_when_asked(model, prompts):
-    assist = Assist(chains(FakeDrafter(oracle(model))))
     options = GREEDY | {"return_dict_in_generate": True, "output_scores": True}
     alone = model.generate(prompts[1], **options)
+    assist = Assist(chains(oracle(alone.sequences[0].tolist())))
     helped = model.generate(prompts[1], custom_generate=assist, **options)
     assert helped.sequences.tolist() == alone.sequences.tolist()
     assert torch.allclose(torch.cat(helped.scores), torch.cat(alone.scores))
@@ -198,16 +190,19 @@ def warped(model: tf.LlamaForCausalLM, ids: torch.Tensor) -> dict[int, float]:
 
 
 def test_sources_learn_what_the_target_finds_likely(model, prompts):
+    text = model.generate(prompts[1], **GREEDY)[0].tolist()
     source = Copy(weight=0.1)
-    parts = chains(FakeDrafter(oracle(model)), sources=[source])
-    text = model.generate(prompts[1], custom_generate=Assist(parts), **GREEDY)[0].tolist()
-    last = source.last
+    model.generate(
+        prompts[1], custom_generate=Assist(chains(oracle(text), sources=[source])), **GREEDY
+    )
+    last, at = source.last, prompts[1].shape[1] - 1
     assert last.tokens == text[: len(last.tokens)]
-    assert len(last.learned) == 3
+    assert [len(tokens) for tokens, _ in last.learned] == [6, 6, 2]
     for tokens, top in last.learned:
+        assert tokens == text[at : at + len(tokens)]
         assert top.shape == (len(tokens), 8)
-        at = text.index(tokens[0], prompts[1].shape[1] - 1)
-        assert [int(best) for best in top[:-1, 0]] == text[at + 1 : at + len(tokens)]
+        assert top[:, 0].tolist() == text[at + 1 : at + 1 + len(tokens)]
+        at += len(tokens)
 
 
 def test_the_model_is_left_as_it_was(model, prompts):

@@ -132,6 +132,8 @@ class Faulty(LlamaForCausalLM):
             size = input_ids.shape[1]
             attention_mask = attention_mask.clone()
             attention_mask[..., -size:] = torch.full((size, size), -torch.inf).triu(1)
+        if told and self.fault == "all logits":
+            logits_to_keep = 0
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -168,6 +170,13 @@ def test_the_trial_finds(fault, message, dtype):
     model.fault = fault
     with pytest.raises(DllmError, match=message):
         HFTarget(model).open([[1]], [1])
+
+
+def test_a_model_that_returns_more_logits_than_asked_for_will_do():
+    torch.manual_seed(0)
+    model = Faulty(LlamaConfig(**SIZES)).eval()
+    model.fault = "all logits"
+    HFTarget(model).open([[1]], [1])
 
 
 def test_the_trial_is_held_once(monkeypatch):

@@ -240,6 +240,11 @@ def test_the_heaviest_nodes_of_all():
         assert tree.weights[1:] == pytest.approx(sorted(every, reverse=True)[:8])
 
 
+def test_a_likeliest_token_that_ends_the_text_costs_one_node():
+    for tree in trees(GreedyPlusOne(tops=1), four_columns(eos=(0,)), 3):
+        assert tree.depths() == [0, 1, 1, 2]
+
+
 def test_kept_end_tokens_do_not_hide_the_likeliest():
     lattice = four_columns(eos=(3,))
     tokens = lattice.tokens.copy()
@@ -255,6 +260,12 @@ def test_kept_end_tokens_do_not_hide_the_likeliest():
 def test_an_unsure_column_ends_the_draft(confidence, columns):
     for tree in trees(Sample(confidence=confidence), four_columns(), 9):
         assert tree.drafts == columns
+
+
+def test_certain_columns_have_the_highest_confidence():
+    certain = Lattice(np.full((2, 1), 5), np.zeros((2, 1)))
+    [tree] = trees(Sample(confidence=1.0), certain, 9)
+    assert tree.tokens == [9, 5, 5]
 
 
 def test_a_column_without_tokens_ends_the_draft():

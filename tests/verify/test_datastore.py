@@ -1,4 +1,5 @@
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +127,23 @@ def test_a_bad_file(write, message, tmp_path):
     assert f"path={path!r}: " in str(error.value)
 
 
-@pytest.mark.parametrize("knob", ["least", "samples"])
-def test_a_knob_out_of_range(knob, tmp_path):
+@pytest.mark.parametrize(("knob", "least"), [("least", 1), ("samples", 0)])
+def test_a_knob_out_of_range(knob, least, tmp_path):
     path = str(tmp_path / "store.safetensors")
     Datastore.build([[1, 2]], path)
-    with pytest.raises(ValueError, match=f"{knob}=0: expected a whole number from 1"):
-        Datastore(path, **{knob: 0})
+    expected = f"{knob}={least - 1}: expected a whole number from {least}"
+    with pytest.raises(ValueError, match=expected):
+        Datastore(path, **{knob: least - 1})
+
+
+@given(STORES, st.integers(-1, 4), st.integers(-1, 4))
+def test_as_a_proxy_it_says_how_often_a_token_stands_behind_another(texts, before, after):
+    source = opened(texts, [0], samples=0)
+    pairs = [pair for text in texts for pair in pairwise(text)]
+    behind = [pair for pair in pairs if pair[0] == before]
+    share = behind.count((before, after)) / len(behind) if behind else 0
+    got = source.pairs(np.array([[before, before]]), np.array([[after, -1]]))
+    assert got[0, :, 0] == pytest.approx([share, share])
+    assert not got[0, :, 1].any()
+    assert np.exp(source.logp([1, before], np.array([after, -1]))) == pytest.approx([share, 0])
+    assert source.branches(5) == []

@@ -9,8 +9,9 @@ import torch
 from dllm.specs import SpecError, build_part
 from dllm.verify.accept import Rule
 from dllm.verify.lossy import Relaxed, Typical
-from dllm.verify.parts import RULES
+from dllm.verify.parts import RULES, rule_of
 from dllm.verify.sampled import Block, KSeq, Ratio, Rsd
+from dllm.verify.search import Argmax
 from dllm.verify.tree import Tree
 from tests.verify.exact import law_of
 
@@ -44,6 +45,16 @@ def test_the_likeliest_plausible_child_is_kept(rule, plausible, children):
     kept = plausible & set(children)
     wanted = {min(kept): 1.0} if kept else dict(enumerate(P))
     assert emitted(rule, children) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("cls", [Typical, Relaxed])
+def test_at_temperature_0_the_likeliest_token_is_emitted_where_no_child_is_plausible(cls):
+    name = cls.__name__.lower()
+    assert emitted(cls(greedy=True), (3,)) == {0: 1.0}
+    assert len(emitted(cls(), (3,))) == 4
+    for temperature in (0.0, 0.7):
+        rule = rule_of(name, Argmax(), temperature=temperature, lossless=False)
+        assert rule == cls(greedy=temperature == 0)
 
 
 def test_the_entropy_of_those_cases():

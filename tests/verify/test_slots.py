@@ -200,6 +200,16 @@ def test_what_no_window_sees_is_dropped():
     assert shadow.slots.valid.shape[1] == SMALLEST
 
 
+def test_slots_behind_the_rows_that_stay_are_free_again():
+    shadow = Shadow(2, share=1.0)
+    shadow.push([[True, True, False, False], [True] * 4])
+    shadow.select([0])
+    assert shadow.slots.used == 2
+    assert shadow.slots.whole
+    shadow.push([[True]])
+    shadow.check()
+
+
 def test_no_row_is_left():
     shadow = Shadow(2)
     shadow.push([[True, False], [True, True]])

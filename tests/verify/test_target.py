@@ -332,3 +332,9 @@ def test_windows_are_really_exceeded():
     short = plain_logits(model, [text, text[-3 * WINDOW :]])
     model.config.sliding_window = 100
     assert (plain_logits(model, [text])[0] - short[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("family", "horizon"), [("llama", None), ("qwen2", None), ("mistral", 7)])
+def test_only_where_every_layer_has_a_window_is_anything_dropped(family, horizon):
+    session = HFTarget(tiny_target(family)).open([[1, 2]], [4])
+    assert session.slots.horizon == horizon

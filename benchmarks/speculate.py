@@ -1,0 +1,244 @@
+"""Speculation on the bundled pair: every search, with and without branches and cost control.
+
+The target alone (transformers' `generate` with its key/value cache, and our loop without drafts)
+and every setting decode the same held-out prompts one by one, prompt by prompt in turn, so that a
+busy machine hurts all alike. What each gives is compared, token by token, with `generate`.
+
+    python -m benchmarks.speculate --dtype float32 --temperature 0 [--prompts 234]
+    python -m benchmarks.speculate --report          # the table of docs/verify.md, from all runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import dllm.verify
+from benchmarks.common import RESULTS, fill, unseen, write_result
+from dllm.eval.tasks import TASKS, examples
+from dllm.prompts import encode_prompt
+from dllm.verify.datastore import Datastore
+from dllm.verify.engine import SpecEngine, SpecOutput
+
+NAME = "speculate_{dtype}_t{temperature:g}"
+PAGE = Path(__file__).parent.parent / "docs" / "verify.md"
+SEED = 31  # of the prompts; see common.WATCHED
+NEW_TOKENS = 96
+STORED = 200  # training examples a task whose neighbours the coupled lattice knows
+FIXED, COST = "fixed:depth=16,nodes=16", "cost"
+BRANCHES = ("ngram", "suffix")
+SEARCHES = {"argmax path": "argmax", "CPS": "cps", "product tree": "product"}
+
+
+def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
+    """What is compared, by name."""
+    proxy = f"datastore:path={store},samples=0"
+    found: dict[str, dict[str, Any]] = {
+        "our loop, no drafts": {"control": "fixed:depth=0,nodes=0", "sources": ()},
+        "branches only": {"sources": BRANCHES, "control": COST, "drafter": False},
+    }
+    searches: dict[str, tuple[str, tuple[str, ...]]] = {
+        name: (spec, ()) for name, spec in SEARCHES.items()
+    }
+    gamma = 1.0 if temperature else 2.0
+    searches["coupled tree"] = (f"coupled:gamma={gamma}", (proxy,))
+    for name, (spec, sources) in searches.items():
+        for with_branches in (False, True):
+            for control in (FIXED, COST):
+                parts = [name, *["branches"] * with_branches, *["cost"] * (control == COST)]
+                found[" + ".join(parts)] = {
+                    "search": spec,
+                    "sources": (*sources, *(BRANCHES if with_branches else ())),
+                    "control": control,
+                }
+    found["CPS + ADL (as published)"] = {"search": "cps", "sources": ("ngram:paths=0",)} | {
+        "control": "adl"
+    }
+    if temperature:
+        for name, spec in (
+            ("sampled path, block test", "sample"),
+            ("greedy plus one", "greedy-plus-one"),
+            ("RSD", "rsd"),
+            ("k-SEQ", "kseq"),
+        ):
+            found[name] = {"search": spec, "sources": (), "control": FIXED}
+    return found
+
+
+def prompts(count: int) -> list[tuple[str, str]]:
+    """(task, prompt): the same number of held-out prompts of every task."""
+    each = -(-count // len(TASKS))
+    return [(name, example.prompt) for name in TASKS for example in unseen(name, each, SEED)]
+
+
+def store(engine: SpecEngine, path: Path) -> None:
+    """Answers of the training split as a datastore."""
+    texts = []
+    for task in TASKS.values():
+        drawn = examples(task, 0, held_out=False)
+        for _, example in zip(range(STORED), drawn):
+            turn = [{"role": "user", "content": example.prompt}]
+            assert engine.text is not None
+            texts.append([*engine.text.answer(turn, example.answer), *engine.eos])
+    Datastore.build(texts, path)
+
+
+def alone(engine: SpecEngine, ids: list[int], seed: int, temperature: float) -> list[int]:
+    """What the target's own `generate` gives."""
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    model: Any = engine.target.model  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"do_sample": False, "top_k": 0, **sampling}
+        out = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, **options)
+    found: list[int] = out[0, len(ids) :].tolist()
+    return found
+
+
+def measure(args: argparse.Namespace) -> None:
+    """One dtype and temperature, all settings; writes benchmarks/results/speculate_*.json."""
+    engine = dllm.verify.load("tiny-ar", "tiny", dtype=args.dtype)
+    free = SpecEngine(engine.target, engine.text, None, tuple(engine.eos))
+    path = Path(args.store)
+    store(engine, path)
+    table = settings(str(path), args.temperature)
+    seconds: dict[str, list[float]] = {"transformers generate": []} | {n: [] for n in table}
+    outputs: dict[str, list[SpecOutput]] = {name: [] for name in table}
+    same = dict.fromkeys(table, 0)
+    tokens = 0
+    questions = [(t, encode_prompt(engine.text, p)) for t, p in prompts(args.prompts)]
+    for number, (_, ids) in enumerate([questions[0], *track(questions)]):
+        warm = number == 0  # the first prompt is decoded once before the clock counts
+        seed = args.seed + number
+        started = time.perf_counter()
+        # a request's generator is seeded with seed * 1000003 + row: see SpecEngine.request
+        expected = alone(engine, ids, seed * 1_000_003, args.temperature)
+        spent = time.perf_counter() - started
+        if not warm:
+            seconds["transformers generate"].append(spent)
+            tokens += len(expected)
+        for name, options in table.items():
+            options = dict(options)
+            chosen = free if options.pop("drafter", True) is False else engine
+            started = time.perf_counter()
+            (output,) = chosen.generate(
+                [ids],
+                max_new_tokens=NEW_TOKENS,
+                temperature=args.temperature,
+                seed=seed,
+                **options,
+            )
+            spent = time.perf_counter() - started
+            if warm:
+                continue
+            seconds[name].append(spent)
+            outputs[name].append(output)
+            got = [token for each in output.rounds for token in each.tokens]
+            same[name] += got == expected
+    rows = [
+        row(name, seconds, outputs.get(name), same.get(name), tokens, len(questions))
+        for name in seconds
+    ]
+    write_result(
+        NAME.format(dtype=args.dtype, temperature=args.temperature),
+        {
+            "dtype": args.dtype,
+            "temperature": args.temperature,
+            "prompts": len(questions),
+            "tokens": tokens,
+            "rows": rows,
+        },
+    )
+
+
+def row(
+    name: str,
+    seconds: dict[str, list[float]],
+    outputs: list[SpecOutput] | None,
+    same: int | None,
+    tokens: int,
+    count: int,
+) -> dict[str, Any]:
+    """The numbers of one setting. speedup: of all prompts together; median: of each prompt's."""
+    plain, mine = seconds["transformers generate"], seconds[name]
+    ratios = [a / b for a, b in zip(plain, mine, strict=True)]
+    found: dict[str, Any] = {
+        "name": name,
+        "ms_per_token": round(1e3 * sum(mine) / tokens, 3),
+        "speedup": round(sum(plain) / sum(mine), 3),
+        "median_speedup": round(statistics.median(ratios), 3),
+    }
+    if outputs is None:
+        return found
+    rounds = [each for output in outputs for each in output.rounds]
+    emitted = sum(output.emitted for output in outputs)
+    return found | {
+        "identical": same,
+        "of": count,
+        "accepted_per_round": round(sum(each.accepted for each in rounds) / len(rounds), 3),
+        "target_passes_per_token": round(len(rounds) / emitted, 4),
+        "drafter_passes_per_token": round(sum(e.depth > 0 for e in rounds) / emitted, 4),
+        "drafts_per_round": round(sum(each.drafts for each in rounds) / len(rounds), 2),
+    }
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """A result file as a Markdown table."""
+    lines = [
+        "| setting | accepted / round | target passes / token | drafts / round | ms / token "
+        "| speed | identical |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in result["rows"]:
+        if "of" in each:
+            numbers = (
+                f"{each['accepted_per_round']:.2f} | {each['target_passes_per_token']:.3f} | "
+                f"{each['drafts_per_round']:.1f}"
+            )
+            identical = f"{each['identical']} / {each['of']}"
+        else:
+            numbers, identical = "0 | 1 | 0", "–"
+        lines.append(
+            f"| {each['name']} | {numbers} | {each['ms_per_token']:.2f} | "
+            f"{each['speedup']:.2f}× | {identical} |"
+        )
+    return "\n".join(lines)
+
+
+def report() -> None:
+    """Fill the tables of the page from the result files."""
+    parts = {}
+    for dtype in ("float32", "bfloat16"):
+        for temperature in (0.0, 1.0):
+            name = NAME.format(dtype=dtype, temperature=temperature)
+            parts[name] = table_of(json.loads((RESULTS / f"{name}.json").read_text()))
+    fill(PAGE, parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--prompts", type=int, default=234)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", default="build/neighbours.safetensors")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    if args.report:
+        report()
+        return
+    Path(args.store).parent.mkdir(parents=True, exist_ok=True)
+    measure(args)
+
+
+if __name__ == "__main__":
+    main()
