@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm.verify.control import Control, Observed, Spent
-from dllm.verify.goodput import Cost, CostControl
+from dllm.verify.goodput import LONGEST, Cost, CostControl
 from tests.verify.clockwork import World, chance
 
 CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
@@ -202,6 +202,20 @@ def test_nodes_that_nobody_would_accept_are_not_verified_where_they_cost():
     assert control.sizes([np.full(20, 1e-3)]) == [0]
     assert control.sizes([np.zeros(0)]) == [0]
     assert control.sizes([]) == []
+
+
+def test_a_trial_verifies_something_however_bad_it_looks():
+    control = warm(Cost(), fp32, 1, 0.5)
+    control.trying = True
+    assert control.sizes([np.full(20, 1e-3)])[0] >= 1
+
+
+def test_trials_that_cost_next_to_nothing_still_come():
+    learned = Cost().learned
+    for _ in range(12_000):
+        seconds = 1.0 if learned.trial is None else 1.0001
+        learned.add(learned.trial or "plain", 1.0, seconds, seconds)
+    assert {arm.wait for arm in learned.arms.values()} == {LONGEST}
 
 
 def test_a_drafter_that_costs_more_makes_wider_passes():
