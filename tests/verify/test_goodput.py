@@ -210,6 +210,15 @@ def test_a_trial_verifies_something_however_bad_it_looks():
     assert control.sizes([np.full(20, 1e-3)])[0] >= 1
 
 
+def test_a_trial_takes_weights_as_they_come():
+    control, claimed = warm(Cost(), fp32, 1, 0.5), np.full(16, 0.9)
+    for _ in range(50):
+        control.learned.right["drafter"].add(claimed, np.zeros(16, bool))
+    assert control.sizes([claimed]) == [0]
+    control.trying = True
+    assert control.sizes([claimed]) == [16]
+
+
 def test_trials_that_cost_next_to_nothing_still_come():
     learned = Cost().learned
     for _ in range(12_000):
