@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm.verify.control import Control, Observed, Spent
-from dllm.verify.goodput import LONGEST, Cost, CostControl
+from dllm.verify.goodput import FIRST, LONGEST, Cost, CostControl
 from tests.verify.clockwork import World, chance
 
 CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
@@ -208,6 +208,24 @@ def test_a_trial_verifies_something_however_bad_it_looks():
     control = warm(Cost(), fp32, 1, 0.5)
     control.trying = True
     assert control.sizes([np.full(20, 1e-3)])[0] >= 1
+
+
+def test_after_a_trial_that_paid_the_next_is_soon():
+    learned = Cost().learned
+    for tokens in (1.0, 3.0):
+        for _ in range(3000):
+            trial = learned.trial or learned.best()
+            learned.add(trial, tokens if trial == "drafter" else 1.0, 1.1, 1.1)
+        assert (learned.arms["drafter"].wait == FIRST) == (tokens > 1)
+
+
+def test_a_trial_takes_weights_as_they_come():
+    control, claimed = warm(Cost(), fp32, 1, 0.5), np.full(16, 0.9)
+    for _ in range(50):
+        control.learned.right["drafter"].add(claimed, np.zeros(16, bool))
+    assert control.sizes([claimed]) == [0]
+    control.trying = True
+    assert control.sizes([claimed]) == [16]
 
 
 def test_trials_that_cost_next_to_nothing_still_come():
