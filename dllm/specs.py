@@ -29,7 +29,7 @@ def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
 
 def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
     """The class behind a part's name or a "module:Class" path."""
-    kind = group.removeprefix("dllm.").removesuffix("s")
+    kind = group.removeprefix("dllm.").removesuffix("s").replace("_", " ")
     parts = known_parts(table, group)
     path = parts.get(name, name)
     first, colon, rest = name.partition(":")

@@ -60,7 +60,7 @@ class Kind:
 
 
 KINDS = {
-    "search": Kind(SEARCHES, "dllm.searches"),
+    "search": Kind(SEARCHES, "dllm.search_methods"),
     "accept": Kind(RULES, "dllm.acceptance_rules"),
     "control": Kind(CONTROLS, "dllm.controls"),
     "source": Kind(SOURCES, "dllm.draft_sources"),

@@ -90,7 +90,7 @@ def test_a_lossy_rule_says_so(speculate):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--search", "wide"), ("unknown searche? 'wide'", "coupled")),
+        (("--search", "wide"), ("unknown search method 'wide'", "coupled")),
         (("--source", "web"), ("'web'", "suffix")),
         (("--control", "cost:nodes=x"), ("cost:nodes='x'",)),
         (("--watch", "--json"), ("--watch",)),

@@ -235,7 +235,7 @@ def test_more_sequences_and_a_dictionary():
     [
         ({"num_beams": 2}, "num_beams=2"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
-        ({"search": "nearest"}, "unknown searche? 'nearest'.*coupled"),
+        ({"search": "nearest"}, "unknown search method 'nearest'.*coupled"),
         ({"accept": "typical"}, "lossless=False"),
         ({"accept": "block", "search": "coupled"}, "does not fit"),
     ],
