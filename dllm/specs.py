@@ -30,7 +30,10 @@ def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
 def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
     """The class behind a part's name or a "module:Class" path."""
     kind = group.removeprefix("dllm.").removesuffix("s").replace("_", " ")
-    parts = known_parts(table, group)
+    if name in table:  # at once: looking for entry points reads the metadata of every package
+        parts: Mapping[str, str] = table
+    else:
+        parts = known_parts(table, group)
     path = parts.get(name, name)
     first, colon, rest = name.partition(":")
     if colon and (first in parts or not first or not rest):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from numbers import Integral, Real
 from typing import Any
 
 from dllm.options import ConfigError, check_numbers, check_top_p, checked_stop, replaced
+from dllm.verify.control import ControlPart
 from dllm.verify.loop import Parts
 from dllm.verify.parts import control_of, rule_of, search_of, sources_of
 
@@ -71,3 +72,21 @@ class SpecConfig:
         rule = rule_of(self.accept, search, temperature=self.temperature, lossless=self.lossless)
         control, sources = control_of(self.control), sources_of(self.sources)
         return Parts(search, rule, control, sources, self.reuse)
+
+
+class PartsCache:
+    """The parts of configurations, each made once: a datastore stays open, and a controller goes
+    on learning what a pair of models costs.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[SpecConfig, Parts] = {}
+        self._controls: dict[str, ControlPart] = {}
+
+    def of(self, config: SpecConfig) -> Parts:
+        """The parts of a configuration; SpecError says what is wrong with one."""
+        if config not in self._parts:
+            parts = config.parts()
+            control = self._controls.setdefault(config.control, parts.control)
+            self._parts[config] = replace(parts, control=control)
+        return self._parts[config]

@@ -6,7 +6,7 @@ stream (rounds) -> generate (outputs).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,10 +22,8 @@ from transformers import (
 from dllm.errors import DllmError
 from dllm.prompts import Chat, Prompt, as_batch, encode_prompt
 from dllm.text import Text
-from dllm.verify.config import SpecConfig
-from dllm.verify.control import ControlPart
-from dllm.verify.loop import Parts, Request, Round, RowRound, speculate
-from dllm.verify.parts import control_of
+from dllm.verify.config import PartsCache, SpecConfig
+from dllm.verify.loop import Request, Round, RowRound, speculate
 from dllm.verify.protocol import Drafter, Target
 from dllm.verify.rng import TorchRng
 
@@ -86,7 +84,7 @@ class SpecEngine:
     ) -> None:
         """`eos`: the target's end tokens."""
         self.target, self.text, self.drafter, self.eos = target, text, drafter, frozenset(eos)
-        self._controls: dict[str, ControlPart] = {}  # a controller goes on learning from costs
+        self.parts = PartsCache()
 
     def config(self, config: SpecConfig | None = None, **options: Any) -> SpecConfig:
         """`config` with `options` put over it."""
@@ -99,7 +97,7 @@ class SpecEngine:
         config = self.config(config, **options)
         if config.stop and self.text is None:
             raise DllmError(f"stop={config.stop!r}: this engine has no tokenizer to find them with")
-        parts = self.parts(config)
+        parts = self.parts.of(config)
         requests = [self.request(row, ids, config) for row, ids in enumerate(prompts)]
         yield from speculate(self.target, self.drafter, requests, parts)
 
@@ -135,11 +133,6 @@ class SpecEngine:
             pass
         outputs = [self.output(*of, config) for of in zip(rounds, seconds, strict=True)]
         return outputs[0] if single else outputs
-
-    def parts(self, config: SpecConfig) -> Parts:
-        """The parts of a configuration; a controller is the same one in every call."""
-        control = self._controls.setdefault(config.control, control_of(config.control))
-        return replace(config.parts(), control=control)
 
     def request(self, row: int, ids: Sequence[int], config: SpecConfig) -> Request:
         """One row as the loop wants it. Its draws depend on the seed and its number alone."""
@@ -186,7 +179,7 @@ class SpecEngine:
         if reason == "stop":
             text = text[: min(at for s in config.stop if (at := text.find(s)) >= 0)]
             ids = self.within(ids, text)
-        rule = config.parts().rule
+        rule = self.parts.of(config).rule
         return SpecOutput(
             text=text,
             token_ids=ids,

@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dllm.errors import DllmError
-from dllm.verify.config import SpecConfig
-from dllm.verify.control import ControlPart
-from dllm.verify.loop import Parts, Request, Round, speculate
-from dllm.verify.parts import control_of
+from dllm.verify.config import PartsCache, SpecConfig
+from dllm.verify.loop import Request, Round, speculate
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng
 from dllm.verify.target import HFTarget
@@ -33,7 +31,7 @@ class Known:
     """What is kept of a model between calls: that it can verify trees, and what it costs."""
 
     probed: bool = False
-    controls: dict[str, ControlPart] = field(default_factory=dict)
+    parts: PartsCache = field(default_factory=PartsCache)
 
 
 _known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
@@ -76,7 +74,7 @@ def generate(
     config = SpecConfig().replace(**{k: v for k, v in given.items() if v is not None})
     sampled = bool(generation_config.do_sample)
     known = _known.setdefault(model, Known())
-    parts = _parts(known, config.replace(temperature=float(sampled)))
+    parts = known.parts.of(config.replace(temperature=float(sampled)))
     target = HFTarget(model)
     target.probed = known.probed
     requests = [
@@ -109,13 +107,6 @@ def _check(config: Any, cache: Any) -> None:
         raise DllmError(f"{wanted[0]}=True: a forward over a tree of drafts has none per token")
     if cache is not None and cache.get_seq_length() > 0:
         raise DllmError("past_key_values is filled: drafts are verified in a cache of our own")
-
-
-def _parts(known: Known, config: SpecConfig) -> Parts:
-    """The parts of a configuration, with the controller that has learned this model's costs."""
-    parts = config.parts()
-    control = known.controls.setdefault(config.control, control_of(config.control))
-    return Parts(parts.search, parts.rule, control, parts.sources, parts.reuse)
 
 
 def _masks(ids: Tensor, mask: Tensor | None) -> Tensor:
