@@ -48,8 +48,7 @@ def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
     searches: dict[str, tuple[str, tuple[str, ...]]] = {
         name: (spec, ()) for name, spec in SEARCHES.items()
     }
-    gamma = 1.0 if temperature else 2.0
-    searches["coupled tree"] = (f"coupled:gamma={gamma}", (proxy,))
+    searches["coupled tree"] = ("coupled", (proxy, "ngram:paths=0"))
     for name, (spec, sources) in searches.items():
         for with_branches in (False, True):
             for control in (FIXED, COST):

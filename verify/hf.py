@@ -77,11 +77,10 @@ def generate(
     parts = known.parts.of(config.replace(temperature=float(sampled)))
     target = HFTarget(model)
     target.probed = known.probed
+    masks = _masks(input_ids, prepared.get("attention_mask"))
+    shared = len(input_ids), logits_processor, stopping_criteria, generation_config
     requests = [
-        _request(ids, mask, logits_processor, stopping_criteria, generation_config)
-        for ids, mask in zip(
-            input_ids, _masks(input_ids, prepared.get("attention_mask")), strict=True
-        )
+        _request(row, *each, *shared) for row, each in enumerate(zip(input_ids, masks, strict=True))
     ]
     emitted: list[list[int]] = [[] for _ in requests]
     put = _listener(on_tokens, len(requests))
@@ -114,19 +113,23 @@ def _masks(ids: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
 
 
-def _request(ids: Tensor, mask: Tensor, processors: Any, criteria: Any, config: Any) -> Request:
-    """One row. Processors and criteria see it as plain generation shows it: padding included."""
+def _request(
+    row: int, ids: Tensor, mask: Tensor, rows: int, processors: Any, criteria: Any, config: Any
+) -> Request:
+    """One row. Processors and criteria see it as plain generation shows it: padding included, and
+    in its place of a batch of `rows`, since some processors know something of every row.
+    """
     padded: list[int] = ids.tolist()
     prompt: list[int] = ids[mask].tolist()
     if mask[:-1].long().diff().lt(0).any() or not mask[-1]:
         raise DllmError("a prompt is padded on the right or inside: expected padding on the left")
 
     def shown(emitted: Sequence[int]) -> Tensor:
-        return torch.tensor([[*padded, *emitted]], device=ids.device)
+        return torch.tensor([[*padded, *emitted]], device=ids.device).expand(rows, -1)
 
     def process(emitted: Sequence[int], logits: Tensor) -> Tensor:
-        scores: Tensor = processors(shown(emitted), logits[None].clone())
-        return scores[0]
+        scores: Tensor = processors(shown(emitted), logits.repeat(rows, 1))
+        return scores[row]
 
     ends = (
         set(torch.as_tensor(config.eos_token_id).reshape(-1).tolist())
@@ -135,7 +138,7 @@ def _request(ids: Tensor, mask: Tensor, processors: Any, criteria: Any, config: 
     )
 
     def ended(emitted: Sequence[int]) -> str | None:
-        if not bool(criteria(shown(emitted), None).all()):
+        if not bool(criteria(shown(emitted), None)[row]):
             return None
         return "eos" if emitted[-1] in ends else "stop"
 

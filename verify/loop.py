@@ -8,6 +8,7 @@ own law whatever the parts do (see accept.py).
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from dllm.verify.lattice import Lattice
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
 from dllm.verify.rng import Rng
 from dllm.verify.search import Search
-from dllm.verify.sources import Memory, SourcePart
+from dllm.verify.sources import Memory, Rate, Rates, SourcePart
 from dllm.verify.tree import Tree
 
 LIMIT = 256  # drafts of a tree; a mask of trees is quadratic in it
@@ -32,6 +33,7 @@ class Parts:
 
     reuse: instead of a new draft the rest of the last one is used while it has that many columns
     (tail reuse; 0: never). Its columns know nothing of the token that replaced a draft's.
+    rates: how often the sources were right, over all texts of these parts.
     """
 
     search: Search
@@ -39,6 +41,7 @@ class Parts:
     control: ControlPart
     sources: tuple[SourcePart, ...] = ()
     reuse: int = 0
+    rates: Rates = field(default_factory=lambda: defaultdict(Rate), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,11 @@ class Round:
     draft: float
     verify: float
     host: float
+
+
+def memory_of(parts: Parts) -> Memory:
+    """The sources of a row that begins."""
+    return Memory([source.open() for source in parts.sources], rates=parts.rates)
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ class Loop:
     ) -> None:
         self.parts, self.vocab_size = parts, target.vocab_size
         self.rows = [
-            Row(number, request, Memory([source.open() for source in parts.sources]))
+            Row(number, request, memory_of(parts))
             for number, request in enumerate(requests)
             if request.room > 0
         ]

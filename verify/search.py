@@ -194,14 +194,14 @@ class Coupled(Heaviest):
     """The heaviest nodes of the coupled lattice: what neighbours allow, with the right marginals.
 
     width: candidates per column.  sweeps: of the scaling, see couple.py.  gamma: sharpens the
-    conditionals; above 1 at temperature 0.  order: 3 corrects by the memory's longer contexts.
+    conditionals.  order: 3 corrects by the memory's longer contexts.
     smooth: share of the uniform law in the memory's.
     """
 
     width: int = 8
     sweeps: int = 15
     gamma: float = 1.0
-    order: int = 2
+    order: int = 3
     smooth: float = 0.01
 
     def __post_init__(self) -> None:

@@ -102,22 +102,31 @@ class Rate:
         return (self.hits + strength * prior) / (self.seen + strength)
 
 
+Rates = defaultdict[tuple[str, int], Rate]  # (source, tenth of the raw weight) -> what came true
+
+
 class Memory:
     """The sources of one row behind one face.
 
     Weights of branches are calibrated by source and tenth of the raw weight: what was said before
     is compared with the tokens that came, an average that forgets with `decay`; the raw weight
-    counts as much as `strength` comparisons.
+    counts as much as `strength` comparisons. rates: what other texts have shown already; it is
+    learned from, too.
     """
 
     bins = 10
 
     def __init__(
-        self, sources: Sequence[Source] = (), *, decay: float = 0.98, strength: float = 4.0
+        self,
+        sources: Sequence[Source] = (),
+        *,
+        rates: Rates | None = None,
+        decay: float = 0.98,
+        strength: float = 4.0,
     ) -> None:
         self.sources = tuple(sources)
         self.decay, self.strength = decay, strength
-        self.rates = defaultdict[tuple[str, int], Rate](Rate)
+        self.rates = defaultdict(Rate) if rates is None else rates
         self.said: list[Branch] = []
 
     @property

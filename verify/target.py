@@ -187,12 +187,15 @@ def load_target(
     Raises LoadError naming the checkpoint for whatever does not fit.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     loader: Any = AutoModelForCausalLM
     folder = resolve(id_or_dir)
     place = pick_device(device)
     kind = pick_dtype(dtype, read_json(folder / CONFIG), torch.float32, place)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of milliseconds
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
         model, report = loader.from_pretrained(
@@ -204,6 +207,9 @@ def load_target(
             f"{folder}: no causal language model with its tokenizer that transformers can load "
             f"without remote code, from safetensors ({type(error).__name__}: {reason})"
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     if report["missing_keys"]:  # transformers would draw them at random
         missing = sorted(report["missing_keys"])
         raise LoadError(f"{folder}: {len(missing)} tensors are missing: {', '.join(missing[:8])}")

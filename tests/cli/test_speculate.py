@@ -71,13 +71,13 @@ def test_options_reach_target_and_configuration(speculate):
 
 def test_many_prompts(speculate, tmp_path):
     questions = tmp_path / "in.txt"
-    questions.write_text(f"{PROMPT}\nCopy the list: fig, kiwi\n")
+    questions.write_text(f"{PROMPT}\nCopy the list: fig, kiwi, plum\n")
     result = speculate("--input", questions, "--batch-size", 2)
-    assert result.stdout == f"{ANSWER}\nfig, kiwi\n"
+    assert result.stdout == f"{ANSWER}\nfig, kiwi, plum\n"
     result = speculate("--input", questions, "--output", tmp_path / "out.jsonl")
     assert result.stdout == ""
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in lines] == [ANSWER, "fig, kiwi"]
+    assert [line["text"] for line in lines] == [ANSWER, "fig, kiwi, plum"]
 
 
 def test_a_lossy_rule_says_so(speculate):
