@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dllm.verify.engine import SpecEngine
 
 PAIR = {"tiny-ar": "tiny"}  # bundled target -> its drafter
+SINGLE = "fixed:depth=16,nodes=16"  # control for one text: too short to learn from what costs are
 
 Target = Annotated[str, option("The AR model: tiny-ar, a directory, or a hub id.", panel=MODEL)]
 DraftModel = Annotated[
@@ -48,7 +49,10 @@ DraftModel = Annotated[
 ]
 Search = Annotated[str | None, option("From a lattice to a tree of drafts.", metavar=PART)]
 Accept = Annotated[str | None, option("The acceptance rule.", metavar=PART)]
-Control = Annotated[str | None, option("How much to draft and to verify.", metavar=PART)]
+Control = Annotated[
+    str | None,
+    option(f"How much to draft and to verify; cost, for one prompt {SINGLE}.", metavar=PART),
+]
 Sources = Annotated[
     list[str] | None,
     option("A model-free source of drafts, or none; may be repeated.", "--source", metavar=PART),
@@ -95,7 +99,7 @@ def speculate(
     as_text = not (as_json or output)
     if watch and not as_text:
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
-    config, engine = prepare(ctx.params)
+    config, engine = prepare(ctx.params, single=len(records) == 1)
     from dllm.spec_view import SpecView, as_dict
 
     with_view = as_text and len(records) == 1
@@ -118,7 +122,7 @@ def speculate(
                 raise typer.Exit(INTERRUPTED)
 
 
-def prepare(params: Mapping[str, Any]) -> tuple[SpecConfig, SpecEngine]:
+def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEngine]:
     """What the options ask for, the library's defaults for what they leave out."""
     with Console(stderr=True).status(f"loading {params['target']}"):
         import dllm.verify.api
@@ -126,6 +130,8 @@ def prepare(params: Mapping[str, Any]) -> tuple[SpecConfig, SpecEngine]:
 
         names = [f.name for f in fields(SpecConfig) if f.name != "lossless"]
         given = {n: params[n] for n in names if params.get(n) not in (None, [], ())}
+        if single:
+            given = {"control": SINGLE, **given}
         config = SpecConfig(lossless=not params["lossy"]).replace(**given)
         config.parts()  # told at once, not after a long download
         places = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
