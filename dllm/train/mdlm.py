@@ -65,16 +65,3 @@ def loss(model: Decoder, batch: Batch, generator: torch.Generator, part: slice) 
         logits = model.head(model.hidden(noisy, plan)[chosen])
     nll = F.cross_entropy(logits.float(), ids[chosen], reduction="none")
     return (nll * weights[chosen]).sum() / batch.ids.shape[0]
-
-
-def init_weights(model: Decoder, seed: int) -> None:
-    """Normal(0, 0.02) for tables and head, fan-in scaled matrices, zero residual outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        if p.ndim < 2:
-            continue
-        if name.endswith(("o.weight", "down.weight")):
-            torch.nn.init.zeros_(p)
-        else:
-            std = 0.02 if name.startswith(("embed", "head")) else p.shape[1] ** -0.5
-            torch.nn.init.normal_(p, std=std, generator=generator)

@@ -21,9 +21,9 @@ from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
-from dllm.train.mdlm import init_weights, loss
+from dllm.train.mdlm import loss
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000

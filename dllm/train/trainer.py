@@ -48,6 +48,19 @@ class TrainConfig:
     save_every: int = 500
 
 
+def init_weights(model: nn.Module, seed: int) -> None:
+    """Normal(0, 0.02) for tables and head, fan-in scaled matrices, zero residual outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.ndim < 2:
+            continue
+        if name.endswith(("o.weight", "o_proj.weight", "down.weight", "down_proj.weight")):
+            nn.init.zeros_(p)
+        else:
+            std = p.shape[1] ** -0.5 if "layers." in name else 0.02
+            nn.init.normal_(p, std=std, generator=generator)
+
+
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (orthogonalised momentum) for the layers' matrices, AdamW for tables, head and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]

@@ -21,7 +21,7 @@ from dllm.models.loading import resolve
 from dllm.train.data import Batch, Mixture
 from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE
 from dllm.train.tokenizer import EOS, save_tokenizer
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 
 USE = "dllm speculate --target {} --drafter tiny PROMPT"
 
@@ -76,15 +76,7 @@ def model(vocab_size: int, eos_id: int, seed: int) -> LlamaForCausalLM:
         pad_token_id=eos_id,
     )
     made = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in made.named_parameters():
-        if p.ndim < 2:
-            continue
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.zeros_(p)
-        else:
-            std = p.shape[1] ** -0.5 if "layers." in name else 0.02
-            torch.nn.init.normal_(p, std=std, generator=generator)
+    init_weights(made, seed)
     return made
 
 

@@ -18,8 +18,8 @@ from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.samplers import PLANNERS, SAMPLERS
 from dllm.train.data import Mixture
-from dllm.train.mdlm import init_weights, loss
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.mdlm import loss
+from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 from dllm.verify.parts import CONTROLS, RULES, SEARCHES, SOURCES
 from tests.cli.common import fails, modules_after
 

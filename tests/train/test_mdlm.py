@@ -10,9 +10,9 @@ from dllm.eval.tasks import is_held_out
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Batch, Mixture, make_batch
-from dllm.train.mdlm import BLOCKWISE, FRONTIER, TAIL_WEIGHT, corrupt, init_weights, loss
+from dllm.train.mdlm import BLOCKWISE, FRONTIER, TAIL_WEIGHT, corrupt, loss
 from dllm.train.tokenizer import ASSISTANT, EOS, MASK, USER
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 from tests.train.words import TOKENIZER
 
 MIX = Mixture({"copy": 1.0, "calculation": 1.0}, {"copy": (3, 4)}, tail=9, tail_share=0.5)
