@@ -23,7 +23,7 @@ from rich.progress import track
 
 import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks import TASKS, Example, examples
 from dllm.prompts import encode_prompt
 from dllm.verify.datastore import Datastore
 from dllm.verify.engine import SpecEngine, SpecOutput
@@ -36,6 +36,15 @@ STORED = 200  # training examples a task whose neighbours the coupled lattice kn
 FIXED, COST = "fixed:depth=16,nodes=16", "cost"
 BRANCHES = ("ngram", "suffix")
 SEARCHES = {"argmax path": "argmax", "CPS": "cps", "product tree": "product"}
+
+# searches that draw their drafts, from the generator that the target's tokens are drawn from: the
+# texts have the same law, not the same tokens
+DRAWN = {
+    "sampled path, block test": "sample",
+    "greedy plus one": "greedy-plus-one",
+    "RSD": "rsd",
+    "k-SEQ": "kseq",
+}
 
 
 def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
@@ -62,20 +71,15 @@ def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
         "control": "adl"
     }
     if temperature:
-        for name, spec in (
-            ("sampled path, block test", "sample"),
-            ("greedy plus one", "greedy-plus-one"),
-            ("RSD", "rsd"),
-            ("k-SEQ", "kseq"),
-        ):
+        for name, spec in DRAWN.items():
             found[name] = {"search": spec, "sources": (), "control": FIXED}
     return found
 
 
-def prompts(count: int) -> list[tuple[str, str]]:
-    """(task, prompt): the same number of held-out prompts of every task."""
+def prompts(count: int) -> list[tuple[str, Example]]:
+    """(task, example): the same number of held-out prompts of every task."""
     each = -(-count // len(TASKS))
-    return [(name, example.prompt) for name in TASKS for example in unseen(name, each, SEED)]
+    return [(name, example) for name in TASKS for example in unseen(name, each, SEED)]
 
 
 def store(engine: SpecEngine, path: Path) -> None:
@@ -113,10 +117,11 @@ def measure(args: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {"transformers generate": []} | {n: [] for n in table}
     outputs: dict[str, list[SpecOutput]] = {name: [] for name in table}
     same = dict.fromkeys(table, 0)
-    tokens = 0
-    questions = [(t, encode_prompt(engine.text, p)) for t, p in prompts(args.prompts)]
-    for number, (_, ids) in enumerate([questions[0], *track(questions)]):
+    tokens, right = 0, dict.fromkeys(TASKS, 0)
+    questions = prompts(args.prompts)
+    for number, (task, example) in enumerate([questions[0], *track(questions)]):
         warm = number == 0  # the first prompt is decoded once before the clock counts
+        ids = encode_prompt(engine.text, example.prompt)
         seed = args.seed + number
         started = time.perf_counter()
         # a request's generator is seeded with seed * 1000003 + row: see SpecEngine.request
@@ -125,6 +130,8 @@ def measure(args: argparse.Namespace) -> None:
         if not warm:
             seconds["transformers generate"].append(spent)
             tokens += len(expected)
+            text = engine.text.decode(expected)  # type: ignore[union-attr]
+            right[task] += TASKS[task].grade(example, text) == "ok"
         for name, options in table.items():
             options = dict(options)
             chosen = free if options.pop("drafter", True) is False else engine
@@ -154,6 +161,7 @@ def measure(args: argparse.Namespace) -> None:
             "temperature": args.temperature,
             "prompts": len(questions),
             "tokens": tokens,
+            "right": right,
             "rows": rows,
         },
     )
@@ -199,11 +207,12 @@ def table_of(result: dict[str, Any]) -> str:
     ]
     for each in result["rows"]:
         if "of" in each:
+            drawn = result["temperature"] and each["name"] in DRAWN
             numbers = (
                 f"{each['accepted_per_round']:.2f} | {each['target_passes_per_token']:.3f} | "
                 f"{each['drafts_per_round']:.1f}"
             )
-            identical = f"{each['identical']} / {each['of']}"
+            identical = "same law" if drawn else f"{each['identical']} / {each['of']}"
         else:
             numbers, identical = "0 | 1 | 0", "–"
         lines.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from dllm.verify.engine import SpecEngine
 from dllm.verify.protocol import Drafter
 from dllm.verify.target import load_target
 from dllm.verify.vocab import Translated, id_map, same_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def load(
@@ -36,7 +39,7 @@ def load(
     drafting = None
     if drafter is not None:
         same: Any = {"dtype": found.model.dtype, "device": found.model.device}
-        drafting = load_drafter(drafter, text, vocab_size=found.vocab_size, **same, **knobs)
+        drafting = load_drafter(drafter, tokenizer, vocab_size=found.vocab_size, **same, **knobs)
     elif knobs:
         raise DllmError(f"{next(iter(knobs))}=...: an option of a drafter, but there is none")
     ends = found.model.generation_config.eos_token_id
@@ -46,22 +49,24 @@ def load(
 
 def load_drafter(
     id_or_dir: str | os.PathLike[str],
-    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    vocab_size: int,
+    vocab_size: int | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     **knobs: Any,
 ) -> Drafter:
-    """A masked-diffusion checkpoint as a drafter for a target with the tokenizer `text`.
+    """A masked-diffusion checkpoint as a drafter for a target with this tokenizer.
 
-    vocab_size: the target's.  Where the two vocabularies differ, drafts are translated.
+    vocab_size: the target's, if that is not the tokenizer's. Where the two vocabularies differ,
+    drafts are translated. knobs: `ModelDrafter`'s.
     """
+    text = Text(tokenizer, "hf")
     path = resolve(id_or_dir)
     model = load_model(path, dtype=dtype, device=device)
     drafter = ModelDrafter(model, eos=model.spec.stop_ids, **knobs)
     own = load_text(path, model.spec)
-    ids = id_map(own, text, model.spec.vocab_size, vocab_size)
+    ids = id_map(own, text, model.spec.vocab_size, vocab_size or len(tokenizer))
     if same_ids(ids):
         return drafter
     return Translated(drafter, ids, own, text)

@@ -174,6 +174,19 @@ def test_stop_strings_end_each_text_for_itself():
     assert texts == ["plum, fig, pear", "fig, plum, pear"]
 
 
+def test_a_drafter_is_loaded_for_a_tokenizer():
+    pair = dllm.verify.load("tiny-ar", None, dtype="float64")
+    tokenizer = pair.text.tokenizer
+    drafter = dllm.verify.load_drafter("tiny", tokenizer, dtype="float64")
+    messages = [{"role": "user", "content": "Copy the list: fig, plum, pear, kiwi"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    row = inputs["input_ids"]
+    rounds = []
+    got = ours(pair.target.model, [row], drafter=drafter, sources=(), on_round=rounds.append)
+    assert tokenizer.decode(got[0, len(row) : -1]) == "fig, plum, pear, kiwi"
+    assert sum(each.rows[0].accepted for each in rounds) > len(rounds)
+
+
 def test_new_tokens_are_told_as_they_come():
     model, seen = target_model("llama"), {0: [], 1: []}
     rows = [[9, 4, 17], [30, 4]]
