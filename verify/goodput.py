@@ -15,6 +15,7 @@ from dllm.verify.costs import Calibration, CostModel, best_width, steps
 
 Mode = Literal["plain", "branches", "drafter"]
 RATE = 0.1  # weight of the newest round in running averages
+HOPE = 2  # rounds with drafts before anything is known
 TRIAL = 4  # rounds of a trial
 STAKE = 2.0  # what a trial may lose, in rounds of plain decoding
 FIRST = 8  # rounds until a mode that stopped paying is tried again
@@ -94,6 +95,7 @@ class Learned:
         self.costs = CostModel(part.memory)
         self.right: dict[Mode, Calibration] = {"branches": Calibration(), "drafter": Calibration()}
         self.arms: dict[Mode, Arm] = {"branches": Arm(), "drafter": Arm()}
+        self.seen = 0  # rounds, compared or not
         self.round = 0
         self.trial: Mode | None = None
         self._left = 0  # rounds
@@ -106,9 +108,13 @@ class Learned:
         return mode if self.arms[mode].rate > 1 else "plain"
 
     def mode(self, rows: int) -> Mode:
-        """What to do in this round: plain rounds come first, since all is compared with them."""
+        """What to do in this round.
+
+        A new pair begins with drafts, so that a short text has them; then come plain rounds, with
+        which all is compared.
+        """
         if not self.costs.known(rows):
-            return "plain"
+            return "plain" if self.seen >= HOPE else "drafter"
         return self.trial or self.best()
 
     def add(self, mode: Mode, tokens: float, seconds: float, paid: float) -> None:
@@ -218,6 +224,7 @@ class CostControl:
         rounds, self._seen = self._seen, {}
         self._live = list(rounds) or self._live
         fresh, self._fresh = self._fresh, False
+        self.learned.seen += 1
         behind, self._drafting = not self._drafting, self.mode == "drafter"
         if not fresh:
             searched, costs = self.mode != "plain", self.learned.costs

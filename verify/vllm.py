@@ -140,8 +140,7 @@ def load(name: str, model_config: Any, vocab_size: int, knobs: Mapping[str, Any]
     """The drafter of that checkpoint for the target that vLLM runs, with its tokenizer."""
     from transformers import AutoTokenizer
 
-    from dllm.text import Text
     from dllm.verify.api import load_drafter
 
     tokenizer = AutoTokenizer.from_pretrained(model_config.tokenizer)
-    return load_drafter(name, Text(tokenizer, "hf"), vocab_size=vocab_size, **knobs)
+    return load_drafter(name, tokenizer, vocab_size=vocab_size, **knobs)
