@@ -1,10 +1,11 @@
-# make demo     watch the bundled model decode in parallel
+# make demo     watch the bundled models: parallel decoding, then drafts for an autoregressive target
 # make test     ruff, mypy --strict, pytest
 # make results  docs/results.md and its figure, from the runs in benchmarks/results/suite
 # All set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 PROMPT ?= Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. How many shells does Leo have now?
+ASK ?= Turn into JSON: Tom is 31 and lives in Oslo.
 BIN := .venv/bin
 USER_STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
@@ -14,6 +15,7 @@ DEV_STAMP := .venv/.installed-dev
 
 demo: $(USER_STAMP)
 	$(BIN)/dllm generate "$(PROMPT)" --delay 1
+	$(BIN)/dllm speculate "$(ASK)" --delay 1
 
 test: lint
 	$(BIN)/pytest

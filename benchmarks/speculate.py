@@ -229,6 +229,11 @@ def report() -> None:
         for temperature in (0.0, 1.0):
             name = NAME.format(dtype=dtype, temperature=temperature)
             parts[name] = table_of(json.loads((RESULTS / f"{name}.json").read_text()))
+    greedy = json.loads(
+        (RESULTS / f"{NAME.format(dtype='float32', temperature=0.0)}.json").read_text()
+    )
+    each = greedy["prompts"] // len(greedy["right"])
+    parts["right"] = ", ".join(f"{name} {n}/{each}" for name, n in greedy["right"].items()) + "."
     fill(PAGE, parts)
 
 
