@@ -26,7 +26,7 @@ def cached(row: Row) -> set[int]:
     return {p for p in known if p + 1 in known or p + 1 == row.end}
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases, every(None, 2, 3, 4, 5), modes)
 def test_it_is_the_described_one(case, refresh, mode):
     def method(row: Row) -> set[int]:

@@ -10,7 +10,7 @@ from dllm.specs import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases, every(None, None, 2, 3))
 def test_it_is_the_described_one(case, refresh):
     def method(row: Row) -> set[int]:

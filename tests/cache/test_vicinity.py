@@ -13,7 +13,7 @@ from dllm.specs import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases, st.integers(0, 3), st.integers(0, 3), st.integers(0, 5), every(None, None, 2, 3))
 def test_it_is_the_described_one(case, before, after, warmup, refresh):
     def method(row: Row) -> set[int]:
