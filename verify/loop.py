@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from dllm.verify.accept import Greedy, Rule, Scores, Walk
+from dllm.verify.accept import Ended, Greedy, Rule, Scores, Walk, follow
 from dllm.verify.control import Control, ControlPart, Observed, Spent
 from dllm.verify.lattice import Lattice
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
@@ -105,8 +105,12 @@ class Best(Greedy):
 
     tokens: Sequence[int]
 
-    def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
-        return self.tokens[node]
+    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
+        walk = Walk([0], [])
+        while True:
+            walk.tokens.append(self.tokens[walk.nodes[-1]])
+            if not follow(walk, tree, ended):
+                return walk
 
 
 @dataclass(slots=True)
@@ -188,7 +192,7 @@ class Loop:
         trees = self.grow(lattices, limits)
         grown = time.perf_counter()
         scored = self.target.score(trees)
-        walks = [self.walk(i, tree, scored) for i, tree in enumerate(trees)]
+        walks = self.walk(trees, scored)
         verified = time.perf_counter()
         self.target.commit([walk.nodes for walk in walks])
         done = []
@@ -246,11 +250,16 @@ class Loop:
         sizes = self.control.sizes([np.array(tree.weights[1:]) for tree in trees])
         return [tree.cut(size) for tree, size in zip(trees, sizes, strict=True)]
 
-    def walk(self, at: int, tree: Tree, scored: Scored) -> Walk:
-        row, rule = self.rows[at], self.parts.rule
-        if isinstance(rule, Greedy) and row.request.process is None:
-            rule = Best(scored.best()[at])
-        return rule.walk(tree, row.scores(scored, at), row.request.rng, row.ended)
+    def walk(self, trees: Sequence[Tree], scored: Scored) -> list[Walk]:
+        """What each row emits."""
+        rule, walks = self.parts.rule, []
+        plain = isinstance(rule, Greedy) and any(row.request.process is None for row in self.rows)
+        best = scored.best() if plain else []  # for all rows at once
+        for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
+            known = plain and row.request.process is None
+            mine = Best(best[i]) if known else rule
+            walks.append(mine.walk(tree, row.scores(scored, i), row.request.rng, row.ended))
+        return walks
 
     def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:
         """Append what was emitted, and tell sources and controller what became of the drafts."""
