@@ -15,6 +15,8 @@ from dllm.eval.subjects import OracleSubject
 from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
+from dllm.verify import HFTarget, SpecEngine
+from tests.verify.tiny_targets import tiny_target
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 PROMPTS = [[4, 5, 6], [7, 8, 9, 10, 11, 4]]
@@ -32,6 +34,7 @@ def example_files(tmp_path, monkeypatch):
     sys.modules.pop("halving", None)
     sys.modules.pop("frozen_prompt", None)
     sys.modules.pop("doubling", None)
+    sys.modules.pop("parrot", None)
 
 
 def engine(shift):
@@ -87,3 +90,14 @@ def test_the_task_grades_its_answers_and_the_oracle_knows_them(tmp_path):
     sweep = Sweep(["doubling:Doubling:n=4"], [setting], count=9)
     [cell] = run(OracleSubject(), sweep, tmp_path / "run").cells
     assert (cell.strict, cell.nfe, cell.ceiling) == (9, 9, 9.0)
+
+
+def test_the_source_drafts_and_changes_nothing():
+    model = tiny_target("llama")
+    ids = [9, 4, 9, 4, 9, 4]
+    plain = model.generate(torch.tensor([ids]), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    output = SpecEngine(HFTarget(model)).generate(
+        ids, sources=["parrot:Parrot:length=2"], control="fixed:depth=0,nodes=4", max_new_tokens=20
+    )
+    assert output.token_ids == plain[0, len(ids) :].tolist()
+    assert sum(each.drafts for each in output.rounds) > 0
