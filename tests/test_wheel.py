@@ -60,6 +60,9 @@ def test_unpacked_wheel_generates_elsewhere(wheel, tmp_path):
         "import dllm, dllm.cache, dllm.samplers, dllm.verify\n"
         "for m in (dllm, dllm.cache, dllm.samplers, dllm.verify): print(m.__file__)\n"
         "out = dllm.load('tiny').generate('Copy the list: fig, plum, kiwi', max_new_tokens=32)\n"
+        "assert out.text == 'fig, plum, kiwi', out\n"
+        "pair = dllm.verify.load('tiny-ar', 'tiny')\n"
+        "out = pair.generate('Copy the list: fig, plum, kiwi')\n"
         "assert out.text == 'fig, plum, kiwi', out"
     )
     done = subprocess.run(
