@@ -20,7 +20,7 @@ NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 LAYERS = {"full_attention": True, "sliding_attention": True, "mlp": False, "moe": False}
 # root mean square of the error of a tree's logits over their spread: far above rounding, far
 # below what a wrong mask or position makes of them
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 def check_config(model: Any) -> None:

@@ -91,7 +91,8 @@ class Learned:
     """What one part knows: costs, calibration, and which mode is best."""
 
     def __init__(self, part: Cost) -> None:
-        self.waste = part.waste
+        self.waste, self.most = part.waste, part.most
+        self.start = float(part.depth)  # positions of the first draft of a text
         self.costs = CostModel(part.memory)
         self.right: dict[Mode, Calibration] = {"branches": Calibration(), "drafter": Calibration()}
         self.arms: dict[Mode, Arm] = {"branches": Arm(), "drafter": Arm()}
@@ -130,6 +131,13 @@ class Learned:
         if self.trial is None:
             self._begin()
 
+    def first(self, seen: Observed) -> None:
+        """Learn from the first draft of a text how many positions the next one's needs."""
+        if seen.accepted >= seen.depth:
+            self.start = min(2 * self.start, self.most)
+        else:
+            self.start += RATE * (seen.accepted + 1 - self.start)
+
     def _begin(self) -> None:
         """Start the next trial that is due."""
         best = self.best()
@@ -166,7 +174,7 @@ class CostControl:
     def __init__(self, part: Cost, rows: int) -> None:
         self.part = part
         self.learned = part.learned
-        self.depths = [part.depth] * rows
+        self.depths = [max(round(self.learned.start), part.least)] * rows
         self._reached = np.zeros((rows, part.most))  # share of rounds that accepted this much
         self._rounds = [0] * rows
         self._live = list(range(rows))
@@ -209,11 +217,13 @@ class CostControl:
 
     def _learn_depth(self, row: int, seen: Observed) -> None:
         self._rounds[row] += 1
+        if self._rounds[row] == 1:
+            self.learned.first(seen)
         reached = seen.accepted > np.arange(self.part.most)
         step = max(RATE, 1 / self._rounds[row])
         self._reached[row] += step * (reached - self._reached[row])
         if seen.end < seen.depth:
-            depth = self.part.least
+            depth = seen.end - seen.accepted
         elif seen.accepted >= min(seen.depth, seen.drafts) > 0:
             depth = 2 * self.depths[row]
         else:

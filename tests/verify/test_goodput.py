@@ -250,12 +250,26 @@ def see(control: Control, row: int, depth: int, accepted: int, end: int | None =
     return control.depth(row)
 
 
-def test_depth_doubles_after_a_full_accept_and_is_least_after_an_end_token():
+def test_depth_doubles_after_a_full_accept_and_is_what_is_left_before_an_end():
     control = warm(Cost(depth=8, least=4, most=32), bf16, 2, 0.1)
     assert control.depth(0) == 8
     assert [see(control, 0, 8, 8), see(control, 0, 16, 16), see(control, 0, 32, 32)] == [16, 32, 32]
     assert see(control, 0, 32, 5, end=5) == 4
+    assert see(control, 0, 32, 5, end=20) == 15
     assert control.depth(1) == 8
+
+
+def test_the_first_draft_of_a_text_asks_for_what_such_drafts_have_needed():
+    part = Cost(depth=8, least=4, most=32)
+    for accepted, expected in ((8, 16), (16, 32), (31, 32)):
+        control = part.open(1)
+        see(control, 0, control.depth(0), accepted)
+        see(control, 0, 4, 0)  # a later round says nothing about first ones
+        warm(part, bf16, 1, 0.1)
+        assert round(part.learned.start) == expected
+    for _ in range(60):
+        see(part.open(1), 0, 32, 9)
+    assert round(part.learned.start) == 10
 
 
 def test_depth_follows_the_positions_that_are_reached_often_enough():
