@@ -40,7 +40,7 @@ class SpecConfig:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    search: str = "coupled"
+    search: str = "product"
     accept: str = "auto"
     control: str = "cost"
     sources: tuple[str, ...] = ("ngram", "suffix")
