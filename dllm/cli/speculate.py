@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dllm.verify.engine import SpecEngine
 
 PAIR = {"tiny-ar": "tiny"}  # bundled target -> its drafter
-SINGLE = "fixed:depth=16,nodes=16"  # control for one text: too short to learn from what costs are
+SINGLE = "fixed:depth=16,nodes=16"  # control for one drafted text: too short to learn costs from
 
 Target = Annotated[str, option("The AR model: tiny-ar, a directory, or a hub id.", panel=MODEL)]
 DraftModel = Annotated[
@@ -51,7 +51,10 @@ Search = Annotated[str | None, option("From a lattice to a tree of drafts.", met
 Accept = Annotated[str | None, option("The acceptance rule.", metavar=PART)]
 Control = Annotated[
     str | None,
-    option(f"How much to draft and to verify; cost, for one prompt {SINGLE}.", metavar=PART),
+    option(
+        f"How much to draft and to verify; cost, or with a drafter and one prompt {SINGLE}.",
+        metavar=PART,
+    ),
 ]
 Sources = Annotated[
     list[str] | None,
@@ -130,11 +133,11 @@ def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEn
 
         names = [f.name for f in fields(SpecConfig) if f.name != "lossless"]
         given = {n: params[n] for n in names if params.get(n) not in (None, [], ())}
-        if single:
+        drafter = params["drafter"] or PAIR.get(params["target"])
+        drafter = None if drafter == "none" else drafter
+        if single and drafter:
             given = {"control": SINGLE, **given}
         config = SpecConfig(lossless=not params["lossy"]).replace(**given)
         config.parts()  # told at once, not after a long download
         places = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
-        drafter = params["drafter"] or PAIR.get(params["target"])
-        drafter = None if drafter == "none" else drafter
         return config, dllm.verify.api.load(params["target"], drafter, **places)
