@@ -15,6 +15,7 @@ from dllm.verify.costs import Calibration, CostModel, best_width, steps
 
 Mode = Literal["plain", "branches", "drafter"]
 RATE = 0.1  # weight of the newest round in running averages
+NEARLY = 0.97  # speed at which branches are still looked for
 HOPE = 2  # rounds with drafts before anything is known
 TRIAL = 4  # rounds of a trial
 STAKE = 2.0  # what a trial may lose, in rounds of plain decoding
@@ -104,9 +105,15 @@ class Learned:
         self._paid = 0.0  # the same in real seconds
 
     def best(self) -> Mode:
-        """The fastest mode; plain unless another is faster."""
+        """The fastest mode; plain unless another is faster.
+
+        Branches may be a little slower: where they have nothing to say they cost next to nothing,
+        and texts that they suit come unannounced.
+        """
         mode = max(self.arms, key=lambda mode: self.arms[mode].rate)
-        return mode if self.arms[mode].rate > 1 else "plain"
+        if self.arms[mode].rate > 1:
+            return mode
+        return "branches" if self.arms["branches"].rate > NEARLY else "plain"
 
     def mode(self, rows: int) -> Mode:
         """What to do in this round.

@@ -233,7 +233,18 @@ def test_trials_that_cost_next_to_nothing_still_come():
     for _ in range(12_000):
         seconds = 1.0 if learned.trial is None else 1.0001
         learned.add(learned.trial or "plain", 1.0, seconds, seconds)
-    assert {arm.wait for arm in learned.arms.values()} == {LONGEST}
+    assert learned.arms["drafter"].wait == LONGEST
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"), [(0.9, "branches"), (1.02, "branches"), (1.05, "plain")]
+)
+def test_branches_that_cost_next_to_nothing_are_looked_for(seconds, best):
+    learned = Cost().learned
+    learned.arms["branches"].add(1.0, seconds)
+    assert learned.best() == best
+    learned.arms["drafter"].add(1.0, 1.02)  # a drafter has to pay
+    assert learned.best() == best
 
 
 def test_a_drafter_that_costs_more_makes_wider_passes():
