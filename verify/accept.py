@@ -22,6 +22,8 @@ from dllm.verify.tree import Draw, Tree
 # A rule may ask both of the following about drafts that it rejects then.
 # (node, tokens emitted before it in this round) -> the target's processed logits [V] behind it
 Scores = Callable[[int, Sequence[int]], Tensor]
+# (node, tokens emitted before it in this round) -> the token emitted there
+Emit = Callable[[int, Sequence[int]], int]
 # (tokens emitted in this round) -> the row is finished; the last answer is about the walk's tokens
 Ended = Callable[[Sequence[int]], bool]
 
@@ -57,15 +59,19 @@ class Rule:
 
     def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
         """Emit and follow from the root until a token is no child, or ends the row."""
-        return self.go_on(Walk([0], []), tree, scores, rng, ended)
+        return go_on(Walk([0], []), tree, self.emitter(tree, scores, rng), ended)
 
-    def go_on(self, walk: Walk, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
-        """Emit and follow from the last accepted node on, where nothing is emitted yet."""
-        while True:
-            node = walk.nodes[-1]
-            walk.tokens.append(self.token(tree, node, scores(node, walk.tokens), rng))
-            if not follow(walk, tree, ended):
-                return walk
+    def emitter(self, tree: Tree, scores: Scores, rng: Rng) -> Emit:
+        """This rule's choice at a node, as `go_on` asks for it."""
+        return lambda node, tokens: self.token(tree, node, scores(node, tokens), rng)
+
+
+def go_on(walk: Walk, tree: Tree, emit: Emit, ended: Ended) -> Walk:
+    """Emit and follow from the last accepted node on, where nothing is emitted yet."""
+    while True:
+        walk.tokens.append(emit(walk.nodes[-1], walk.tokens))
+        if not follow(walk, tree, ended):
+            return walk
 
 
 def follow(walk: Walk, tree: Tree, ended: Ended) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dllm.verify.control import check_count
 from dllm.verify.lattice import Branch, Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources import Memory
@@ -158,8 +159,7 @@ class KSeqTree(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chains < 1:
-            raise ValueError(f"chains={self.chains}: expected a whole number of at least 1")
+        check_count("chains", self.chains, 1)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
@@ -187,8 +187,7 @@ class GreedyPlusOne(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tops < 0:
-            raise ValueError(f"tops={self.tops}: expected a whole number of at least 0")
+        check_count("tops", self.tops, 0)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         children = [self.children(lattice, i) for i in range(depth)]

@@ -12,13 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dllm.verify.heap import Step
 from dllm.verify.lattice import Lattice
-from dllm.verify.sources import Memory
+from dllm.verify.sources import Array, Ids, Memory
 
-Array = NDArray[np.float64]
 TINY = 1e-100  # in place of a sum of 0, which only zeros are multiplied with afterwards
 Place = tuple[int, tuple[int, ...]]  # column to fill next, the last candidates chosen before it
 
@@ -63,7 +61,7 @@ class Chain:
     memory: where not None, r is corrected by the memory's own g(v|all before) / g(v|u).
     """
 
-    tokens: NDArray[np.int64]
+    tokens: Ids
     first: Array
     behind: Array
     proxy: Array

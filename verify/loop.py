@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from dllm.verify.accept import Ended, Greedy, Rule, Scores, Walk, follow
+from dllm.verify.accept import Emit, Greedy, Rule, Scores, Walk, go_on
 from dllm.verify.control import Control, ControlPart, Observed, Spent
 from dllm.verify.lattice import Lattice
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
@@ -99,18 +99,9 @@ def memory_of(parts: Parts) -> Memory:
     return Memory([source.open() for source in parts.sources], rates=parts.rates)
 
 
-@dataclass(frozen=True)
-class Best(Greedy):
-    """Greedy where the most likely token behind every node is known already."""
-
-    tokens: Sequence[int]
-
-    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
-        walk = Walk([0], [])
-        while True:
-            walk.tokens.append(self.tokens[walk.nodes[-1]])
-            if not follow(walk, tree, ended):
-                return walk
+def looked_up(tokens: Sequence[int]) -> Emit:
+    """The greedy choice at a node where the most likely token behind each is known already."""
+    return lambda node, emitted: tokens[node]
 
 
 @dataclass(slots=True)
@@ -256,9 +247,11 @@ class Loop:
         plain = isinstance(rule, Greedy) and any(row.request.process is None for row in self.rows)
         best = scored.best() if plain else []  # for all rows at once
         for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
-            known = plain and row.request.process is None
-            mine = Best(best[i]) if known else rule
-            walks.append(mine.walk(tree, row.scores(scored, i), row.request.rng, row.ended))
+            if plain and row.request.process is None:
+                walks.append(go_on(Walk([0], []), tree, looked_up(best[i]), row.ended))
+            else:
+                scores = row.scores(scored, i)
+                walks.append(rule.walk(tree, scores, row.request.rng, row.ended))
         return walks
 
     def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:

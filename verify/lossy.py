@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm.verify.accept import Match
+from dllm.verify.control import check_count
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Tree
 
@@ -74,8 +75,7 @@ class Relaxed(Lossy):
     margin: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"top={self.top}: expected a whole number of at least 1")
+        check_count("top", self.top, 1)
         if not 0 <= self.margin <= 1:
             raise ValueError(f"margin={self.margin}: expected a probability from 0 to 1")
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dllm.verify.accept import Ended, Match, Scores, Walk, follow
+from dllm.verify.accept import Ended, Match, Scores, Walk, follow, go_on
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Draw, Law, Tree
 
@@ -113,7 +113,7 @@ class Block(Match):
             walk.tokens.append(rng.choice(normalised(rests[kept], laws[kept])))
             if not follow(walk, tree, ended):
                 return walk
-        return self.go_on(walk, tree, scores, rng, ended)
+        return go_on(walk, tree, self.emitter(tree, scores, rng), ended)
 
     def kept(self, chances: Sequence[float], rests: Sequence[Tensor], rng: Rng) -> int:
         """How many drafts stay: the longest prefix whose coin says so."""
