@@ -197,3 +197,13 @@ def test_convert(text, hint, value):
 def test_convert_says_what_it_expected():
     with pytest.raises(SpecError, match=r"x='y': expected one \| two or none"):
         convert("y", Literal["one", "two"] | None, "x")
+
+
+def test_a_part_of_our_tables_is_found_without_looking_for_others(monkeypatch):
+    """Looking for entry points reads the metadata of every installed package."""
+
+    def looked(group):
+        raise AssertionError(f"looked for {group}")
+
+    monkeypatch.setattr(specs, "entry_points", looked)
+    assert part_class("quota", SAMPLERS, "dllm.samplers") is Quota

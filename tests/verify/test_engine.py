@@ -195,3 +195,16 @@ def test_a_configuration_is_checked_without_a_model():
     assert config.parts().search.beam == 5
     with pytest.raises(DllmError, match="lossles"):
         config.replace(lossles=True)
+
+
+def test_parts_are_made_once_and_a_controller_serves_all_searches():
+    """What it has learned of a pair stays."""
+    engine = SpecEngine(dllm.verify.HFTarget(tiny_target("llama")))
+    engine.generate([9, 4, 9, 4, 9], max_new_tokens=12)
+    config = SpecConfig(max_new_tokens=12)
+    parts = engine.parts.of(config)
+    assert parts is engine.parts.of(config)
+    assert parts.control.learned.seen > 0
+    other = engine.parts.of(config.replace(search="coupled"))
+    assert other.control is parts.control
+    assert engine.parts.of(config.replace(control="adl")).control is not parts.control

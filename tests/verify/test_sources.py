@@ -1,10 +1,12 @@
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
 from dllm.verify.lattice import Branch
 from dllm.verify.ngram import NGram
 from dllm.verify.recycling import Recycling
-from dllm.verify.sources import Memory
+from dllm.verify.sources import Memory, Rate
 from dllm.verify.suffix import Suffix
 from tests.verify.drafts import Say
 
@@ -115,3 +117,15 @@ def test_without_a_proxy_all_candidates_are_as_likely():
     memory = Memory([Say()])
     np.testing.assert_allclose(memory.logp([1], np.arange(4)), np.log(0.25))
     assert (memory.pairs(np.zeros((2, 3), int), np.zeros((2, 3), int)) == np.ones((2, 3, 3))).all()
+
+
+def test_rates_that_are_shared_tell_a_new_text_what_others_have_shown():
+    rates = defaultdict(Rate)
+    for _ in range(40):
+        memory = Memory([Say([Branch((5,), (0.9,), "say")])], rates=rates)
+        memory.branches(1)
+        memory.extend([6])  # it said 5
+    (fresh,) = Memory([Say([Branch((5,), (0.9,), "say")])], rates=rates).branches(1)
+    (alone,) = Memory([Say([Branch((5,), (0.9,), "say")])]).branches(1)
+    assert fresh.weights[0] < 0.2
+    assert alone.weights == (0.9,)
