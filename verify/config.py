@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from numbers import Integral, Real
 from typing import Any
 
 from dllm.options import ConfigError, check_numbers, check_top_p, checked_stop, replaced
-from dllm.verify.control import ControlPart
 from dllm.verify.loop import Parts
 from dllm.verify.parts import control_of, rule_of, search_of, sources_of
 
@@ -21,6 +20,8 @@ NUMBERS: dict[str, tuple[type[Any], float]] = {
     "seed": (Integral, -inf),
     "reuse": (Integral, 0),
 }
+
+PARTS = ("search", "accept", "control", "sources", "reuse", "lossless")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +76,18 @@ class SpecConfig:
 
 
 class PartsCache:
-    """The parts of configurations, each made once: a datastore stays open, and a controller goes
-    on learning what a pair of models costs.
+    """The parts of configurations, each made once: a datastore stays open, and a controller and the
+    sources' rates go on learning how these parts do. Seeds and lengths make no difference.
     """
 
     def __init__(self) -> None:
         self._parts: dict[SpecConfig, Parts] = {}
-        self._controls: dict[str, ControlPart] = {}
 
     def of(self, config: SpecConfig) -> Parts:
         """The parts of a configuration; SpecError says what is wrong with one."""
-        if config not in self._parts:
-            parts = config.parts()
-            control = self._controls.setdefault(config.control, parts.control)
-            self._parts[config] = replace(parts, control=control)
-        return self._parts[config]
+        # whether the temperature is 0 decides between greedy and drawing rules
+        chosen = {name: getattr(config, name) for name in PARTS}
+        key = SpecConfig(temperature=float(config.temperature > 0), **chosen)
+        if key not in self._parts:
+            self._parts[key] = config.parts()
+        return self._parts[key]

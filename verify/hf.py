@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dllm.errors import DllmError
-from dllm.verify.config import PartsCache, SpecConfig
+from dllm.verify.config import PARTS, PartsCache, SpecConfig
 from dllm.verify.loop import Request, Round, speculate
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng
@@ -69,8 +69,7 @@ def generate(
     # `prepared` has what belongs to the model; as parameters of their own transformers would take
     # its attention mask and cache for options of this function
     _check(generation_config, prepared.get("past_key_values"))
-    names = ("search", "accept", "control", "sources", "reuse", "lossless")
-    given = dict(zip(names, (search, accept, control, sources, reuse, lossless), strict=True))
+    given = dict(zip(PARTS, (search, accept, control, sources, reuse, lossless), strict=True))
     config = SpecConfig().replace(**{k: v for k, v in given.items() if v is not None})
     sampled = bool(generation_config.do_sample)
     known = _known.setdefault(model, Known())

@@ -197,14 +197,17 @@ def test_a_configuration_is_checked_without_a_model():
         config.replace(lossles=True)
 
 
-def test_parts_are_made_once_and_a_controller_serves_all_searches():
-    """What it has learned of a pair stays."""
+def test_parts_are_made_once_whatever_the_seed_and_the_length():
+    """What they have learned of a pair stays."""
     engine = SpecEngine(dllm.verify.HFTarget(tiny_target("llama")))
-    engine.generate([9, 4, 9, 4, 9], max_new_tokens=12)
-    config = SpecConfig(max_new_tokens=12)
+    for seed in range(3):
+        engine.generate([9, 4, 9, 4, 9], max_new_tokens=12 + seed, seed=seed)
+    config = SpecConfig()
     parts = engine.parts.of(config)
-    assert parts is engine.parts.of(config)
-    assert parts.control.learned.seen > 0
-    other = engine.parts.of(config.replace(search="coupled"))
-    assert other.control is parts.control
-    assert engine.parts.of(config.replace(control="adl")).control is not parts.control
+    assert parts.control.learned.seen > 12
+    assert parts is engine.parts.of(config.replace(seed=9, max_new_tokens=3, stop="x"))
+    warm = engine.parts.of(config.replace(temperature=0.7))
+    assert warm is engine.parts.of(config.replace(temperature=1.2, top_k=5))
+    assert warm.rule != parts.rule
+    for changes in ({"search": "coupled"}, {"control": "adl"}, {"sources": ()}, {"reuse": 2}):
+        assert engine.parts.of(config.replace(**changes)) is not parts
