@@ -110,17 +110,20 @@ def load_model(
     path: str | os.PathLike[str],
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    config: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """`Decoder` with the weights of the checkpoint directory `path`, in eval mode.
+
+    config: read instead of the directory's config.json.
 
     dtype "auto" is the checkpoint's own (config.json, else its tensors), except that float16
     becomes float32 on the CPU, where it is slow. device "auto" is cuda if there is one, else cpu.
     Raises LoadError naming the file for whatever does not fit, before the first weight is read.
     """
     folder = Path(path)
-    config = read_json(folder / CONFIG)
-    spec = read_spec(config, str(folder / CONFIG))
-    family = find_family(config, str(folder / CONFIG))
+    source = str(folder / CONFIG) if config is None else "config"
+    config = read_json(folder / CONFIG) if config is None else config
+    spec, family = read_spec(config, source), find_family(config, source)
     with torch.device("meta"):
         decoder = Decoder(spec)
     wanted = {  # a tied head is one parameter, listed once, as the embedding
