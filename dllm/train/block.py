@@ -48,7 +48,9 @@ class Streams:
     source: Tensor
 
     @classmethod
-    def of(cls, ids: Tensor, masked: Tensor, start: Tensor, end: Tensor, spec: ModelSpec) -> Streams:
+    def of(
+        cls, ids: Tensor, masked: Tensor, start: Tensor, end: Tensor, spec: ModelSpec
+    ) -> Streams:
         """Of the text ids [B, T], whole blocks, with masks at masked [2, B, T].
 
         The views hold the blocks from that of `start` [B] to that of `end` [B], the clean stream
@@ -112,9 +114,7 @@ class BlockLoss:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
 
-    def corrupt(
-        self, batch: Batch, size: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def corrupt(self, batch: Batch, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""
         blocks = int(batch.end.max()) // size + 1
         pos, rows = torch.arange(blocks * size), len(batch.ids)
@@ -151,7 +151,13 @@ class BlockLoss:
         ids = F.pad(batch.ids, (0, masked.shape[2] - batch.ids.shape[1]), value=model.spec.eos_id)
         ids, start, end, masked, weights = (
             t.to(model.device)
-            for t in (ids[part], batch.start[part], batch.end[part], masked[:, part], weights[:, part])
+            for t in (
+                ids[part],
+                batch.start[part],
+                batch.end[part],
+                masked[:, part],
+                weights[:, part],
+            )
         )
         streams = Streams.of(ids, masked, start, end, model.spec)
         plan = Plan(streams.pos, streams.pos, walk=Visible(streams.visible[:, None]))

@@ -55,7 +55,7 @@ class Certainty:
         student, steps = job.student(), job.steps or self.steps
         config = job.train_config(self.config, steps)
         decoding = DecodeConfig(sampler=self.sampler, block_length=self.block_length)
-        pairs = [p for p in job.trajectories(student, decoding, report) if p.whole and p.answer]
+        pairs = job.trajectories(student, decoding, report)
         batches = student.batches(pairs, config, tail=self.tail, tail_share=self.tail_share)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
         return Run(trainer, student.export, USE)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
@@ -77,20 +77,28 @@ class Job:
     dtype: str = "float32"
     device: str = "auto"
 
-    def begin(self) -> None:
-        """Note in `out` what was asked for. DllmError if a run of something else is there."""
-        asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
-        asked = {name: str(v) if isinstance(v, Path) else v for name, v in asked.items()}
-        file = self.out / ASKED
-        there = read_json(file) if file.exists() else asked
-        for name, value in asked.items():
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All options but the directory, as JSON values."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+
+    def check(self) -> None:
+        """DllmError if a run of something else is in `out`."""
+        if not (self.out / ASKED).exists():
+            return
+        there = read_json(self.out / ASKED)
+        for name, value in self.asked.items():
             if there.get(name) != value:
                 raise DllmError(
                     f"{self.out}: holds a run with {name}={there.get(name)!r}, but this one has "
                     f"{value!r}: give another --out, or the same options to go on"
                 )
+
+    def note(self) -> None:
+        """Write down what was asked for, for `check`."""
         self.out.mkdir(parents=True, exist_ok=True)
-        write_json(file, asked)
+        write_json(self.out / ASKED, self.asked)
 
     def train_config(self, default: TrainConfig, steps: int) -> TrainConfig:
         """A recipe's knobs with what the user changed; rates fall to zero over the whole run."""
@@ -139,12 +147,17 @@ class Job:
                     'expected a field "answer" in every line, or --distill-from a model'
                 )
             pairs = [Pair(q.prompt(text), q.reply(text, str(q.answer))) for q in questions]
-        pairs = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
-        if not pairs:
+        return self.usable(pairs, whole)
+
+    def usable(self, pairs: Sequence[Pair], whole: bool) -> list[Pair]:
+        """Answers that are not empty, and if asked for not cut off; DllmError if there is none."""
+        found = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
+        if not found:
             raise DllmError(
-                f"--data {self.data}: no answer ends within max_new_tokens={self.max_new_tokens}"
+                f"--data {self.data}: {len(pairs)} prompts, and no answer that ends within "
+                f"max_new_tokens={self.max_new_tokens}"
             )
-        return pairs
+        return found
 
     def distilled(self, questions: Sequence[Question], text: Text, report: Report) -> list[Pair]:
         """What the AR model answers, in the tokens of `text`."""
@@ -166,12 +179,16 @@ class Job:
         ]
 
     def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
-        """What the student answers before it is trained, and in which order it decodes that."""
+        """What the student answers before it is trained, and in which order it decodes that.
+
+        Answers that were cut off are left out.
+        """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
         prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
         make = partial(own, engine, config=config, together=TOGETHER)
-        return self.rolled_out(fingerprint(student.model, config), prompts, make, report)
+        pairs = self.rolled_out(fingerprint(student.model, config), prompts, make, report)
+        return self.usable(pairs, whole=True)
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report
