@@ -61,15 +61,25 @@ def init_weights(model: nn.Module, seed: int) -> None:
             nn.init.normal_(p, std=std, generator=generator)
 
 
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a run changes, by name: all but the frozen ones."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (orthogonalised momentum) for the layers' matrices, AdamW for tables, head and norms."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
-    known = set(map(id, matrices))
-    rest = [p for p in model.parameters() if id(p) not in known]
-    return [
-        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01, adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in trained(model).items():
+        (matrices if p.ndim == 2 and "layers." in name else rest).append(p)
+    made: list[torch.optim.Optimizer] = []
+    if matrices:
+        knobs: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
+        made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **knobs))
+    if rest:
+        knobs = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
+        made.append(torch.optim.AdamW(rest, lr=config.lr, **knobs))
+    return made
 
 
 class Trainer:
@@ -180,14 +190,14 @@ class Trainer:
         return value
 
     def save(self) -> None:
-        """Weights, optimizer moments and step, each file replaced whole; the step comes last."""
+        """What is trained, optimizer moments and step, each file replaced whole; the step last."""
         if self.rank > 0:
             return
         moments: dict[str, Tensor] = {}
         for i, opt in enumerate(self.optimizers):
             for j, state in opt.state_dict()["state"].items():
                 moments |= {f"{i}.{j}.{key}": t.contiguous() for key, t in state.items()}
-        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        weights = {name: p.detach() for name, p in trained(self.model).items()}
         for name, tensors in (("model", weights), ("optimizer", moments)):
             save_file(tensors, self.out / f"{name}.tmp")
             os.replace(self.out / f"{name}.tmp", self.out / f"{name}.safetensors")
@@ -199,7 +209,7 @@ class Trainer:
         self.step = json.loads((self.out / "state.json").read_text())["step"]
         weights = load_file(self.out / "model.safetensors")
         with torch.no_grad():
-            for name, p in self.model.named_parameters():  # a tied head is listed once
+            for name, p in trained(self.model).items():  # a tied head is listed once
                 p.copy_(weights[name])
         moments = load_file(self.out / "optimizer.safetensors")
         for i, opt in enumerate(self.optimizers):
