@@ -292,9 +292,7 @@ def _read_sdar(c: Config) -> ModelSpec:
     block_length = 4 if key is None else c.integer(key)
     c.expect("attention_bias", False, optional=True)
     released = SpecialIds(151669, 151643, 151643, 151645)
-    return _read_qwen(
-        c, released, shift=0, block_length=block_length, qkv_bias=False, qk_norm=True
-    )
+    return _read_qwen(c, released, shift=0, block_length=block_length, qkv_bias=False, qk_norm=True)
 
 
 def _read_block(c: Config) -> ModelSpec:
