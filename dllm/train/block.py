@@ -147,7 +147,7 @@ class BlockLoss:
 def groups(batch: Batch, size: int) -> Iterator[tuple[Streams, Tensor]]:
     """Rows [R] of the batch by the blocks that their answers lie in, so that none is padded."""
     blocks = torch.stack([batch.start, batch.end], 1) // size
-    pairs, which = blocks.unique(dim=0, return_inverse=True)
+    pairs, which = torch.unique(blocks, dim=0, return_inverse=True)
     for index, (first, last) in enumerate(pairs.tolist()):
         yield Streams(first, last, size), (which == index).nonzero()[:, 0]
 

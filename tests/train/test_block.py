@@ -1,6 +1,4 @@
-"""The block-diffusion loss: what its one forward computes is what decoding computes, block by block."""
-
-import math
+"""The block-diffusion loss: one forward computes what decoding computes block by block."""
 
 import pytest
 import torch
@@ -8,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.plan import Plan
-from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
-from dllm.train.block import BlockLoss, Streams, groups
+from dllm.train.block import BlockLoss
 from dllm.train.data import Batch
 
 MASK, EOS, VOCAB = 1, 0, 23
