@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dllm.cache.plan import Layer, Plan
-from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
-from dllm.train.data import Batch
-from dllm.train.mdlm import TAIL_WEIGHT
+from dllm.train.mdlm import weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,88 +75,23 @@ class Streams:
         return x + layer.feed(x), run
 
 
-@dataclass(frozen=True)
-class BlockLoss:
-    """Cross-entropy (nats a token) of the answers, every token once: masked in one of two views.
+def groups(start: Tensor, end: Tensor, size: int) -> Iterator[tuple[Streams, Tensor]]:
+    """Which rows [R] have their answers in the same blocks, so that none has to be padded.
 
-    In each block a token is masked in view 0 with a probability t ~ U(0, 1) of that block, else in
-    view 1. frontier: share of the blocks in which view 0 masks what is behind a random cut, view 1
-    what is before it; 0 is the paper's. What follows the end of text in its block is end of text
-    too and counts tail_weight a token; in the share tail_hidden of the rows both views mask all of
-    it, as at the start of a generation.
+    start, end [B]: first position of each answer, and that of the token that ends it.
     """
-
-    frontier: float = 0.0
-    tail_weight: float = TAIL_WEIGHT
-    tail_hidden: float = 0.7
-
-    def __post_init__(self) -> None:
-        for name in ("frontier", "tail_weight", "tail_hidden"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
-
-    def corrupt(self, batch: Batch, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""
-        blocks = int(batch.end.max()) // size + 1
-        pos, rows = torch.arange(blocks * size), len(batch.ids)
-        start, stop = batch.start[:, None], batch.end[:, None] + 1  # behind the end of text
-
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(*shape, generator=generator)
-
-        def spread(by_block: Tensor) -> Tensor:
-            return by_block.repeat_interleave(size, 1)
-
-        level, kind, place = uniform(3, rows, blocks)
-        opens = torch.arange(blocks) * size
-        low, high = opens.maximum(start), (opens + size).minimum(stop)
-        cut = low + (place * (high - low)).floor()
-        one = uniform(rows, len(pos)) < spread(level)
-        one = torch.where(spread(kind < self.frontier), pos >= spread(cut), one)
-
-        answer = (pos >= start) & (pos < stop)
-        tail = (pos >= stop) & (pos // size == batch.end[:, None] // size)
-        hidden = tail & (uniform(rows, 1) < self.tail_hidden)
-        masked = torch.stack([one, ~one]) & (answer | tail) | hidden
-        return masked, masked * (answer + self.tail_weight * tail)
-
-    def __call__(
-        self, model: Decoder, batch: Batch, generator: torch.Generator, part: slice
-    ) -> Tensor:
-        """The loss of this process's rows `part`, divided by the weight of the whole batch."""
-        size = model.spec.block_length
-        if size is None:
-            raise DllmError("block_length=None: expected a model with blocks (bd_size)")
-        masked, weights = self.corrupt(batch, size, generator)
-        ids = F.pad(batch.ids, (0, masked.shape[2] - batch.ids.shape[1]), value=model.spec.eos_id)
-        share = Batch(ids[part], batch.start[part], batch.end[part])
-        loss = torch.zeros((), device=model.device)
-        # as in mdlm.loss: on a CPU plain matmuls have the faster backward
-        with torch.autocast(model.device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            for streams, rows in groups(share, size):
-                views = (t[:, part][:, rows].to(model.device) for t in (masked, weights))
-                loss = loss + _summed(model, streams, share.ids[rows].to(model.device), *views)
-        return loss / weights.sum()
-
-
-def groups(batch: Batch, size: int) -> Iterator[tuple[Streams, Tensor]]:
-    """Rows [R] of the batch by the blocks that their answers lie in, so that none is padded."""
-    blocks = torch.stack([batch.start, batch.end], 1) // size
+    blocks = torch.stack([start, end], 1) // size
     pairs, which = torch.unique(blocks, dim=0, return_inverse=True)
     for index, (first, last) in enumerate(pairs.tolist()):
         yield Streams(first, last, size), (which == index).nonzero()[:, 0]
 
 
-def _summed(
-    model: Decoder, streams: Streams, ids: Tensor, masked: Tensor, weights: Tensor
-) -> Tensor:
-    """Weighted cross-entropy (nats) of the rows ids [R, T] under weights [2, R, T]."""
+def nll(model: Decoder, streams: Streams, ids: Tensor, masked: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the cross-entropies (nats) of ids [R, T] under masks and weights [2, R, T]."""
     view, row, pos = weights.nonzero(as_tuple=True)
     where = streams.pos(ids.device)[None]
     x = model.embed(streams.tokens(ids, masked, model.spec.mask_id))
     hidden = model.body(x, Plan(where, where, walk=streams))
     logits = model.head(hidden[row, streams.source(view, pos)])
     wide = logits.double() if logits.dtype == torch.float64 else logits.float()
-    nll = F.cross_entropy(wide, ids[row, pos], reduction="none")
-    return (nll * weights[view, row, pos]).sum()
+    return weighted(wide, ids[row, pos], weights[view, row, pos])
