@@ -63,6 +63,8 @@ def block_config(
         "eot_token_id": eot,
         "pad_token_id": eos if pad in (None, -1) else pad,
     }
+    if (dtype := config.get("dtype") or config.get("torch_dtype")) is not None:
+        made["dtype"] = dtype
     read_spec(made, source)  # ids outside the vocabulary, sizes that do not fit
     return made
 

@@ -10,6 +10,7 @@ GROUP = "dllm.recipes"
 RECIPES = {
     "mdlm": f"{HERE}.mdlm:Mdlm",
     "ar": f"{HERE}.twin:Ar",
+    "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
     "certainty": f"{HERE}.certainty:Certainty",
     "drafter": f"{HERE}.drafter:Drafter",
 }

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from dllm.models.loading import CONFIG, load_model, read_json, resolve, write_ch
 from dllm.text import Text, load_text
 from dllm.train.data import Pair, Shuffled
 from dllm.train.trainer import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -47,11 +50,7 @@ class Student:
 
     def token_id(self, token: str) -> int:
         """Id of a token of the vocabulary; DllmError if it is none."""
-        vocab: dict[str, int] = self.text.tokenizer.get_vocab()
-        if token not in vocab:
-            special = ", ".join(self.text.tokenizer.all_special_tokens)
-            raise DllmError(f"{self.source}: no token {token!r}; its special tokens: {special}")
-        return vocab[token]
+        return token_id(self.text.tokenizer, token, self.source)
 
     def export(self, directory: Path) -> None:
         """Write the weights in the dtype of the checkpoint they came from, and its tokenizer.
@@ -62,6 +61,15 @@ class Student:
         self.model.to(getattr(torch, kind.removeprefix("torch.")))
         write_checkpoint(self.model, directory, self.config)
         copy_tokenizer(self.source, directory)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str, source: Path) -> int:
+    """Id of a token in the vocabulary of the checkpoint `source`; DllmError if it is none."""
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    if token not in vocab:
+        special = ", ".join(tokenizer.all_special_tokens)
+        raise DllmError(f"{source}: no token {token!r}; its special tokens: {special}")
+    return vocab[token]
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
