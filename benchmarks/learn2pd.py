@@ -1,10 +1,11 @@
 """Learn2PD on the bundled model: its filter beside the threshold and the oracle EGP.
 
-The prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Two engines:
-ours, whose rows stop at an end of text with no hole before it, and one that no token ends, as the
-paper's: it is given the mask, which is never committed, for its end token, and fills all holes.
-There, answers are cut at their first end of text, and forwards are counted in all and up to the one
-behind which our engine stops. EoTP, which drops what stands behind an end, is run with both.
+Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Ends:
+the first 5 of each task with two engines: ours, whose rows stop at an end of text with no hole
+before it, and one that no token ends, as the paper's: it is given the mask, which is never
+committed, for its end token, and fills all holes. There, answers are cut at their first end of
+text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
+what stands behind an end, is run with both.
 A forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
 Run after benchmarks.learn2pd_filter: python -m benchmarks.learn2pd --filter FILE writes
 results/learn2pd.json; with --report it fills the tables of docs/training.md instead.
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +37,23 @@ from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
 from dllm.intervals import wilson
 from dllm.memo import MemoModel
+from dllm.models.protocol import Model
+from dllm.models.spec import ModelSpec
 from dllm.output import Output
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.learn2pd import EndOfText
 from dllm.samplers.parts import State, Verdict, Vocabulary
 
 Row = dict[str, Any]
-Key = tuple[str, str, str]  # engine, method, knob
+Key = tuple[str, str, str]  # table, method, knob
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 STOPS, FILLS = "stops", "fills all"
 THRESHOLDS = {
     "threshold": (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
     "learn2pd": (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3),
 }
+USUAL = (("one by one", ""), ("threshold", "0.9"), ("learn2pd", "0.96"))
+ENDS = 5  # prompts of each task on which both engines are run
 CUTS = (0.96, 0.0)  # EoTP as the paper has it, and as released
 COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "nfe_to_end", "answer_tokens")
 SLACK = 0.01  # "equal" accuracy
@@ -56,8 +62,9 @@ SLACK = 0.01  # "equal" accuracy
 class Endless:
     """A model whose end token never comes."""
 
-    def __init__(self, model: MemoModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.model, self.device, self.dtype = model, model.device, model.dtype
+        assert isinstance(model.spec, ModelSpec)
         self.spec = replace(model.spec, eos_id=model.spec.mask_id, eot_id=None)
 
     def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
@@ -80,83 +87,82 @@ class Cut(EndOfText):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A rule, and EoTP's threshold if it is on, with one of the engines."""
+class Rule:
+    """A commit rule at one knob value."""
 
-    engine: str
     method: str
-    knob: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    cut: float | None = None
-
-    @property
-    def key(self) -> Key:
-        cut = "" if self.cut is None else f" + eotp {self.cut}"
-        return self.engine, self.method + cut, self.knob
+    knob: str
+    spec: str
 
 
-def settings(filter_file: Path) -> Iterator[Setting]:
-    """What is measured; the longest first, for others pass through its canvases."""
+def rules(filter_file: Path) -> list[Rule]:
     specs = {"threshold": "threshold:", "learn2pd": f"learn2pd:filter={filter_file},"}
-    one = {"sampler": "quota"}
-    rules = {
-        (method, f"{bar:g}"): {"sampler": f"{specs[method]}threshold={bar}"}
+    swept = [
+        Rule(method, f"{bar:g}", f"{specs[method]}threshold={bar}")
         for method, bars in THRESHOLDS.items()
         for bar in bars
-    }
-    usual = {
-        ("one by one", ""): one,
-        **{key: rules[key] for key in (("threshold", "0.9"), ("learn2pd", "0.96"))},
-    }
-    for engine in (FILLS, STOPS):
-        for (method, knob), options in (usual if engine == FILLS else usual | rules).items():
-            yield Setting(engine, method, knob, options)
-        for (method, knob), options in usual.items():
-            for cut in CUTS:
-                yield Setting(engine, method, knob, options, cut)
+    ]
+    return [Rule("one by one", "", "quota"), *swept]
+
+
+def by_rule(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+    """Counts of every rule, and of EGP."""
+    prompts = [e.prompt for e in chosen]
+    one: list[Output] = []
+    for rule in rules(filter_file):
+        outputs = decode(engine, prompts, {"history": True, "sampler": rule.spec})
+        one = one or outputs
+        yield counts(engine, ("rules", rule.method, rule.knob), chosen, outputs, one)
+    egp = decode(engine, prompts, {"history": True, "sampler": oracle(engine, one)})
+    yield counts(engine, ("rules", "egp", "oracle"), chosen, egp, one)
+
+
+def by_end(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+    """Counts of the usual rules with both engines, and with EoTP."""
+    prompts = [e.prompt for e in chosen]
+    engines = {STOPS: engine, FILLS: Engine(Endless(engine.model), engine.text)}
+    one: list[Output] = []
+    for rule in rules(filter_file):
+        if (rule.method, rule.knob) in USUAL:
+            for name, cut in itertools.product(engines, (None, *CUTS)):
+                eotp = None if cut is None else Cut(cut, engine.model.spec.stop_ids)
+                options = {"history": True, "sampler": rule.spec, "stop_rule": eotp}
+                outputs = decode(engines[name], prompts, options)
+                one = one or outputs
+                knob = f"{rule.method} {rule.knob}".strip()
+                yield counts(engine, (name, knob, eotp_name(cut)), chosen, outputs, one)
+
+
+def eotp_name(cut: float | None) -> str:
+    return "" if cut is None else f"at {cut:g}"
 
 
 def measure(name: str, count: int, filter_file: Path) -> list[Row]:
     """Counts of every setting on one task."""
     plain = dllm.load("tiny")
-    memo = MemoModel(plain.model, 2**31)
-    engines = {STOPS: Engine(memo, plain.text), FILLS: Engine(Endless(memo), plain.text)}
+    engine = Engine(MemoModel(plain.model, 2**31), plain.text)
     chosen = unseen(name, count, SEED)
-    prompts = [e.prompt for e in chosen]
-    outputs: dict[Key, list[Output]] = {}
-    for setting in settings(filter_file):
-        options = {"history": True, **setting.options}
-        if setting.cut is not None:
-            options["stop_rule"] = Cut(setting.cut, plain.model.spec.stop_ids)
-        outputs[setting.key] = decode(engines[setting.engine], prompts, options)
-    one = outputs[STOPS, "one by one", ""]
-    egp = {"history": True, "sampler": oracle(plain, one)}
-    outputs[STOPS, "egp", "oracle"] = decode(engines[STOPS], prompts, egp)
-    return [row(plain, name, key, chosen, found, one) for key, found in outputs.items()]
+    found = [*by_rule(engine, chosen, filter_file), *by_end(engine, chosen[:ENDS], filter_file)]
+    return [{"task": name, "group": TASKS[name].group, **each} for each in found]
 
 
-def row(
-    engine: Engine,
-    name: str,
-    key: Key,
-    chosen: list[Example],
-    outputs: list[Output],
-    one_by_one: list[Output],
+def counts(
+    engine: Engine, key: Key, chosen: list[Example], outputs: list[Output], one: list[Output]
 ) -> Row:
+    """Totals of one setting over the prompts of a task; `one` are the answers one by one."""
     assert engine.text is not None
     totals = dict.fromkeys(COUNTS, 0)
-    for example, output, reference in zip(chosen, outputs, one_by_one, strict=True):
+    for example, output, reference in zip(chosen, outputs, one, strict=True):
         answer = until_end(output.token_ids, engine.model.spec.stop_ids)
         reply = engine.text.decode(answer)
         end = len(engine.encode(example.prompt)) + len(answer)
         totals["count"] += 1
-        totals["right"] += TASKS[name].grade(example, reply) == "ok"
+        totals["right"] += TASKS[example.task].grade(example, reply) == "ok"
         totals["same_as_one_by_one"] += answer == reference.token_ids
         totals["nfe"] += output.nfe
         totals["nfe_to_end"] += max(c.nfe for c in output.history or () if min(c.positions) <= end)
         totals["answer_tokens"] += min(len(answer) + 1, HOLES)
-    labels = dict(zip(("engine", "method", "knob"), key, strict=True))
-    return {"task": name, "group": TASKS[name].group, **labels, **totals}
+    return {**dict(zip(("table", "method", "knob"), key, strict=True)), **totals}
 
 
 def until_end(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
@@ -171,19 +177,19 @@ def summed(rows: list[Row]) -> dict[Key, Row]:
     """Counts of every setting over all tasks."""
     found: dict[Key, Row] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
     for each in rows:
-        total = found[each["engine"], each["method"], each["knob"]]
+        total = found[each["table"], each["method"], each["knob"]]
         for name in COUNTS:
             total[name] += each[name]
     return dict(found)
 
 
 def rules_table(totals: dict[Key, Row]) -> str:
-    """Every rule at every threshold, with the engine that stops."""
+    """Every rule at every threshold."""
     lines = [
         "| rule | at | right | 95% | same as one by one | forwards |",
         "|---|---|---|---|---|---|",
     ]
-    found = {k: t for k, t in totals.items() if k[0] == STOPS and "eotp" not in k[1]}
+    found = {k: t for k, t in totals.items() if k[0] == "rules"}
     for (_, method, knob), t in sorted(found.items(), key=lambda item: item[1]["nfe"]):
         low, high = wilson(t["right"], t["count"])
         lines.append(
@@ -199,21 +205,20 @@ def ends_table(totals: dict[Key, Row]) -> str:
         "| rule | engine | EoTP | right | same as one by one | forwards | up to the end |",
         "|---|---|---|---|---|---|---|",
     ]
-    for method, knob in (("one by one", ""), ("threshold", "0.9"), ("learn2pd", "0.96")):
-        for engine in (FILLS, STOPS):
-            for cut in (None, *CUTS):
-                t = totals[Setting(engine, method, knob, cut=cut).key]
-                lines.append(
-                    f"| {method} {knob} | {engine} | {'' if cut is None else f'at {cut:g}'} "
-                    f"| {share(t, 'right'):.1%} | {share(t, 'same_as_one_by_one'):.1%} "
-                    f"| {share(t, 'nfe'):.2f} | {share(t, 'nfe_to_end'):.2f} |"
-                )
+    for (method, knob), engine, cut in itertools.product(USUAL, (FILLS, STOPS), (None, *CUTS)):
+        rule = f"{method} {knob}".strip()
+        t = totals[engine, rule, eotp_name(cut)]
+        lines.append(
+            f"| {rule} | {engine} | {eotp_name(cut)} "
+            f"| {share(t, 'right'):.1%} | {share(t, 'same_as_one_by_one'):.1%} "
+            f"| {share(t, 'nfe'):.2f} | {share(t, 'nfe_to_end'):.2f} |"
+        )
     return "\n".join(lines)
 
 
 def gap_table(totals: dict[Key, Row]) -> str:
     """How much of the way from the threshold's forwards to EGP's the filter goes."""
-    one, floor = totals[STOPS, "one by one", ""], totals[STOPS, "egp", "oracle"]
+    one, floor = totals["rules", "one by one", ""], totals["rules", "egp", "oracle"]
     pairs = [(f"at {bar} both", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.8, 0.7, 0.6, 0.5)]
     best = [fewest(totals, method, share(one, "right") - SLACK) for method in THRESHOLDS]
     lines = [
@@ -221,7 +226,7 @@ def gap_table(totals: dict[Key, Row]) -> str:
         "|---|---|---|---|",
     ]
     for name, a, b in [("fewest forwards within a point of one by one", *best), *pairs]:
-        threshold, learned = totals[STOPS, "threshold", a], totals[STOPS, "learn2pd", b]
+        threshold, learned = totals["rules", "threshold", a], totals["rules", "learn2pd", b]
         gap = threshold["nfe"] - floor["nfe"]
         cells = [
             f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
@@ -234,7 +239,7 @@ def gap_table(totals: dict[Key, Row]) -> str:
 
 def fewest(totals: dict[Key, Row], method: str, least: float) -> str:
     """The knob of `method` with the fewest forwards among those at least that often right."""
-    knobs = [k for k in totals if k[:2] == (STOPS, method) and share(totals[k], "right") >= least]
+    knobs = [k for k in totals if k[:2] == ("rules", method) and share(totals[k], "right") >= least]
     return min(knobs, key=lambda k: totals[k]["nfe"])[2]
 
 
@@ -269,6 +274,7 @@ def main() -> None:
         "seed": SEED,
         "block_length": 32,
         "count_per_task": args.count,
+        "count_per_task_of_ends": min(ENDS, args.count),
         "weights": fingerprint(),
         "filter": hashlib.sha256(args.filter.read_bytes()).hexdigest()[:16],
     }

@@ -1,8 +1,9 @@
 """Train Learn2PD's filter for the bundled model, in windows of 32 tokens.
 
-Decodes 100 training prompts of each task one token a forward, 128 holes behind each, rolls EGP out
-on them and fits the filter with the paper's knobs. How the loss falls, and how often a threshold is
-wrong, is measured on 10 prompts of each task with filters fitted to the other 90.
+Decodes 40 training prompts of each task (as many as the paper of each of its own) one token a
+forward, 128 holes behind each, rolls EGP out on them and fits the filter with the paper's knobs.
+How the loss falls, and how often a threshold is wrong, is measured on 8 prompts of each task with
+filters fitted to the other 32.
 Run: python -m benchmarks.learn2pd_filter FILTER (writes it, and results/learn2pd_filter.json);
 --references FILE keeps the decoded answers, by far the longest part, for another run.
 """
@@ -27,7 +28,7 @@ from dllm.eval.tasks import TASKS, examples
 from dllm.samplers.learn2pd import save_filter
 from dllm.train.filter import Filter, Traces
 
-COUNT, OTHERS, SEED = 100, 10, 12
+COUNT, OTHERS, SEED = 40, 8, 12
 UPDATES = (300, 1_000, 3_000, 10_000, 20_000, 40_000)
 RECIPE = Filter(max_new_tokens=HOLES)
 
