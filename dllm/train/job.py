@@ -19,13 +19,16 @@ from dllm.eval.ranks import Ranks
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint
 from dllm.models.loading import read_json
+from dllm.specs import build_part
 from dllm.text import Text
 from dllm.train.data import Pair
 from dllm.train.questions import GENERATORS, Question, read_questions
 from dllm.train.rollouts import Make, Report, Rollouts, own, target
-from dllm.train.student import Student
+from dllm.train.student import Blocks, Student
 from dllm.train.trainer import TrainConfig, Trainer
 
+LORA = {"lora": "dllm.models.lora:Lora"}
+DIFFUSION = "a masked-diffusion checkpoint"
 ASKED = "job.json"  # in the directory of a run: what was asked for
 TOGETHER = 64  # prompts answered at once
 
@@ -122,11 +125,15 @@ class Job:
                     f"{self.recipe!r} makes the bundled model, and takes no options but --out"
                 )
 
-    def student(self, what: str = "a masked-diffusion checkpoint") -> Student:
-        """The model to train; DllmError if none is named."""
+    def student(self, what: str, blocks: Blocks | None = None) -> Student:
+        """The model to train, or its adapter; DllmError if none is named. blocks: see `Student`."""
         if self.model is None:
             raise DllmError(f"--model is missing: expected {what}")
-        return Student.of(self.model, self.dtype, self.device)
+        lora = None if self.lora is None else build_part(f"lora:{self.lora}", LORA, "dllm.lora")
+        if lora is None and not self.merge:
+            raise DllmError("--adapter: there is none without --lora")
+        student = Student.of(self.model, self.dtype, self.device, blocks)
+        return student if lora is None else student.adapted(lora, self.seed, self.merge)
 
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)

@@ -98,7 +98,7 @@ class TestJob:
 
     def test_a_missing_model(self, tmp_path):
         with pytest.raises(DllmError, match="--model is missing"):
-            Job("certainty", tmp_path).student()
+            Job("certainty", tmp_path).student("a model")
 
     def test_bundled_recipes_take_no_options(self, tmp_path):
         with pytest.raises(DllmError, match=r"--steps 4.*'mdlm'"):
