@@ -68,6 +68,12 @@ def train(
         option("Compute a batch in so many pieces, for want of memory.", panel=TRAINING, min=1),
     ] = None,
     lr: Annotated[float | None, option("Highest learning rate.", panel=TRAINING, min=0)] = None,
+    muon_lr: Annotated[
+        float | None,
+        option(
+            "Of the layers' matrices, by Muon; by default AdamW trains all.", panel=TRAINING, min=0
+        ),
+    ] = None,
     seed: Annotated[int | None, option("Of all random draws.", panel=TRAINING)] = None,
     lora: Annotated[
         str | None,

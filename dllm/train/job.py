@@ -58,7 +58,7 @@ class Job:
 
     model: the student's checkpoint.  data, examples: see `read_questions`.  distill_from: an AR
     model whose answers are learned.  rollouts: file of answers that a model gave; in `out` if None.
-    max_new_tokens: of those answers.  parts: see `TrainConfig`.  lora: options of `Lora`; None
+    max_new_tokens: of those answers.  muon_lr, parts: see `TrainConfig`.  lora: options of `Lora`; None
     trains all weights.  merge: write whole weights, not the adapter.
     """
 
@@ -74,6 +74,7 @@ class Job:
     batch_size: int | None = None
     parts: int | None = None
     lr: float | None = None
+    muon_lr: float | None = None
     seed: int = 0
     lora: str | None = None
     merge: bool = True
@@ -109,6 +110,7 @@ class Job:
             default,
             batch_size=default.batch_size if self.batch_size is None else self.batch_size,
             lr=default.lr if self.lr is None else self.lr,
+            muon_lr=default.muon_lr if self.muon_lr is None else self.muon_lr,
             parts=default.parts if self.parts is None else self.parts,
             seed=self.seed,
             warmup=min(default.warmup, 1 + steps // 10),
