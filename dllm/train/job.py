@@ -58,8 +58,8 @@ class Job:
 
     model: the student's checkpoint.  data, examples: see `read_questions`.  distill_from: an AR
     model whose answers are learned.  rollouts: file of answers that a model gave; in `out` if None.
-    max_new_tokens: of those answers.  muon_lr, parts: see `TrainConfig`.  lora: options of `Lora`; None
-    trains all weights.  merge: write whole weights, not the adapter.
+    max_new_tokens: of those answers.  muon_lr, parts: see `TrainConfig`.  lora: options of `Lora`;
+    None trains all weights.  merge: write whole weights, not the adapter.
     """
 
     recipe: str
