@@ -27,7 +27,7 @@ from dllm.train.trainer import Stage, TrainConfig, Trainer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-USE = "dllm generate --model {} --cache block PROMPT"
+USE = "dllm generate --model {{}} --cache block --block-length {} PROMPT"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ArToBlock:
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return Run(trainer, student.export, USE)
+        return Run(trainer, student.export, USE.format(self.block_length))
 
     def student(self, job: Job) -> Student:
         """The AR checkpoint `job.model` as a decoder of blocks; its weights are not changed."""
