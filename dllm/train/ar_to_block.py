@@ -19,7 +19,7 @@ from dllm.train.rollouts import Report
 from dllm.train.student import Blocks
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
-USE = "dllm generate --model {} --cache block PROMPT"
+USE = "dllm generate --model {{}} --cache block --block-length {} PROMPT"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ArToBlock:
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return Run(trainer, student.export, USE)
+        return Run(trainer, student.export, USE.format(self.block_length))
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""
