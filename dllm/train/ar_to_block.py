@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import at_least, probability
 from dllm.train.block import groups, nll
@@ -16,7 +17,7 @@ from dllm.train.data import Batch
 from dllm.train.job import Job, Run
 from dllm.train.mdlm import TAIL_WEIGHT, mixed
 from dllm.train.rollouts import Report
-from dllm.train.student import Blocks
+from dllm.train.student import Blocks, Student
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
 USE = "dllm generate --model {{}} --cache block --block-length {} PROMPT"
@@ -55,13 +56,24 @@ class ArToBlock:
 
     def prepare(self, job: Job, report: Report) -> Run:
         """The AR model with the attention of blocks, and answers to train it on."""
-        blocks = Blocks(self.block_length, self.mask_token)
-        student = job.student("a Llama, Qwen2 or Qwen3 checkpoint", blocks)
-        steps = job.steps or self.steps
+        student, steps = self.student(job), job.steps or self.steps
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
         return Run(trainer, student.export, USE.format(self.block_length))
+
+    def student(self, job: Job) -> Student:
+        """The AR checkpoint `job.model` as a decoder of blocks, or one that has become that."""
+        what = "a Llama, Qwen2 or Qwen3 checkpoint"
+        student = job.student(what, Blocks(self.block_length, self.mask_token))
+        found = student.model.spec.block_length
+        if found != self.block_length:
+            attends = "everywhere" if found is None else f"in blocks of {found}"
+            raise DllmError(
+                f"--model {job.model}: attends {attends}; expected {what}, or what this recipe "
+                f"made of one with block_length={self.block_length}"
+            )
+        return student
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""
