@@ -30,6 +30,7 @@ from dllm.train.trainer import TrainConfig, Trainer
 LORA = {"lora": "dllm.models.lora:Lora"}
 DIFFUSION = "a masked-diffusion checkpoint"
 ASKED = "job.json"  # in the directory of a run: what was asked for
+FREE = ("out", "rollouts", "parts", "device")  # what may change when a run goes on
 TOGETHER = 64  # prompts answered at once
 
 
@@ -83,9 +84,8 @@ class Job:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """All options but the directory, as JSON values."""
-        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
-        return {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+        """The options that decide about the result."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
 
     def check(self) -> None:
         """DllmError if a run of something else is in `out`."""
@@ -134,8 +134,13 @@ class Job:
         lora = None if self.lora is None else build_part(f"lora:{self.lora}", LORA, "dllm.lora")
         if lora is None and not self.merge:
             raise DllmError("--adapter: there is none without --lora")
-        student = Student.of(self.model, self.dtype, self.device, blocks)
+        student = Student.of(self.model, self.dtype, self.place, blocks)
         return student if lora is None else student.adapted(lora, self.seed, self.merge)
+
+    @property
+    def place(self) -> str:
+        """The device of this process."""
+        return (Ranks.here().device or self.device) if self.device == "auto" else self.device
 
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)
@@ -173,7 +178,7 @@ class Job:
         from dllm.verify.target import load_target
 
         assert self.distill_from is not None
-        found, tokenizer = load_target(self.distill_from, "auto", self.device)
+        found, tokenizer = load_target(self.distill_from, "auto", self.place)
         theirs = Text(tokenizer, "hf")
         questions = sorted(questions, key=lambda q: len(q.prompt(theirs)))  # little padding
         make = partial(target, found.model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
