@@ -10,6 +10,7 @@ from dllm.eval.tasks import is_held_out
 from dllm.train.job import Job
 from dllm.train.questions import Question, read_questions
 from dllm.train.student import Student
+from dllm.train.tiny import EVERYTHING
 from dllm.train.trainer import TrainConfig
 from tests.echo import echo, write_tiny
 
@@ -38,9 +39,23 @@ class TestQuestions:
         assert drawn == read_questions("generators:sort+calculation", 40, 0)
         assert drawn != read_questions("generators:sort+calculation", 40, 1)
 
-    def test_an_unknown_task_is_named(self):
-        with pytest.raises(DllmError, match=r"no task 'sotr'.*sort"):
-            read_questions("generators:sotr", 4, 0)
+    def test_tasks_may_have_weights(self):
+        drawn = read_questions("generators:sort*9+calculation", 600, 0)
+        sums = sum(any(map(str.isdigit, question.asked)) for question in drawn)
+        share = EVERYTHING["calculation"] / (9 + EVERYTHING["calculation"])
+        assert abs(sums - 600 * share) < 4 * (600 * share) ** 0.5
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            ("generators:sotr", r"no task 'sotr'.*sort"),
+            ("generators:sort*x", r"'sort\*x'.*a weight above 0"),
+            ("generators:sort*0", r"'sort\*0'.*a weight above 0"),
+        ],
+    )
+    def test_what_is_no_task_or_weight_is_named(self, data, words):
+        with pytest.raises(DllmError, match=words):
+            read_questions(data, 4, 0)
 
     def test_a_file(self, tmp_path):
         file = tmp_path / "p.jsonl"
