@@ -255,6 +255,14 @@ def test_a_relative_base_behind_a_link(tmp_path, monkeypatch):
     load_model("deep/er/adapter")
 
 
+def test_a_base_at_home(tmp_path, monkeypatch):
+    make(tmp_path / "base", "llada")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_adapter(adapted(tmp_path / "base"), tmp_path / "adapter", "~/base")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    load_model(tmp_path / "adapter")
+
+
 def test_a_hub_base_is_resolved_by_its_id(tmp_path, monkeypatch):
     make(tmp_path / "downloaded", "llada")
     monkeypatch.setattr(
@@ -349,6 +357,7 @@ def test_a_fingerprint_of_files_ignores_how_they_are_cut(tmp_path):
         lambda name, t: (name, t.reshape(2, -1)),
         lambda name, t: (name, t.bfloat16().float()),
         lambda name, t: (name, t.half()),
+        lambda name, t: (name, t.view(torch.int32)),
     ],
 )
 def test_a_fingerprint_of_files_sees_any_tensor_change(tmp_path, change):
