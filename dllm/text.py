@@ -141,7 +141,7 @@ def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
     from dllm.models.adapter import tokenizer_folder  # late: it needs torch
 
     folder = tokenizer_folder(Path(path))
-    tokenizer = _tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     mask = tokenizer.mask_token_id
     if mask is not None and mask != spec.mask_id:
         raise LoadError(
@@ -176,8 +176,8 @@ def _check_messages(messages: Messages) -> None:
             raise DllmError(f"message {message!r}: expected {shape}")
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The first that applies, none of which runs code of the checkpoint.
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The first that applies, none of which runs code of the checkpoint; LoadError if none does.
 
     tokenizer.json describes itself, so it goes first whatever class the configuration names
     (LLaDA, SDAR, Fast-dLLM v2). Dream ships vocab.json and merges.txt under a remote class that is

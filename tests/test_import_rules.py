@@ -128,7 +128,17 @@ RULES: dict[str, May] = {
     ),
     **dict.fromkeys(LAWS, May(LAWS, ())),
     "dllm.eval.tasks": May(("dllm.eval.tasks",), ()),
-    "dllm.train": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.train")),
+    "dllm.train": May(
+        (
+            *BESIDE_ENGINE,
+            "dllm.__init__",
+            "dllm.batch",
+            "dllm.eval",
+            "dllm.files",
+            "dllm.train",
+            "dllm.verify.target",
+        )
+    ),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
     "dllm.cli": May((*LIBRARY, *CONSOLE, "dllm.cli")),
     "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may

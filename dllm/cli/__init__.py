@@ -5,7 +5,7 @@ imported inside the verbs, so that `dllm --help` answers at once.
 """
 
 # they add their verbs
-from dllm.cli import decode, eval_lm, eval_report, eval_run, speculate, tools, tune  # noqa: F401
+from dllm.cli import decode, eval_lm, eval_report, eval_run, speculate, tools, train, tune  # noqa: F401
 from dllm.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -250,7 +250,10 @@ class Decoder(nn.Module):
 
     def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
         """Final normed hidden states [B, Q, hidden_size] of the queried positions."""
-        x = self.embed(ids.gather(1, plan.pos))
+        return self.body(self.embed(ids.gather(1, plan.pos)), plan, store)
+
+    def body(self, x: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+        """`hidden` from the rows x [B, Q, hidden_size] that go into the first layer."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         run = Run.of(self.spec, plan, store, wide)
         for layer in self.layers:

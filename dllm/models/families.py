@@ -237,20 +237,19 @@ def _read_qwen(
     *,
     shift: Literal[0, 1],
     block_length: int | None = None,
-    qwen3: bool = False,
+    qkv_bias: bool = True,
+    qk_norm: bool = False,
 ) -> ModelSpec:
-    """The layout of Qwen2 (biases on q, k, v), or with `qwen3` of Qwen3 (per-head q/k norm).
+    """The layout of Qwen2 (biases on q, k, v), or with `qk_norm` of Qwen3, which has no biases.
 
-    Both rotate in the model's dtype. Qwen3's head size is a number of its own, Qwen2's is
+    All rotate in the model's dtype. Qwen3's head size is a number of its own, Qwen2's is
     hidden_size / heads unless the config says otherwise.
     """
     c.expect("hidden_act", "silu")
     c.expect("use_sliding_window", False, optional=True)
-    if qwen3:
-        c.expect("attention_bias", False, optional=True)
     vocab_size = c.integer("vocab_size")
     ids = c.special_ids(released, vocab_size)
-    own_head_dim = qwen3 or c.values.get("head_dim") is not None
+    own_head_dim = qk_norm or c.values.get("head_dim") is not None
     return ModelSpec(
         family=c.family,
         vocab_size=vocab_size,
@@ -264,8 +263,8 @@ def _read_qwen(
         mlp_size=c.integer("intermediate_size"),
         norm_eps=c.number("rms_norm_eps"),
         rope_theta=c.rope_theta(),
-        qkv_bias=not qwen3,
-        qk_norm=qwen3,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
         tie_head=c.flag("tie_word_embeddings"),
         block_length=block_length,
         shift=shift,
@@ -291,10 +290,24 @@ def _read_sdar(c: Config) -> ModelSpec:
     # sampler's default and their config.json does not carry it. The wider variants must name it.
     key = next((k for k in ("block_size", "block_length") if c.values.get(k) is not None), None)
     block_length = 4 if key is None else c.integer(key)
+    c.expect("attention_bias", False, optional=True)
     released = SpecialIds(151669, 151643, 151643, 151645)
-    return _read_qwen(c, released, shift=0, block_length=block_length, qwen3=True)
+    return _read_qwen(c, released, shift=0, block_length=block_length, qkv_bias=False, qk_norm=True)
 
 
+def _read_block(c: Config) -> ModelSpec:
+    mask, eos, pad = (c.integer(f"{name}_token_id", 0) for name in ("mask", "eos", "pad"))
+    return _read_qwen(
+        c,
+        SpecialIds(mask, eos, pad, None),  # ours: nothing is released, the file names all of them
+        shift=1,
+        block_length=None if c.need("bd_size") is None else c.integer("bd_size"),
+        qkv_bias=c.flag("attention_bias"),
+        qk_norm=c.flag("qk_norm"),
+    )
+
+
+BLOCK = "dllm_block"  # model_type of what we make of autoregressive checkpoints: see causal.py
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -325,6 +338,13 @@ FAMILIES: dict[str, Family] = {
             frozenset({"sdar", "SDARForCausalLM"}),
             QWEN_NAMES,
             _read_sdar,
+        ),
+        Family(
+            "block",
+            "made of an autoregressive checkpoint by `dllm train ar-to-block`",
+            frozenset({BLOCK}),
+            QWEN_NAMES,
+            _read_block,
         ),
     )
 }

@@ -1,12 +1,15 @@
-"""Batches of chat examples for training: prompt, answer, end-of-text padding. Text in, tensors out.
+"""Batches for training: prompt, answer, end-of-text padding. Where examples come from is not here.
 
-Every batch is a function of (seed, index), so a resumed run sees what an unbroken one would have.
+Every batch is a function of its number, so a resumed run sees what an unbroken one would have.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -33,49 +36,134 @@ class Mixture:
     tail_share: float = 0.0
 
 
+class Pair(NamedTuple):
+    """Token ids of a templated prompt and of its answer, without the token that ends it.
+
+    order: the forward in which a decoder committed each token of the answer, the end token's last;
+    empty where nobody knows.  whole: False if the answer was cut off before its end.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    order: Sequence[int] = ()
+    whole: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids [B, T]; start [B] is the first answer position, end [B] the one behind the answer."""
+    """ids [B, T]; start [B] is the first answer position, end [B] the one behind the answer.
+
+    whole [B]: whether what follows at `end` is right; it is made up where an answer was cut off.
+    order [B, T]: see `Pair`; 0 in the prompt, -1 where nobody knows.
+    """
 
     ids: Tensor
     start: Tensor
     end: Tensor
+    whole: Tensor
+    order: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.ids.numel()
 
 
-def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+@dataclass(frozen=True)
+class Drawn:
+    """Endless fresh examples of the task generators: number of a batch -> batch."""
+
+    tokenizer: Tokenizer
+    mixture: Mixture
+    eos_id: int
+    batch_size: int
+    seed: int = 0
+
+    def __call__(self, index: int) -> Batch:
+        rng = random.Random(f"{self.seed}/{index // POOL}")
+        names, weights = list(self.mixture.weights), list(self.mixture.weights.values())
+        drawn = rng.choices(names, weights=weights, k=self.batch_size * POOL)
+        pool = [
+            encode_example(self.tokenizer, *draw(rng, name, self.mixture.sizes.get(name)))
+            for name in drawn
+        ]
+        rows = piece(pool, rng, index, self.batch_size)
+        tail = padding(self.mixture.tail, self.mixture.tail_share, self.seed, index)
+        return lay_out(rows, (self.eos_id, self.eos_id), tail)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """The same examples over and over, every time in another order: number of a batch -> batch.
+
+    ends: the token behind an answer, and what fills rows up.  tail, tail_share: as in `Mixture`.
+    """
+
+    pairs: Sequence[Pair]
+    ends: tuple[int, int]
+    batch_size: int
+    seed: int = 0
+    tail: int = 0
+    tail_share: float = 0.0
+
+    def __call__(self, index: int) -> Batch:
+        size = self.batch_size * POOL
+        first = index // POOL * size
+        pool = [self.pairs[self.place(number)] for number in range(first, first + size)]
+        rng = random.Random(f"{self.seed}/{index // POOL}")
+        rows = piece(pool, rng, index, self.batch_size)
+        return lay_out(rows, self.ends, padding(self.tail, self.tail_share, self.seed, index))
+
+    def place(self, number: int) -> int:
+        """Which example stands at a place of the endless stream."""
+        epoch, at = divmod(number, len(self.pairs))
+        return shuffled(len(self.pairs), f"{self.seed}/{epoch}/order")[at]
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, seed: str) -> list[int]:
+    return random.Random(seed).sample(range(count), count)
+
+
+def padding(most: int, share: float, seed: int, index: int) -> int:
+    """Extra end-of-text padding of a batch."""
+    extra = random.Random(f"{seed}/{index}/tail")
+    return extra.randint(0, most) if extra.random() < share else 0
+
+
+def piece(pool: list[Pair], rng: random.Random, index: int, size: int) -> list[Pair]:
+    """Batch number `index` of those that a pool, sorted by length, is cut into."""
+    pool.sort(key=lambda pair: len(pair.prompt) + len(pair.answer))
+    part = rng.sample(range(POOL), POOL)[index % POOL]
+    return pool[part * size : (part + 1) * size]
+
+
+def lay_out(rows: Sequence[Pair], ends: tuple[int, int], tail: int = 0) -> Batch:
+    """Rows as one batch, with at least two end tokens behind every answer and `tail` more."""
+    length = max(len(row.prompt) + len(row.answer) for row in rows) + 2 + tail
+    ids = torch.full((len(rows), length), ends[1])
+    order = torch.full((len(rows), length), -1)
+    start = torch.tensor([len(row.prompt) for row in rows])
+    end = start + torch.tensor([len(row.answer) for row in rows])
+    for i, (row, first, last) in enumerate(zip(rows, start, end)):
+        ids[i, :last] = torch.tensor([*row.prompt, *row.answer])
+        ids[i, last] = ends[0]
+        order[i, :first] = 0
+        if row.order:
+            order[i, first : first + len(row.order)] = torch.tensor(row.order)
+            order[i, last + 1 :] = row.order[-1]
+    return Batch(ids, start, end, torch.tensor([row.whole for row in rows]), order)
+
+
+def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> Pair:
     """Token ids of the templated prompt and of the answer, as the chat template lays them out."""
     head = tokenizer.encode(f"{USER} {prompt}{ASSISTANT}").ids
-    return head, tokenizer.encode(f" {answer}").ids
+    return Pair(head, tokenizer.encode(f" {answer}").ids)
 
 
-def make_batch(
-    tokenizer: Tokenizer, mixture: Mixture, *, seed: int, index: int, batch_size: int, eos_id: int
-) -> Batch:
-    """Batch number `index` of the stream `seed`; rows are padded to one length with EOS."""
-    rng = random.Random(f"{seed}/{index // POOL}")
-    names = list(mixture.weights)
-    drawn = rng.choices(names, weights=list(mixture.weights.values()), k=batch_size * POOL)
-    pool = [encode_example(tokenizer, *_draw(rng, mixture, name)) for name in drawn]
-    pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-    order = rng.sample(range(POOL), POOL)
-    part = order[index % POOL]
-    rows = pool[part * batch_size : (part + 1) * batch_size]
-
-    extra = random.Random(f"{seed}/{index}/tail")
-    tail = extra.randint(0, mixture.tail) if extra.random() < mixture.tail_share else 0
-    length = max(len(p) + len(a) for p, a in rows) + 2 + tail
-    ids = torch.full((len(rows), length), eos_id)
-    for row, (p, a) in enumerate(rows):
-        ids[row, : len(p) + len(a)] = torch.tensor(p + a)
-    start = torch.tensor([len(p) for p, _ in rows])
-    end = torch.tensor([len(p) + len(a) for p, a in rows])
-    return Batch(ids, start, end)
-
-
-def _draw(rng: random.Random, mixture: Mixture, name: str) -> tuple[str, str]:
+def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> tuple[str, str]:
+    """Prompt and answer of a training example of a task."""
     task = TASKS[name]
-    sizes = mixture.sizes.get(name, task.sizes)
     while True:
-        example = task.make(rng, rng.choice(sizes))
+        example = task.make(rng, rng.choice(sizes or task.sizes))
         if not is_held_out(example.prompt):
             return example.prompt, example.answer

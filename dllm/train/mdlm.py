@@ -1,6 +1,11 @@
-"""Masked-diffusion loss (LLaDA, arXiv 2502.09992, section 2): mask answer tokens, predict them."""
+"""Masked-diffusion training (LLaDA, arXiv 2502.09992, sections 2.2 and 2.3)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,59 +14,124 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dllm.cache.plan import Plan
 from dllm.models.decoder import Decoder
+from dllm.samplers.rule import probability
 from dllm.train.data import Batch
+from dllm.train.job import DIFFUSION, Job, Run
+from dllm.train.rollouts import Report
+from dllm.train.trainer import Stage, TrainConfig, Trainer
 
-FRONTIER, BLOCKWISE = 0.45, 0.2  # shares of the rows; see `corrupt`
+USE = "dllm generate --model {} PROMPT"
 TAIL_WEIGHT = 0.1  # padding is easy and long: at full weight it would be most of the loss
 
 
-def corrupt(batch: Batch, mask_id: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mask part of every answer; return the noisy ids [B, T] and the loss weights [B, T].
+@dataclass(frozen=True)
+class Mdlm:
+    """Mask answer tokens and predict them. Without --model: the bundled model, from nothing.
 
-    Of an answer with its first two EOS (L tokens) l ~ U{1..L} random ones are masked, each with
-    weight 1/l: LLaDA's bound up to a constant. In BLOCKWISE of the rows everything behind a random
-    cut is masked too, as it is for a sampler that works in blocks. FRONTIER rows are all known
-    before the cut, all masked behind it, and only the first two masks count: what has to be worked
-    out (a sum, say) and cannot be copied from further on. The padding behind the answer is all
-    masked in most rows, as at the start of a generation.
+    blockwise, frontier: shares of rows masked in two other ways, see `corrupt`.
     """
-    ids, rows = batch.ids, batch.ids.shape[0]
-    pos = torch.arange(ids.shape[1])[None]
-    core = (pos >= batch.start[:, None]) & (pos < batch.end[:, None] + 2)
-    tail = pos >= batch.end[:, None] + 2
-    length = core.sum(1)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+    paper: ClassVar[str] = "LLaDA, arXiv 2502.09992"
+    config: ClassVar[TrainConfig] = TrainConfig(lr=2e-4, muon_lr=None, warmup=50)
+    steps: ClassVar[int] = 2000
+    blockwise: float = 0.0
+    frontier: float = 0.0
 
-    count = 1 + (uniform(rows) * length).long()
-    rank = uniform(*ids.shape).masked_fill(~core, 2.0).argsort(1).argsort(1)
-    masked = core & (rank < count[:, None])
-    cut = (batch.start + (uniform(rows) * length).long())[:, None]
-    kind = uniform(rows)[:, None]
-    behind, frontier = core & (pos >= cut), kind < FRONTIER
-    masked = torch.where(frontier, behind, masked | (behind & (kind < FRONTIER + BLOCKWISE)))
-    counted = masked & (~frontier | (pos < cut + 2))
-    ratio = torch.where(uniform(rows) < 0.7, 1.0, count / length)
-    masked_tail = tail & (uniform(*ids.shape) < ratio[:, None])
+    def __post_init__(self) -> None:
+        probability("blockwise", self.blockwise)
+        probability("frontier", self.frontier)
 
-    weights = counted / counted.sum(1, keepdim=True)
-    weights += TAIL_WEIGHT * masked_tail / masked_tail.sum(1, keepdim=True).clamp(min=1)
-    return ids.masked_fill(masked | masked_tail, mask_id), weights
+    def prepare(self, job: Job, report: Report) -> Run:
+        """Fine-tuning of `job.model` on answers; the bundled model's curriculum without one."""
+        if job.model is None:
+            from dllm.train import tiny
+
+            return tiny.run(job)
+        student = job.student(DIFFUSION)
+        steps = job.steps or self.steps
+        config = job.train_config(self.config, steps)
+        batches = student.batches(job.answers(student.text, report, whole=True), config)
+        trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
+        return Run(trainer, student.export, USE)
+
+    def corrupt(
+        self, batch: Batch, mask_id: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mask part of every answer; return the noisy ids [B, T] and the loss weights [B, T].
+
+        Of an answer with its first two EOS (L tokens) l ~ U{1..L} random ones are masked, each with
+        weight 1/l: LLaDA's bound up to a constant. In `blockwise` of the rows everything behind a
+        random cut is masked too, as it is for a sampler that works in blocks. `frontier` rows are
+        all known before the cut, all masked behind it, and only the first two masks count: what has
+        to be worked out (a sum, say) and cannot be copied from further on. The padding behind the
+        answer is all masked in most rows, as at the start of a generation.
+        """
+        ids, rows = batch.ids, batch.ids.shape[0]
+        pos = torch.arange(ids.shape[1])[None]
+        core = (pos >= batch.start[:, None]) & (pos < batch.end[:, None] + 2)
+        tail = pos >= batch.end[:, None] + 2
+        length = core.sum(1)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator)
+
+        count = 1 + (uniform(rows) * length).long()
+        rank = uniform(*ids.shape).masked_fill(~core, 2.0).argsort(1).argsort(1)
+        masked = core & (rank < count[:, None])
+        cut = (batch.start + (uniform(rows) * length).long())[:, None]
+        kind = uniform(rows)[:, None]
+        behind, frontier = core & (pos >= cut), kind < self.frontier
+        blockwise = kind < self.frontier + self.blockwise
+        masked = torch.where(frontier, behind, masked | (behind & blockwise))
+        counted = masked & (~frontier | (pos < cut + 2))
+        ratio = torch.where(uniform(rows) < 0.7, 1.0, count / length)
+        masked_tail = tail & (uniform(*ids.shape) < ratio[:, None])
+
+        weights = counted / counted.sum(1, keepdim=True)
+        weights += TAIL_WEIGHT * masked_tail / masked_tail.sum(1, keepdim=True).clamp(min=1)
+        return ids.masked_fill(masked | masked_tail, mask_id), weights
+
+    def loss(self, model: Decoder, batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
+        """Weighted cross-entropy (nats a row) of the masked tokens, the head run on those alone.
+
+        `part` are the rows of this process; their sum is divided by the size of the whole batch, so
+        that the processes' losses add up to that of one.
+        """
+        noisy, weights = self.corrupt(batch, model.spec.mask_id, generator)
+        ids, noisy, weights = batch.ids[part], noisy[part], weights[part]
+        chosen = weights > 0
+        logits = predict(model, noisy, chosen)
+        return weighted(logits, ids[chosen], weights[chosen]) / batch.ids.shape[0]
 
 
-def loss(model: Decoder, batch: Batch, generator: torch.Generator, part: slice) -> Tensor:
-    """Weighted cross-entropy (nats a row) of the masked tokens, the head run on those alone.
+def weighted(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted cross-entropies of `tokens` [n] under `logits` [n, V]."""
+    nll = F.cross_entropy(logits, tokens.to(logits.device), reduction="none")
+    return (nll * weights.to(logits.device)).sum()
 
-    `part` are the rows of this process; their sum is divided by the size of the whole batch, so
-    that the processes' losses add up to that of one.
+
+def predict(model: Decoder, ids: Tensor, chosen: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Logits [n, V] in fp32 of the tokens at the `chosen` positions [B, T] (never the first).
+
+    valid [B, T]: positions that there are; None: all. Tensors may be on another device.
     """
-    noisy, weights = corrupt(batch, model.spec.mask_id, generator)
-    ids, noisy, weights = batch.ids[part], noisy[part], weights[part]
-    chosen = weights > 0
-    plan = Plan.full(noisy.shape[1], noisy.shape[0])
-    # On CPU the flash kernel's backward takes longer than the whole forward; plain matmuls do not.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        logits = model.head(model.hidden(noisy, plan)[chosen])
-    nll = F.cross_entropy(logits.float(), ids[chosen], reduction="none")
-    return (nll * weights[chosen]).sum() / batch.ids.shape[0]
+    rows, length = ids.shape
+    device = model.device
+    plan = Plan.full(length, rows, device)
+    if valid is not None:
+        plan = replace(plan, valid=valid.to(device))
+    source = chosen.roll(-model.spec.shift, 1).to(device)
+    with mixed(device):
+        logits: Tensor = model.head(model.hidden(ids.to(device), plan)[source])
+    return logits.float()
+
+
+@contextmanager
+def mixed(device: torch.device) -> Iterator[None]:
+    """Matrix products in bf16.
+
+    On a CPU the flash kernel's backward takes longer than the whole forward; plain matmuls do not.
+    """
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), plain:
+        yield

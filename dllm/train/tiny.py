@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -20,15 +22,14 @@ from dllm.eval.tasks import TASKS, examples
 from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
-from dllm.train.data import Mixture
-from dllm.train.mdlm import loss
+from dllm.train.data import Drawn, Mixture
+from dllm.train.job import Job, Run
+from dllm.train.mdlm import USE, Mdlm
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
-from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
+from dllm.train.trainer import Loss, Stage, TrainConfig, Trainer, init_weights
 
 VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
-
-USE = "dllm generate --model {} PROMPT"
 
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1200, save_every=200)
 
@@ -108,19 +109,20 @@ EVERYTHING = {
     **dict.fromkeys(_PUZZLES, 0.4),
 }
 
-STAGES: tuple[Stage, ...] = (
-    Stage(600, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
-    Stage(
+OBJECTIVE = Mdlm(blockwise=0.2, frontier=0.45)
+CURRICULUM: tuple[tuple[int, Mixture], ...] = (  # steps of each mixture
+    (600, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
+    (
         1400,
         Mixture(
             {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
             {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
         ),
     ),
-    Stage(1600, Mixture(_ALL, tail=24, tail_share=0.25)),
-    Stage(2000, Mixture(_HARD, tail=24, tail_share=0.25)),
-    Stage(2050, Mixture(_HARDEST, tail=96, tail_share=0.2)),
-    Stage(
+    (1600, Mixture(_ALL, tail=24, tail_share=0.25)),
+    (2000, Mixture(_HARD, tail=24, tail_share=0.25)),
+    (2050, Mixture(_HARDEST, tail=96, tail_share=0.2)),
+    (
         2700,
         Mixture(
             _REST,
@@ -129,7 +131,7 @@ STAGES: tuple[Stage, ...] = (
             tail_share=0.25,
         ),
     ),
-    Stage(400, Mixture(EVERYTHING, tail=120, tail_share=0.25)),
+    (400, Mixture(EVERYTHING, tail=120, tail_share=0.25)),
 )
 
 
@@ -169,18 +171,34 @@ def spec(tok: Tokenizer) -> ModelSpec:
     )
 
 
-def trainer(out: Path) -> Trainer:
-    """A trainer at step 0, or where the run in `out` stopped, with that run's tokenizer."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "tokenizer.json"
+def run(job: Job) -> Run:
+    """The run in `job.out`, at its step 0 or where it stopped, with that run's tokenizer."""
+    job.refuse_options()
+    file = job.out / "tokenizer.json"
+    job.out.mkdir(parents=True, exist_ok=True)
     tok = Tokenizer.from_file(str(file)) if file.exists() else tokenizer()
     if not file.exists():
-        temp = out / f"tokenizer.{os.getpid()}"  # under torchrun all processes come here
+        temp = job.out / f"tokenizer.{os.getpid()}"  # under torchrun all processes come here
         tok.save(str(temp))
         temp.replace(file)
     model = Decoder(spec(tok))
     init_weights(model, CONFIG.seed)
-    return Trainer(model, loss, tok, model.spec.eos_id, STAGES, CONFIG, out)
+    stages = curriculum(CURRICULUM, tok, model.spec.eos_id, CONFIG, OBJECTIVE.loss)
+    return Run(Trainer(model, stages, CONFIG, job.out), partial(export, model, tok), USE)
+
+
+def curriculum(
+    mixtures: Sequence[tuple[int, Mixture]],
+    tok: Tokenizer,
+    eos_id: int,
+    config: TrainConfig,
+    loss: Loss,
+) -> list[Stage]:
+    """A stage of freshly drawn batches for each (steps, mixture)."""
+    return [
+        Stage(steps, Drawn(tok, mixture, eos_id, config.batch_size, config.seed), loss)
+        for steps, mixture in mixtures
+    ]
 
 
 def config_json(spec: ModelSpec) -> dict[str, Any]:
@@ -219,8 +237,8 @@ def config_json(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def export(run: Trainer, directory: Path) -> None:
-    """Write what `run` has learned as a checkpoint directory that `dllm.load` reads (fp16)."""
-    model = cast(Decoder, copy.deepcopy(run.model)).to(torch.float16)
-    write_checkpoint(model, directory, config_json(model.spec))
-    save_tokenizer(run.tokenizer, directory)
+def export(model: Decoder, tok: Tokenizer, directory: Path) -> None:
+    """Write a checkpoint directory that `dllm.load` reads (fp16)."""
+    half = copy.deepcopy(model).to(torch.float16)
+    write_checkpoint(half, directory, config_json(model.spec))
+    save_tokenizer(tok, directory)

@@ -1,7 +1,7 @@
-"""The loop of training: a curriculum of stages, Muon on the matrices and AdamW on the rest.
+"""The loop of training: stages of batches and losses, Muon on the matrices and AdamW on the rest.
 
-Knows no objective: a recipe brings its model and loss. Checkpoints are safetensors, and a run
-resumes bit for bit on the same machine.
+Knows no objective and no data: a recipe brings its model and stages. Checkpoints are safetensors,
+and a run resumes bit for bit on the same machine.
 """
 
 from __future__ import annotations
@@ -12,40 +12,59 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from dllm.eval.ranks import Ranks
-from dllm.train.data import Batch, Mixture, make_batch
 
-# (model, batch, generator, rows of this process) -> loss (nats a row) of those rows, divided by the
-# size of the whole batch
-Loss = Callable[[Any, Batch, torch.Generator, slice], Tensor]
+
+class Rows(Protocol):
+    """What a loss is given: tensors with one row for each example."""
+
+    @property
+    def size(self) -> int:
+        """Tokens in the batch, padding included."""
+        ...
+
+
+# (model, batch, generator, rows of this part) -> loss (nats a row) of those rows, divided by the
+# size of the whole batch. Batch and generator are on the CPU, whatever the model is on.
+Loss = Callable[[Any, Any, torch.Generator, slice], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of the curriculum: `steps` batches of one mixture."""
+    """A stretch of a run: `steps` steps of one loss.
+
+    batches: number of the step in the run -> its batch, and nothing else decides about that.
+    rate: factor on the learning rates.
+    """
 
     steps: int
-    mixture: Mixture
+    batches: Callable[[int], Rows]
+    loss: Loss
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Knobs of a run. Learning rates rise over `warmup` steps and fall to zero over `decay`."""
+    """Knobs of a run. Learning rates rise over `warmup` steps and fall to zero over `decay`.
+
+    muon_lr: of the layers' matrices; None trains them with AdamW and `lr`, like the rest.
+    parts: a batch is computed in so many pieces, for want of memory; the sum is the same.
+    """
 
     batch_size: int = 64
     lr: float = 3e-3
-    muon_lr: float = 0.01
+    muon_lr: float | None = 0.01
     warmup: int = 100
     decay: int = 2000
     seed: int = 0
     save_every: int = 500
+    parts: int = 1
 
 
 def init_weights(model: nn.Module, seed: int) -> None:
@@ -67,13 +86,14 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the layers' matrices, AdamW for tables, head and norms."""
+    """Muon (orthogonalised momentum) for the layers' matrices, AdamW for all other parameters."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, p in trained(model).items():
-        (matrices if p.ndim == 2 and "layers." in name else rest).append(p)
+        muon = config.muon_lr is not None and p.ndim == 2 and "layers." in name
+        (matrices if muon else rest).append(p)
     made: list[torch.optim.Optimizer] = []
-    if matrices:
+    if matrices and config.muon_lr is not None:
         knobs: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
         made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **knobs))
     if rest:
@@ -85,26 +105,19 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 class Trainer:
     """Runs stages in order, from the checkpoint in `out` if there is one.
 
-    model: with its first weights.  eos_id: what rows are padded with, and their answers end with.
+    model: with its first weights; what does not require a gradient stays as it is, and is not
+    saved.
 
     Under torchrun every process takes its share of each batch; the result is that of one process
     but for rounding. On a CPU two processes of one thread are faster than one of two.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        tokenizer: Tokenizer,
-        eos_id: int,
-        stages: Sequence[Stage],
-        config: TrainConfig,
-        out: Path,
+        self, model: nn.Module, stages: Sequence[Stage], config: TrainConfig, out: Path
     ) -> None:
-        self.tokenizer, self.stages, self.config, self.out = tokenizer, stages, config, out
-        self.model, self.loss, self.eos_id = model, loss, eos_id
+        self.model, self.stages, self.config, self.out = model, stages, config, out
         self.optimizers = make_optimizers(self.model, config)
-        self.base_lr = [group["lr"] for opt in self.optimizers for group in opt.param_groups]
+        self.base_lr = [group["lr"] for group in self.groups]
         self.step = 0
         ranks = Ranks.here()
         self.rank, self.processes = ranks.rank, ranks.count
@@ -116,18 +129,18 @@ class Trainer:
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
-    def mixture(self, step: int) -> Mixture:
-        """The mixture in force at `step`."""
+    def stage(self, step: int) -> Stage:
+        """The stage in force at `step`."""
         for stage in self.stages:
             if step < stage.steps:
-                return stage.mixture
+                return stage
             step -= stage.steps
-        return self.stages[-1].mixture
+        return self.stages[-1]
 
     def lr_factor(self, step: int) -> float:
         rise = (step + 1) / self.config.warmup
         fall = (self.total_steps - step) / self.config.decay
-        return max(0.0, min(1.0, rise, fall))
+        return max(0.0, min(1.0, rise, fall)) * self.stage(step).rate
 
     def run(
         self, log_every: int = 50, on_log: Callable[[dict[str, float]], None] | None = None
@@ -154,29 +167,33 @@ class Trainer:
                 self.save()
 
     def train_step(self) -> float:
-        c = self.config
-        batch = make_batch(
-            self.tokenizer,
-            self.mixture(self.step),
-            seed=c.seed,
-            index=self.step,
-            batch_size=c.batch_size,
-            eos_id=self.eos_id,
-        )
-        self.last_tokens = batch.ids.numel()
-        generator = torch.Generator().manual_seed(c.seed * 1_000_003 + self.step)
-        value = self.loss(self.model, batch, generator, slice(self.rank, None, self.processes))
-        value.backward()  # type: ignore[no-untyped-call]
-        value = self.share(value.detach())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        groups = [group for opt in self.optimizers for group in opt.param_groups]
-        for group, base in zip(groups, self.base_lr, strict=True):
+        """One batch, one update; the batch's loss."""
+        stage, pieces = self.stage(self.step), self.config.parts * self.processes
+        device = next(self.model.parameters()).device
+        batch = stage.batches(self.step)
+        self.last_tokens = batch.size
+        value = torch.zeros((), device=device)
+        for piece in range(self.config.parts):
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+            rows = slice(self.rank + piece * self.processes, None, pieces)
+            loss = stage.loss(self.model, batch, generator, rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += loss.detach()
+        value = self.share(value)
+        trained = [p for group in self.groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        for group, base in zip(self.groups, self.base_lr, strict=True):
             group["lr"] = base * self.lr_factor(self.step)
         for opt in self.optimizers:
             opt.step()
             opt.zero_grad()
         self.step += 1
         return value.item()
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers."""
+        return [group for opt in self.optimizers for group in opt.param_groups]
 
     def share(self, value: Tensor) -> Tensor:
         """Add up gradients and loss over the processes; every process goes on with the sums."""
@@ -207,6 +224,7 @@ class Trainer:
 
     def load(self) -> None:
         self.step = json.loads((self.out / "state.json").read_text())["step"]
+        self.trim_log()
         weights = load_file(self.out / "model.safetensors")
         with torch.no_grad():
             for name, p in trained(self.model).items():  # a tied head is listed once
@@ -219,3 +237,12 @@ class Trainer:
                 if int(which) == i:
                     state.setdefault(int(param), {})[name] = tensor
             opt.load_state_dict({**opt.state_dict(), "state": state})
+
+    def trim_log(self) -> None:
+        """Drop the lines of steps that came after the checkpoint: they will be run again."""
+        log = self.out / "log.jsonl"
+        if self.rank == 0 and log.exists():
+            lines = log.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            (self.out / "log.tmp").write_text("".join(kept))
+            os.replace(self.out / "log.tmp", log)

@@ -7,38 +7,42 @@ Deeper than it is wide: a target's step is what drafting saves.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dllm.models.loading import resolve
 from dllm.train.data import Batch, Mixture
-from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE
+from dllm.train.job import Job, Run
+from dllm.train.mdlm import mixed
+from dllm.train.rollouts import Report
+from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE, curriculum
 from dllm.train.tokenizer import EOS, save_tokenizer
-from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
+from dllm.train.trainer import TrainConfig, Trainer, init_weights
 
 USE = "dllm speculate --target {} --drafter tiny PROMPT"
 
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=600, save_every=100)
 
-STAGES: tuple[Stage, ...] = (
-    Stage(200, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
-    Stage(
+CURRICULUM: tuple[tuple[int, Mixture], ...] = (
+    (200, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
+    (
         400,
         Mixture(
             {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
             {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
         ),
     ),
-    Stage(1600, Mixture(EVERYTHING)),
+    (1600, Mixture(EVERYTHING)),
     # what was still short: values copied into another layout, sorting
-    Stage(600, Mixture({**EVERYTHING, "json": 5.0, "records": 5.0, "table": 6.0, "sort": 7.0})),
+    (600, Mixture({**EVERYTHING, "json": 5.0, "records": 5.0, "table": 6.0, "sort": 7.0})),
 )
 
 
@@ -49,10 +53,9 @@ def loss(model: LlamaForCausalLM, batch: Batch, generator: torch.Generator, part
     batch. `generator` is not drawn from.
     """
     pos = torch.arange(1, batch.ids.shape[1])[None]
-    counted = (pos >= batch.start[:, None]) & (pos <= batch.end[:, None])
-    ids, chosen = batch.ids[part], counted[part]
-    # as in mdlm.loss: on a CPU plain matmuls have the faster backward
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    counted = (pos >= batch.start[:, None]) & (pos < (batch.end + batch.whole)[:, None])
+    ids, chosen = batch.ids[part].to(model.device), counted[part].to(model.device)
+    with mixed(model.device):
         hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[chosen])
     nll = F.cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="sum")
@@ -80,17 +83,23 @@ def model(vocab_size: int, eos_id: int, seed: int) -> LlamaForCausalLM:
     return made
 
 
-def trainer(out: Path) -> Trainer:
-    """A trainer at step 0, or where the run in `out` stopped; its tokenizer is that of `tiny`."""
-    out.mkdir(parents=True, exist_ok=True)
-    tok = Tokenizer.from_file(str(resolve("tiny") / "tokenizer.json"))
-    eos_id = tok.get_vocab()[EOS]
-    made = model(VOCAB_SIZE, eos_id, CONFIG.seed)
-    return Trainer(made, loss, tok, eos_id, STAGES, CONFIG, out)
+@dataclass(frozen=True)
+class Ar:
+    """Train the bundled autoregressive target, from nothing, with the tokenizer of `tiny`."""
+
+    paper: ClassVar[str] = ""
+
+    def prepare(self, job: Job, report: Report) -> Run:
+        """The run in `job.out`, at its step 0 or where it stopped."""
+        job.refuse_options()
+        tok = Tokenizer.from_file(str(resolve("tiny") / "tokenizer.json"))
+        eos_id = tok.get_vocab()[EOS]
+        made = model(VOCAB_SIZE, eos_id, CONFIG.seed)
+        stages = curriculum(CURRICULUM, tok, eos_id, CONFIG, loss)
+        return Run(Trainer(made, stages, CONFIG, job.out), partial(export, made, tok), USE)
 
 
-def export(run: Trainer, directory: Path) -> None:
-    """Write what `run` has learned as a directory that transformers loads (fp16)."""
-    made = cast(LlamaForCausalLM, copy.deepcopy(run.model).half())
-    made.save_pretrained(directory)
-    save_tokenizer(run.tokenizer, directory)
+def export(made: LlamaForCausalLM, tok: Tokenizer, directory: Path) -> None:
+    """Write a directory that transformers loads (fp16)."""
+    copy.deepcopy(made).to(torch.float16).save_pretrained(directory)  # type: ignore[arg-type]
+    save_tokenizer(tok, directory)

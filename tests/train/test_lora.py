@@ -8,9 +8,9 @@ from torch import nn
 import dllm.train.twin
 from dllm.models.decoder import Decoder
 from dllm.models.lora import Lora, attach, attached, disabled, merge
-from dllm.train.mdlm import loss
-from dllm.train.trainer import Stage, TrainConfig, Trainer, make_optimizers, trained
-from tests.train.test_mdlm import MIX, spec
+from dllm.train.tiny import curriculum
+from dllm.train.trainer import TrainConfig, Trainer, make_optimizers, trained
+from tests.train.test_mdlm import MIX, OBJECTIVE, spec
 from tests.train.test_twin import small
 from tests.train.words import TOKENIZER
 
@@ -35,7 +35,7 @@ def llama():
     return model
 
 
-KINDS = {"decoder": (decoder, loss), "llama": (llama, dllm.train.twin.loss)}
+KINDS = {"decoder": (decoder, OBJECTIVE.loss), "llama": (llama, dllm.train.twin.loss)}
 
 
 @pytest.fixture(params=KINDS)
@@ -47,7 +47,8 @@ def trainer(kind, steps, out, targets=()):
     make, objective = KINDS[kind]
     model = make()
     attach(model, Lora(4, 8.0, targets), seed=0)
-    return Trainer(model, objective, TOKENIZER, 0, [Stage(steps, MIX)], CONFIG, out)
+    stages = curriculum([(steps, MIX)], TOKENIZER, 0, CONFIG, objective)
+    return Trainer(model, stages, CONFIG, out)
 
 
 def frozen(model):

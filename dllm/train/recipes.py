@@ -1,0 +1,22 @@
+"""The recipes by name; each is a dataclass of knobs ("name:key=value")."""
+
+from __future__ import annotations
+
+from dllm.specs import build_part
+from dllm.train.job import Recipe
+
+HERE = "dllm.train"
+GROUP = "dllm.recipes"
+RECIPES = {
+    "mdlm": f"{HERE}.mdlm:Mdlm",
+    "ar": f"{HERE}.twin:Ar",
+    "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
+    "certainty": f"{HERE}.certainty:Certainty",
+    "drafter": f"{HERE}.drafter:Drafter",
+}
+
+
+def build_recipe(spec: str) -> Recipe:
+    """The recipe that a spec names; SpecError says what is wrong with it."""
+    recipe: Recipe = build_part(spec, RECIPES, GROUP)
+    return recipe
