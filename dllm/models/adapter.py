@@ -26,6 +26,7 @@ from dllm.models.loading import (
     ADAPTER,
     BUNDLED,
     CONFIG,
+    NOT_WHOLE,
     listed,
     load_model,
     opened,
@@ -173,10 +174,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def _whole(folder: Path, what: str) -> Path:
     if (folder / ADAPTER).exists():
-        raise LoadError(
-            f"{what} {folder} is an adapter; expected a whole checkpoint: write_checkpoint makes "
-            "one of the merged model"
-        )
+        raise LoadError(f"{what} {folder} {NOT_WHOLE}")
     return folder
 
 

@@ -17,7 +17,7 @@ from dllm.errors import DllmError, LoadError
 from dllm.models import loading
 from dllm.models.adapter import load_adapter, read_adapter, save_adapter
 from dllm.models.fingerprint import fingerprint, fingerprint_stored, stored_samples
-from dllm.models.loading import load_model, resolve, write_checkpoint
+from dllm.models.loading import load_model, read_json, resolve, write_checkpoint
 from dllm.models.lora import Lora, attach, attached, disabled, merge
 from dllm.text import load_text
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
@@ -309,6 +309,8 @@ def test_an_adapter_is_no_base(tmp_path, saved):
         with pytest.raises(LoadError, match=r"base .* is an adapter; expected a whole checkpoint"):
             save_adapter(model, tmp_path / "second", base)
     assert not (tmp_path / "second").exists()
+    assert error(saved / "config.json", read_json).startswith(f"{saved} is an adapter; expected")
+    assert "index.json: no such file" in error(saved / "index.json", read_json)
     rewrite(saved, base=str(saved))
     assert f"adapter.json: its base {saved} is an adapter; expected a whole" in error(saved)
     assert f"its base {saved} is an adapter" in error(saved, load_text, spec=model.spec)
