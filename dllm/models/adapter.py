@@ -26,6 +26,7 @@ from dllm.models.loading import (
     ADAPTER,
     BUNDLED,
     CONFIG,
+    NOT_WHOLE,
     listed,
     load_model,
     opened,
@@ -71,8 +72,9 @@ def save_adapter(
     """Write the adapter attached to `model` as a directory that `load_model` reads.
 
     base, config: where `model` was loaded from, as given to `resolve` and `load_model`. LoadError
-    if they describe another network, or if a weight outside the adapter is not the base's. Each
-    file appears whole or not at all, adapter.json last; it fits its own adapter.safetensors only.
+    if they describe another network, or if the first values of a weight outside the adapter are not
+    the base's. Each file appears whole or not at all, adapter.json last, which fits no other
+    adapter.safetensors than the one written before it.
     """
     folder, source = Path(path), _whole(resolve(base), "base")
     if (folder / CONFIG).exists():
@@ -159,8 +161,7 @@ def base_folder(folder: Path, base: str) -> Path:
     """Directory of the checkpoint that the adapter in `folder` calls `base`; LoadError if none."""
     near = os.path.join(folder, base)
     try:
-        found = resolve(near if base not in BUNDLED and os.path.isdir(near) else base)
-        return _whole(found, "its base")
+        return _whole(resolve(near if os.path.isdir(near) else base), "its base")
     except LoadError as error:
         raise LoadError(f"{folder / ADAPTER}: {error}") from error
 
@@ -173,10 +174,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def _whole(folder: Path, what: str) -> Path:
     if (folder / ADAPTER).exists():
-        raise LoadError(
-            f"{what} {folder} is an adapter; expected a whole checkpoint: write_checkpoint makes "
-            "one of the merged model"
-        )
+        raise LoadError(f"{what} {folder} {NOT_WHOLE}")
     return folder
 
 
@@ -214,9 +212,8 @@ def _check_base(model: Decoder, source: Path) -> str:
         key = family.tensor_name(name)
         if key in adapted:
             continue
-        shape, values = sample(parameter)
-        same = key in stored and stored[key].shape == shape
-        if not same or not torch.equal(stored[key].values.to(values.dtype), values):
+        values = sample(parameter).values
+        if key not in stored or not torch.equal(stored[key].values.to(values.dtype), values):
             raise LoadError(f"{source}: is not the model's base, {key!r} is another tensor there")
     return fingerprint_stored(stored)
 

@@ -29,6 +29,7 @@ from dllm.models.lora import LoraLinear, merge
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter.json"  # in the directory of an adapter, which has no CONFIG
+NOT_WHOLE = "is an adapter; expected a whole checkpoint (write_checkpoint: of the merged model)"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -100,6 +101,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if file.name == CONFIG and (file.parent / ADAPTER).is_file():
+            raise LoadError(f"{file.parent} {NOT_WHOLE}") from None
         raise LoadError(f"{file}: no such file; a checkpoint directory has one") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{file}: cannot be read as JSON ({error})") from error

@@ -17,7 +17,7 @@ from dllm.errors import DllmError, LoadError
 from dllm.models import loading
 from dllm.models.adapter import load_adapter, read_adapter, save_adapter
 from dllm.models.fingerprint import fingerprint, fingerprint_stored, stored_samples
-from dllm.models.loading import load_model, resolve, write_checkpoint
+from dllm.models.loading import load_model, read_json, resolve, write_checkpoint
 from dllm.models.lora import Lora, attach, attached, disabled, merge
 from dllm.text import load_text
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
@@ -255,6 +255,14 @@ def test_a_relative_base_behind_a_link(tmp_path, monkeypatch):
     load_model("deep/er/adapter")
 
 
+def test_a_base_at_home(tmp_path, monkeypatch):
+    make(tmp_path / "base", "llada")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_adapter(adapted(tmp_path / "base"), tmp_path / "adapter", "~/base")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    load_model(tmp_path / "adapter")
+
+
 def test_a_hub_base_is_resolved_by_its_id(tmp_path, monkeypatch):
     make(tmp_path / "downloaded", "llada")
     monkeypatch.setattr(
@@ -301,6 +309,8 @@ def test_an_adapter_is_no_base(tmp_path, saved):
         with pytest.raises(LoadError, match=r"base .* is an adapter; expected a whole checkpoint"):
             save_adapter(model, tmp_path / "second", base)
     assert not (tmp_path / "second").exists()
+    assert error(saved / "config.json", read_json).startswith(f"{saved} is an adapter; expected")
+    assert "index.json: no such file" in error(saved / "index.json", read_json)
     rewrite(saved, base=str(saved))
     assert f"adapter.json: its base {saved} is an adapter; expected a whole" in error(saved)
     assert f"its base {saved} is an adapter" in error(saved, load_text, spec=model.spec)
@@ -349,6 +359,7 @@ def test_a_fingerprint_of_files_ignores_how_they_are_cut(tmp_path):
         lambda name, t: (name, t.reshape(2, -1)),
         lambda name, t: (name, t.bfloat16().float()),
         lambda name, t: (name, t.half()),
+        lambda name, t: (name, t.view(torch.int32)),
     ],
 )
 def test_a_fingerprint_of_files_sees_any_tensor_change(tmp_path, change):
