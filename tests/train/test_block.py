@@ -56,7 +56,7 @@ def seeded(seed):
 
 
 lengths = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 13)), min_size=1, max_size=4)
-batches = st.builds(batch_of, lengths.map(lambda rows: [(p + 1, a) for p, a in rows]))
+batches = st.builds(batch_of, lengths)
 recipes = st.builds(
     ArToBlock,
     block_length=st.sampled_from([1, 2, 4, 8]),
