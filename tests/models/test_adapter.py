@@ -255,6 +255,14 @@ def test_a_relative_base_behind_a_link(tmp_path, monkeypatch):
     load_model("deep/er/adapter")
 
 
+def test_a_base_inside_that_is_called_like_a_bundled_one(tmp_path, monkeypatch):
+    make(tmp_path / "tiny", "llada")
+    monkeypatch.chdir(tmp_path)
+    save_adapter(adapted("./tiny"), ".", "./tiny")
+    assert read_adapter(tmp_path).base == "tiny"
+    assert load_model(tmp_path).spec.vocab_size == VOCAB
+
+
 def test_a_base_at_home(tmp_path, monkeypatch):
     make(tmp_path / "base", "llada")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -301,6 +309,15 @@ def test_a_model_that_is_not_its_base_is_not_saved(tmp_path):
     with pytest.raises(LoadError, match=problem):
         save_adapter(model, tmp_path / "adapter", tmp_path / "base")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_base_that_lost_a_tensor(tmp_path):
+    made = make(tmp_path / "base", "llada")
+    model = adapted(made.path)
+    del made.tensors["model.transformer.ln_f.weight"]
+    write_shards(made.path, made.tensors)
+    with pytest.raises(LoadError, match=r"base: is not the model's base, '.*ln_f.weight' is"):
+        save_adapter(model, tmp_path / "adapter", made.path)
 
 
 def test_an_adapter_is_no_base(tmp_path, saved):
