@@ -17,7 +17,7 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.ranks import Ranks
 from dllm.files import write_json
-from dllm.models.fingerprint import fingerprint
+from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.loading import read_json
 from dllm.specs import build_part
 from dllm.text import Text
@@ -201,7 +201,10 @@ class Job:
         config = config.replace(max_new_tokens=self.max_new_tokens)
         prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
         make = partial(own, engine, config=config, together=TOGETHER)
-        pairs = self.rolled_out(fingerprint(student.model, config), prompts, make, report)
+        # of the checkpoint: an adapter that is not trained yet changes nothing
+        model = fingerprint_stored(stored_samples(student.source))
+        digest = hashlib.sha256(f"{model}/{config!r}".encode()).hexdigest()
+        pairs = self.rolled_out(digest, prompts, make, report)
         return self.usable(pairs, whole=True)
 
     def rolled_out(
