@@ -101,9 +101,12 @@ def convert(text: str, hint: Any, name: str) -> Any:
         elif choice in (bool, type(None)):
             if text.lower() in WORDS and isinstance(WORDS[text.lower()], choice):
                 return WORDS[text.lower()]
-        elif get_origin(choice) is tuple:  # of whole numbers
-            if all(piece.isdigit() for piece in text.split("+")):
-                return tuple(map(int, text.split("+")))
+        elif get_origin(choice) is tuple:
+            pieces = [piece for piece in text.split("+") if piece]
+            if get_args(choice)[0] is str:
+                return tuple(pieces)
+            if pieces and all(piece.isdigit() for piece in pieces):
+                return tuple(map(int, pieces))
         elif choice in (int, float, str):
             try:
                 return choice(text)
@@ -118,7 +121,7 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
-        return "whole numbers joined by +"
+        return f"{'names' if get_args(hint)[0] is str else 'whole numbers'} joined by +"
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in get_args(hint))
     names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}

@@ -134,10 +134,13 @@ class Text:
 def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
     """Tokenizer of the checkpoint directory `path`, checked against the model's `spec`.
 
+    The directory of an adapter may leave it to its base.
     Raises LoadError if there is no tokenizer that can be built without remote code, or if its mask,
     end of sequence or size contradict the model.
     """
-    folder = Path(path)
+    from dllm.models.adapter import tokenizer_folder  # late: it needs torch
+
+    folder = tokenizer_folder(Path(path))
     tokenizer = load_tokenizer(folder)
     mask = tokenizer.mask_token_id
     if mask is not None and mask != spec.mask_id:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from dllm.canvas import Canvas
 from dllm.samplers.candidates import Candidates
@@ -58,7 +58,7 @@ class Learn2PD(CommitRule):
             )
         # float64: rounding must not make a row's choice depend on the size of its batch
         layers = {name: layer.to(view.conf.device).double() for name, layer in self.layers.items()}
-        seen = self.confidences(view, block).double()
+        seen = confidences(view, block).double()
         hidden = linear(seen, layers["in.weight"], layers["in.bias"]).relu()
         accepts = (
             linear(hidden, layers["out.weight"], layers["out.bias"]).sigmoid() > self.threshold
@@ -67,18 +67,24 @@ class Learn2PD(CommitRule):
         accepted = view.valid & accepts.gather(1, offset)
         return Selection(accepted | top(view, quota(view, self.steps)))
 
-    def confidences(self, view: Candidates, block: int) -> Tensor:
-        """[B, block] the probability of the most likely token by offset in the window."""
-        assert view.best_conf is not None
-        assert view.decoded is not None
-        decoded = view.decoded
-        seen = view.best_conf.new_ones(len(view.pos), block + 1)  # the last column takes padding
-        for pos, valid, conf in (
-            (view.pos, view.valid, view.best_conf),
-            (decoded.pos, decoded.valid, decoded.conf),
-        ):
-            seen = seen.scatter(1, (pos - view.start[:, None]).where(valid, block), conf)
-        return seen[:, :block]
+
+def confidences(view: Candidates, block: int) -> Tensor:
+    """[B, block] what a filter sees: the probability of the most likely token by offset in the
+    window, 1 where nothing was computed. Needs "best" and "decoded".
+    """
+    assert view.best_conf is not None
+    assert view.decoded is not None
+    decoded = view.decoded
+    seen = view.best_conf.new_ones(len(view.pos), block)
+    seen = by_offset(view, seen, view.pos, view.valid, view.best_conf)
+    return by_offset(view, seen, decoded.pos, decoded.valid, decoded.conf)
+
+
+def by_offset(view: Candidates, base: Tensor, pos: Tensor, valid: Tensor, value: Tensor) -> Tensor:
+    """`base` [B, block] with `value` [B, K] where `valid` at the offsets of `pos` in the window."""
+    block = base.shape[1]
+    offset = (pos - view.start[:, None]).where(valid, block)  # one more column takes the padding
+    return pad(base, (0, 1)).scatter(1, offset, value)[:, :block]
 
 
 @dataclass(frozen=True)

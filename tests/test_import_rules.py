@@ -77,7 +77,7 @@ RULES: dict[str, May] = {
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models")),
-    "dllm.models.decoder": May(GROUND, TENSORS),
+    **dict.fromkeys(("dllm.models.decoder", "dllm.models.lora"), May(GROUND, TENSORS)),
     "dllm.specs": May(("dllm.errors",), ()),
     "dllm.api": May((*ENGINE, "dllm.text")),
     "dllm.config": May(BELOW_ENGINE, TENSORS),

@@ -68,6 +68,12 @@ def train(
         option("Compute a batch in so many pieces, for want of memory.", panel=TRAINING, min=1),
     ] = None,
     lr: Annotated[float | None, option("Highest learning rate.", panel=TRAINING, min=0)] = None,
+    muon_lr: Annotated[
+        float | None,
+        option(
+            "Of the layers' matrices, by Muon; by default AdamW trains all.", panel=TRAINING, min=0
+        ),
+    ] = None,
     seed: Annotated[int | None, option("Of all random draws.", panel=TRAINING)] = None,
     lora: Annotated[
         str | None,
@@ -96,10 +102,11 @@ def train(
 
     chosen = build_recipe(recipe)
     job = Job(**{name: value for name, value in ctx.params.items() if value is not None})
-    job.begin()
+    job.check()
     with Watch() as watch:
         try:
             run = chosen.prepare(job, watch.report)
+            job.note()
             watch.train(run)
         except KeyboardInterrupt:
             watch.console.print("interrupted; the same command goes on from the last checkpoint")
@@ -125,14 +132,15 @@ class Watch:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Watch:
-        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.tasks:  # else it prints an empty line
+            self.bar.stop()
 
     def report(self, what: str, done: int, total: int, numbers: str = "") -> None:
         """`done` of `total` of something are done."""
+        self.bar.start()
         if what not in self.tasks:
             self.tasks[what] = self.bar.add_task(what, total=total, numbers="")
         self.bar.update(self.tasks[what], completed=done, numbers=numbers)

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from dllm.models.loading import opened, shard_files
 from dllm.models.protocol import Model
+
+SOME = 64  # values of each tensor
+
+
+class Sample(NamedTuple):
+    """The shape of a tensor and its first values, as they are stored."""
+
+    shape: tuple[int, ...]
+    values: Tensor
 
 
 def fingerprint(model: Model, *more: object) -> str:
@@ -15,6 +28,36 @@ def fingerprint(model: Model, *more: object) -> str:
     module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     if isinstance(module, torch.nn.Module):
         for weight in module.parameters():
-            some = weight.detach().flatten()[:64].cpu()
-            found.update(some.view(torch.uint8).numpy().tobytes())
+            found.update(_bytes(sample(weight).values))
     return found.hexdigest()
+
+
+def sample(tensor: Tensor) -> Sample:
+    return Sample(tuple(tensor.shape), tensor.detach().flatten()[:SOME].cpu())
+
+
+def stored_samples(folder: Path) -> dict[str, Sample]:
+    """A sample of every tensor in the checkpoint directory `folder`, by name; LoadError if bad."""
+    found = {}
+    for shard in shard_files(folder):
+        with opened(shard) as file:
+            for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
+                shape, values = sample(file.get_tensor(name))  # a view: the rest is not read
+                found[name] = Sample(shape, values.clone())
+    return found
+
+
+def fingerprint_stored(samples: dict[str, Sample]) -> str:
+    """Hex digest of a checkpoint's `stored_samples`: names, shapes, dtypes and values.
+
+    It is the same whatever dtype the checkpoint is loaded in and however it is cut into shards.
+    """
+    found = hashlib.sha256()
+    for name, (shape, values) in sorted(samples.items()):
+        found.update(repr((name, shape, values.dtype)).encode())
+        found.update(_bytes(values))
+    return found.hexdigest()
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.view(torch.uint8).numpy().tobytes()

@@ -25,8 +25,11 @@ from torch import nn
 from dllm.errors import LoadError
 from dllm.models.decoder import Decoder
 from dllm.models.families import find_family, read_spec
+from dllm.models.lora import LoraLinear, merge
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter.json"  # in the directory of an adapter, which has no CONFIG
+NOT_WHOLE = "is an adapter; expected a whole checkpoint (write_checkpoint: of the merged model)"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -98,6 +101,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if file.name == CONFIG and (file.parent / ADAPTER).is_file():
+            raise LoadError(f"{file.parent} {NOT_WHOLE}") from None
         raise LoadError(f"{file}: no such file; a checkpoint directory has one") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{file}: cannot be read as JSON ({error})") from error
@@ -116,11 +121,19 @@ def load_model(
 
     config: read instead of the directory's config.json.
 
+    The directory of an adapter gives its base with the adapter merged.
+
     dtype "auto" is the checkpoint's own (config.json, else its tensors), except that float16
     becomes float32 on the CPU, where it is slow. device "auto" is cuda if there is one, else cpu.
     Raises LoadError naming the file for whatever does not fit, before the first weight is read.
     """
     folder = Path(path)
+    if (folder / ADAPTER).is_file():
+        from dllm.models.adapter import load_adapter  # which reads its base by this function
+
+        decoder = load_adapter(folder, dtype, device, config)
+        merge(decoder)
+        return decoder
     source = str(folder / CONFIG) if config is None else "config"
     config = read_json(folder / CONFIG) if config is None else config
     spec, family = read_spec(config, source), find_family(config, source)
@@ -134,7 +147,7 @@ def load_model(
     place = pick_device(device)
     kind = pick_dtype(dtype, config, found[family.tensor_name("embed.weight")].dtype, place)
     for shard in sorted({tensor.shard for tensor in found.values()}):
-        with _opened(shard) as file:
+        with opened(shard) as file:
             for name in (n for n, tensor in found.items() if tensor.shard == shard):
                 # copied: a view of the mapped file would change or crash with the file
                 weight = file.get_tensor(name).to(place, kind, copy=True)
@@ -157,8 +170,8 @@ def _survey(
     """Where each wanted tensor is, read from the shards' headers; LoadError unless all fit."""
     found: dict[str, _Stored] = {}
     unexpected = []
-    for shard in _shards(folder):
-        with _opened(shard) as file:
+    for shard in shard_files(folder):
+        with opened(shard) as file:
             for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
                 if name not in wanted:
                     if name not in tied and not name.endswith("inv_freq"):  # recomputed by us
@@ -181,17 +194,17 @@ def _survey(
                 found[name] = _Stored(shard, shape, STORED[stored])
     missing = [name for name in wanted if name not in found]
     if missing or unexpected:
-        lists = [_listed("missing", missing), _listed("unexpected", unexpected)]
+        lists = [listed("missing", missing), listed("unexpected", unexpected)]
         raise LoadError(f"{folder}: tensors do not fit {CONFIG}: {'; '.join(filter(None, lists))}")
     return found
 
 
-def _listed(what: str, names: list[str], most: int = 8) -> str:
+def listed(what: str, names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} {what}: {', '.join(names[:most])}{more}" if names else ""
 
 
-def _shards(folder: Path) -> list[Path]:
+def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint; LoadError where there are none, or only pickles."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -213,7 +226,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[Any]:
+def opened(shard: Path) -> Iterator[Any]:
     """The open safetensors file; a missing, truncated or corrupt one is a LoadError naming it."""
     try:
         with safe_open(shard, framework="pt") as file:
@@ -268,6 +281,8 @@ def write_checkpoint(
     spec = read_spec(config, "config")
     if spec != decoder.spec:
         raise LoadError(f"config describes {spec}, but the decoder is {decoder.spec}")
+    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+        raise LoadError("an adapter is attached to the decoder: merge it first, or save_adapter")
     folder.mkdir(parents=True, exist_ok=True)
     family = find_family(config, "config")
     tensors = {
@@ -281,16 +296,16 @@ def write_checkpoint(
         else [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
     )
     for name, part in zip(names, parts, strict=True):
-        _replace(folder / name, partial(save_file, part, metadata={"format": "pt"}))
+        replace_file(folder / name, partial(save_file, part, metadata={"format": "pt"}))
     if shards > 1:
         size = sum(tensor.nbytes for tensor in tensors.values())
         weight_map = {tensor: name for name, part in zip(names, parts) for tensor in part}
-        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     for old in folder.iterdir():  # of an earlier write with another number of shards
         stale = old.name in (SINGLE, INDEX) or SHARD.fullmatch(old.name)
         if stale and old.name not in names and not (old.name == INDEX and shards > 1):
             old.unlink()
-    _write_json(folder / CONFIG, {**config, "dtype": str(decoder.dtype).removeprefix("torch.")})
+    write_json(folder / CONFIG, {**config, "dtype": str(decoder.dtype).removeprefix("torch.")})
 
 
 def _split(tensors: dict[str, torch.Tensor], shards: int) -> list[dict[str, torch.Tensor]]:
@@ -301,12 +316,12 @@ def _split(tensors: dict[str, torch.Tensor], shards: int) -> list[dict[str, torc
     return [{n: tensors[n] for n in names[a:b]} for a, b in pairwise(bounds)]
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    _replace(file, lambda temp: temp.write_text(text, encoding="utf-8"))
+    replace_file(file, lambda temp: temp.write_text(text, encoding="utf-8"))
 
 
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
+def replace_file(file: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `file`, then move it into place in one step."""
     temp = file.with_name(f".{file.name}.{os.getpid()}")
     try:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.errors import DllmError
-from dllm.models.causal import block_config
 from dllm.models.decoder import Decoder
-from dllm.models.loading import CONFIG, load_model, read_json, resolve
 from dllm.samplers.rule import at_least, probability
-from dllm.text import load_text, load_tokenizer
 from dllm.train.block import groups, nll
 from dllm.train.data import Batch
 from dllm.train.job import Job, Run
 from dllm.train.mdlm import TAIL_WEIGHT, mixed
 from dllm.train.rollouts import Report
-from dllm.train.student import Student, token_id
+from dllm.train.student import Blocks, Student
 from dllm.train.trainer import Stage, TrainConfig, Trainer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 USE = "dllm generate --model {{}} --cache block --block-length {} PROMPT"
 
@@ -70,33 +63,17 @@ class ArToBlock:
         return Run(trainer, student.export, USE.format(self.block_length))
 
     def student(self, job: Job) -> Student:
-        """The AR checkpoint `job.model` as a decoder of blocks; its weights are not changed."""
-        if job.model is None:
-            raise DllmError("--model is missing: expected a Llama, Qwen2 or Qwen3 checkpoint")
-        source = resolve(job.model)
-        config = block_config(
-            read_json(source / CONFIG),
-            block_length=self.block_length,
-            mask_id=self.mask_id(load_tokenizer(source), source),
-            source=str(source / CONFIG),
-        )
-        model = load_model(source, dtype=job.dtype, device=job.device, config=config)
-        return Student(model, load_text(source, model.spec), source, config)
-
-    def mask_id(self, tokenizer: PreTrainedTokenizerBase, source: Path) -> int:
-        """The id that `mask_token` means; DllmError if it means none."""
-        if isinstance(self.mask_token, int):
-            return self.mask_token
-        if self.mask_token is not None:
-            return token_id(tokenizer, self.mask_token, source)
-        own = tokenizer.mask_token_id
-        if own is None:
-            special = ", ".join(tokenizer.all_special_tokens)
+        """The AR checkpoint `job.model` as a decoder of blocks, or one that has become that."""
+        what = "a Llama, Qwen2 or Qwen3 checkpoint"
+        student = job.student(what, Blocks(self.block_length, self.mask_token))
+        found = student.model.spec.block_length
+        if found != self.block_length:
+            attends = "everywhere" if found is None else f"in blocks of {found}"
             raise DllmError(
-                f"{source}: the tokenizer has no mask token; expected mask_token=TOKEN or its id, "
-                f"one that no text holds; special tokens: {special}"
+                f"--model {job.model}: attends {attends}; expected {what}, or what this recipe "
+                f"made of one with block_length={self.block_length}"
             )
-        return int(own)
+        return student
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""

@@ -12,7 +12,7 @@ from dllm.config import DecodeConfig
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
-from dllm.train.job import Job, Run
+from dllm.train.job import DIFFUSION, Job, Run
 from dllm.train.mdlm import TAIL_WEIGHT, USE, predict
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
@@ -52,10 +52,11 @@ class Certainty:
 
     def prepare(self, job: Job, report: Report) -> Run:
         """The student answers the questions; then it is trained on that."""
-        student, steps = job.student(), job.steps or self.steps
+        student = job.student(DIFFUSION)
+        steps = job.steps or self.steps
         config = job.train_config(self.config, steps)
         decoding = DecodeConfig(sampler=self.sampler, block_length=self.block_length)
-        pairs = [p for p in job.trajectories(student, decoding, report) if p.whole and p.answer]
+        pairs = job.trajectories(student, decoding, report)
         batches = student.batches(pairs, config, tail=self.tail, tail_share=self.tail_share)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
         return Run(trainer, student.export, USE)

@@ -15,6 +15,7 @@ from dllm.train.data import Batch
 from dllm.train.job import Job, Run
 from dllm.train.mdlm import TAIL_WEIGHT, predict, weighted
 from dllm.train.rollouts import Report
+from dllm.train.student import Blocks
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
 USE = "dllm speculate --target {target} --drafter {{}} PROMPT"
@@ -29,6 +30,9 @@ class Drafter:
     number in the rest. Stage 2 (boundary refinement), a share `refine` of the steps at half the
     learning rate: 1 to `boundary` tokens behind the cut are masked, and of R the i-th weighs
     decay^(R - i). separator: token put behind the masks, none if the drafter is used without.
+
+    An AR checkpoint, the target's own too, becomes a drafter in which block_length tokens see each
+    other (0: all); mask_token: see `ar-to-block`.
     """
 
     paper: ClassVar[str] = "DEER, arXiv 2512.15176"
@@ -42,17 +46,22 @@ class Drafter:
     boundary: int = 96
     decay: float = 1.01
     separator: str | None = None
+    block_length: int = 32
+    mask_token: int | str | None = None
 
     def __post_init__(self) -> None:
         at_least("reach", self.reach, 1, "a whole number")
         at_least("boundary", self.boundary, 1, "a whole number")
         at_least("decay", self.decay, 1)
+        at_least("block_length", self.block_length, 0, "a whole number")
         probability("full", self.full)
         probability("refine", self.refine)
 
     def prepare(self, job: Job, report: Report) -> Run:
         """A student and answers of `job.distill_from` (or of the data), in two stages."""
-        student, steps = job.student("a masked-diffusion checkpoint"), job.steps or self.steps
+        blocks = Blocks(self.block_length or None, self.mask_token)
+        student = job.student("a masked-diffusion or AR checkpoint", blocks)
+        steps = job.steps or self.steps
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report), config)
         separator = None if self.separator is None else student.token_id(self.separator)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
@@ -19,14 +19,18 @@ from dllm.eval.ranks import Ranks
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint
 from dllm.models.loading import read_json
+from dllm.specs import build_part
 from dllm.text import Text
 from dllm.train.data import Pair
 from dllm.train.questions import GENERATORS, Question, read_questions
 from dllm.train.rollouts import Make, Report, Rollouts, own, target
-from dllm.train.student import Student
+from dllm.train.student import Blocks, Student
 from dllm.train.trainer import TrainConfig, Trainer
 
+LORA = {"lora": "dllm.models.lora:Lora"}
+DIFFUSION = "a masked-diffusion checkpoint"
 ASKED = "job.json"  # in the directory of a run: what was asked for
+FREE = ("out", "rollouts", "parts", "device")  # what may change when a run goes on
 TOGETHER = 64  # prompts answered at once
 
 
@@ -55,8 +59,8 @@ class Job:
 
     model: the student's checkpoint.  data, examples: see `read_questions`.  distill_from: an AR
     model whose answers are learned.  rollouts: file of answers that a model gave; in `out` if None.
-    max_new_tokens: of those answers.  parts: see `TrainConfig`.  lora: options of `Lora`; None
-    trains all weights.  merge: write whole weights, not the adapter.
+    max_new_tokens: of those answers.  muon_lr, parts: see `TrainConfig`.  lora: options of `Lora`;
+    None trains all weights.  merge: write whole weights, not the adapter.
     """
 
     recipe: str
@@ -71,26 +75,34 @@ class Job:
     batch_size: int | None = None
     parts: int | None = None
     lr: float | None = None
+    muon_lr: float | None = None
     seed: int = 0
     lora: str | None = None
     merge: bool = True
     dtype: str = "float32"
     device: str = "auto"
 
-    def begin(self) -> None:
-        """Note in `out` what was asked for. DllmError if a run of something else is there."""
-        asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "out"}
-        asked = {name: str(v) if isinstance(v, Path) else v for name, v in asked.items()}
-        file = self.out / ASKED
-        there = read_json(file) if file.exists() else asked
-        for name, value in asked.items():
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that decide about the result."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
+
+    def check(self) -> None:
+        """DllmError if a run of something else is in `out`."""
+        if not (self.out / ASKED).exists():
+            return
+        there = read_json(self.out / ASKED)
+        for name, value in self.asked.items():
             if there.get(name) != value:
                 raise DllmError(
                     f"{self.out}: holds a run with {name}={there.get(name)!r}, but this one has "
                     f"{value!r}: give another --out, or the same options to go on"
                 )
+
+    def note(self) -> None:
+        """Write down what was asked for, for `check`."""
         self.out.mkdir(parents=True, exist_ok=True)
-        write_json(file, asked)
+        write_json(self.out / ASKED, self.asked)
 
     def train_config(self, default: TrainConfig, steps: int) -> TrainConfig:
         """A recipe's knobs with what the user changed; rates fall to zero over the whole run."""
@@ -98,6 +110,7 @@ class Job:
             default,
             batch_size=default.batch_size if self.batch_size is None else self.batch_size,
             lr=default.lr if self.lr is None else self.lr,
+            muon_lr=default.muon_lr if self.muon_lr is None else self.muon_lr,
             parts=default.parts if self.parts is None else self.parts,
             seed=self.seed,
             warmup=min(default.warmup, 1 + steps // 10),
@@ -114,11 +127,20 @@ class Job:
                     f"{self.recipe!r} makes the bundled model, and takes no options but --out"
                 )
 
-    def student(self, what: str = "a masked-diffusion checkpoint") -> Student:
-        """The model to train; DllmError if none is named."""
+    def student(self, what: str, blocks: Blocks | None = None) -> Student:
+        """The model to train, or its adapter; DllmError if none is named. blocks: see `Student`."""
         if self.model is None:
             raise DllmError(f"--model is missing: expected {what}")
-        return Student.of(self.model, self.dtype, self.device)
+        lora = None if self.lora is None else build_part(f"lora:{self.lora}", LORA, "dllm.lora")
+        if lora is None and not self.merge:
+            raise DllmError("--adapter: there is none without --lora")
+        student = Student.of(self.model, self.dtype, self.place, blocks)
+        return student if lora is None else student.adapted(lora, self.seed, self.merge)
+
+    @property
+    def place(self) -> str:
+        """The device of this process."""
+        return (Ranks.here().device or self.device) if self.device == "auto" else self.device
 
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)
@@ -139,19 +161,24 @@ class Job:
                     'expected a field "answer" in every line, or --distill-from a model'
                 )
             pairs = [Pair(q.prompt(text), q.reply(text, str(q.answer))) for q in questions]
-        pairs = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
-        if not pairs:
+        return self.usable(pairs, whole)
+
+    def usable(self, pairs: Sequence[Pair], whole: bool) -> list[Pair]:
+        """Answers that are not empty, and if asked for not cut off; DllmError if there is none."""
+        found = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
+        if not found:
             raise DllmError(
-                f"--data {self.data}: no answer ends within max_new_tokens={self.max_new_tokens}"
+                f"--data {self.data}: {len(pairs)} prompts, and no answer that ends within "
+                f"max_new_tokens={self.max_new_tokens}"
             )
-        return pairs
+        return found
 
     def distilled(self, questions: Sequence[Question], text: Text, report: Report) -> list[Pair]:
         """What the AR model answers, in the tokens of `text`."""
         from dllm.verify.target import load_target
 
         assert self.distill_from is not None
-        found, tokenizer = load_target(self.distill_from, "auto", self.device)
+        found, tokenizer = load_target(self.distill_from, "auto", self.place)
         theirs = Text(tokenizer, "hf")
         questions = sorted(questions, key=lambda q: len(q.prompt(theirs)))  # little padding
         make = partial(target, found.model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
@@ -166,12 +193,16 @@ class Job:
         ]
 
     def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
-        """What the student answers before it is trained, and in which order it decodes that."""
+        """What the student answers before it is trained, and in which order it decodes that.
+
+        Answers that were cut off are left out.
+        """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
         prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
         make = partial(own, engine, config=config, together=TOGETHER)
-        return self.rolled_out(fingerprint(student.model, config), prompts, make, report)
+        pairs = self.rolled_out(fingerprint(student.model, config), prompts, make, report)
+        return self.usable(pairs, whole=True)
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report

@@ -16,7 +16,7 @@ from dllm.cache.plan import Plan
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import probability
 from dllm.train.data import Batch
-from dllm.train.job import Job, Run
+from dllm.train.job import DIFFUSION, Job, Run
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
@@ -47,7 +47,8 @@ class Mdlm:
             from dllm.train import tiny
 
             return tiny.run(job)
-        student, steps = job.student(), job.steps or self.steps
+        student = job.student(DIFFUSION)
+        steps = job.steps or self.steps
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from dllm.batch import read_prompts
 from dllm.errors import DllmError
@@ -39,25 +40,37 @@ class Question:
 def read_questions(data: str, count: int | None, seed: int) -> list[Question]:
     """`count` questions (None: all of a file) of "generators", "generators:TASK+TASK" or a file.
 
-    A file holds a prompt a line, or JSON lines with "prompt" and maybe "answer".
+    TASK*2 draws twice as many as a task of weight 1; without weights they are those of the bundled
+    model's last mixture. A file holds a prompt a line, or JSON lines with "prompt" and maybe
+    "answer".
     """
     kind, _, tasks = data.partition(":")
     if kind == GENERATORS:
-        return drawn(
-            [name for name in tasks.split("+") if name], DRAWN if count is None else count, seed
-        )
+        return drawn(shares(tasks), DRAWN if count is None else count, seed)
     records = read_prompts(None, data)[:count]
     return [Question(record["prompt"], record.get("answer")) for record in records]
 
 
-def drawn(names: Sequence[str], count: int, seed: int) -> list[Question]:
-    """Training examples of these tasks, of all in the bundled model's last mixture if none."""
+def shares(tasks: str) -> dict[str, float]:
+    """Weight of each task in "TASK+TASK*2"; of all of them in ""."""
     from dllm.train.tiny import EVERYTHING
 
-    for name in names:
+    found: dict[str, float] = {}
+    for each in filter(None, tasks.split("+")):
+        name, star, weight = each.partition("*")
         if name not in TASKS:
             raise DllmError(f"no task {name!r}: expected some of {', '.join(TASKS)}")
-    names = names or list(EVERYTHING)
-    rng = random.Random(f"{seed}/{'+'.join(names)}")
-    weights = [EVERYTHING.get(name, 1.0) for name in names]
-    return [Question(*draw(rng, name)) for name in rng.choices(names, weights, k=count)]
+        try:
+            found[name] = float(weight) if star else EVERYTHING[name]
+        except ValueError:
+            found[name] = 0.0
+        if not 0 < found[name] < inf:
+            raise DllmError(f"--data: {each!r}: expected TASK*WEIGHT with a weight above 0")
+    return found or EVERYTHING
+
+
+def drawn(weights: Mapping[str, float], count: int, seed: int) -> list[Question]:
+    """Training examples of tasks with these weights."""
+    rng = random.Random(f"{seed}/{'+'.join(weights)}")
+    names = rng.choices(list(weights), list(weights.values()), k=count)
+    return [Question(*draw(rng, name)) for name in names]

@@ -95,7 +95,7 @@ class Rollouts:
         try:
             asked = json.loads(header)
             known = asked.pop("format") == FORMAT
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             known = False
         if not known:
             raise DllmError(f"{self.path}: expected a file of {FORMAT}, or none")

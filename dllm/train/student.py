@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dllm.errors import DllmError
+from dllm.models.adapter import save_adapter
+from dllm.models.causal import CAUSAL, block_config
 from dllm.models.decoder import Decoder
 from dllm.models.loading import CONFIG, load_model, read_json, resolve, write_checkpoint
-from dllm.text import Text, load_text
+from dllm.models.lora import Lora, LoraLinear, attach, merge
+from dllm.text import Text, load_text, load_tokenizer
 from dllm.train.data import Pair, Shuffled
 from dllm.train.trainer import TrainConfig
 
@@ -27,20 +30,70 @@ TOKENIZER = (
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """How an AR checkpoint becomes a student: tokens that see each other, and the mask token, by
+    text or id; None is the tokenizer's own.
+    """
+
+    length: int | None
+    mask_token: int | str | None
+
+    def config(self, source: Path) -> dict[str, Any]:
+        """config.json of the block-diffusion model on the weights in `source`."""
+        mask_id = self.mask_id(load_tokenizer(source), source)
+        said = read_json(source / CONFIG)
+        place = str(source / CONFIG)
+        return block_config(said, block_length=self.length, mask_id=mask_id, source=place)
+
+    def mask_id(self, tokenizer: PreTrainedTokenizerBase, source: Path) -> int:
+        """The id that `mask_token` means; DllmError if it means none."""
+        if isinstance(self.mask_token, int):
+            return self.mask_token
+        if self.mask_token is not None:
+            return token_id(tokenizer, self.mask_token, source)
+        own = tokenizer.mask_token_id
+        if own is None:
+            special = ", ".join(tokenizer.all_special_tokens)
+            raise DllmError(
+                f"{source}: the tokenizer has no mask token; expected mask_token=TOKEN or its id, "
+                f"one that no text holds; special tokens: {special}"
+            )
+        return int(own)
+
+
+@dataclass(frozen=True)
 class Student:
-    """A model, its tokenizer, the directory they came from and what config.json says there."""
+    """A model to train and its tokenizer.
+
+    base: the checkpoint's name as the user gave it;  source: its directory;  config: the content of
+    config.json that the model was made from;  merge: whether `export` writes whole weights, where
+    an adapter is trained.
+    """
 
     model: Decoder
     text: Text
+    base: str
     source: Path
     config: dict[str, Any]
+    merge: bool = True
 
     @classmethod
-    def of(cls, name: str, dtype: str, device: str) -> Student:
-        """The checkpoint of this name (see `resolve`), to be computed in `dtype`."""
+    def of(cls, name: str, dtype: str, device: str, blocks: Blocks | None = None) -> Student:
+        """The checkpoint of this name (see `resolve`), to be computed in `dtype`.
+
+        An AR one becomes a model of `blocks`; without them it is a DllmError.
+        """
         source = resolve(name)
-        model = load_model(source, dtype=dtype, device=device)
-        return cls(model, load_text(source, model.spec), source, read_json(source / CONFIG))
+        config = read_json(source / CONFIG)
+        if blocks is not None and config.get("model_type") in CAUSAL:
+            config = blocks.config(source)
+        model = load_model(source, dtype=dtype, device=device, config=config)
+        return cls(model, load_text(source, model.spec), name, source, config)
+
+    def adapted(self, lora: Lora, seed: int, merge: bool) -> Student:
+        """The same, of which only a new adapter will be trained."""
+        attach(self.model, lora, seed)
+        return replace(self, merge=merge)
 
     def batches(self, pairs: Sequence[Pair], config: TrainConfig, **tail: Any) -> Shuffled:
         """Endless batches of the same pairs; tail: padding, as `Shuffled` takes it."""
@@ -53,12 +106,20 @@ class Student:
         return token_id(self.text.tokenizer, token, self.source)
 
     def export(self, directory: Path) -> None:
-        """Write the weights in the dtype of the checkpoint they came from, and its tokenizer.
+        """Write the weights, in the dtype of the checkpoint they came from, and its tokenizer.
 
-        That dtype is the model's from then on: call it when training is over.
+        Or the adapter alone. The model is not to be trained further: an adapter is merged, the
+        dtype changed in place.
         """
-        kind = str(self.config.get("dtype") or self.config.get("torch_dtype") or self.model.dtype)
-        self.model.to(getattr(torch, kind.removeprefix("torch.")))
+        adapter = any(isinstance(module, LoraLinear) for module in self.model.modules())
+        if adapter and not self.merge:
+            changed = self.config != read_json(self.source / CONFIG)
+            save_adapter(self.model, directory, self.base, self.config if changed else None)
+            return
+        if adapter:
+            merge(self.model)
+        kind = self.config.get("dtype") or self.config.get("torch_dtype") or self.model.dtype
+        self.model.to(getattr(torch, str(kind).removeprefix("torch.")))
         write_checkpoint(self.model, directory, self.config)
         copy_tokenizer(self.source, directory)
 

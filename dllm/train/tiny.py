@@ -175,6 +175,7 @@ def run(job: Job) -> Run:
     """The run in `job.out`, at its step 0 or where it stopped, with that run's tokenizer."""
     job.refuse_options()
     file = job.out / "tokenizer.json"
+    job.out.mkdir(parents=True, exist_ok=True)
     tok = Tokenizer.from_file(str(file)) if file.exists() else tokenizer()
     if not file.exists():
         temp = job.out / f"tokenizer.{os.getpid()}"  # under torchrun all processes come here

@@ -80,26 +80,26 @@ def init_weights(model: nn.Module, seed: int) -> None:
             nn.init.normal_(p, std=std, generator=generator)
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the layers' matrices, AdamW for all other parameters.
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a run changes, by name: all but the frozen ones."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-    Frozen parameters are left out.
-    """
-    found: list[torch.optim.Optimizer] = []
-    rest = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [name for name, p in rest.items() if p.ndim == 2 and "layers." in name]
-    if config.muon_lr is not None and matrices:
-        mine = [rest.pop(name) for name in matrices]
-        found += [
-            torch.optim.Muon(mine, lr=config.muon_lr, weight_decay=0.01, adjust_lr_fn="original")
-        ]
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for the layers' matrices, AdamW for all other parameters."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in trained(model).items():
+        muon = config.muon_lr is not None and p.ndim == 2 and "layers." in name
+        (matrices if muon else rest).append(p)
+    made: list[torch.optim.Optimizer] = []
+    if matrices and config.muon_lr is not None:
+        knobs: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
+        made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **knobs))
     if rest:
-        found += [
-            torch.optim.AdamW(
-                list(rest.values()), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-            )
-        ]
-    return found
+        knobs = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
+        made.append(torch.optim.AdamW(rest, lr=config.lr, **knobs))
+    return made
 
 
 class Trainer:
@@ -207,14 +207,14 @@ class Trainer:
         return value
 
     def save(self) -> None:
-        """Weights, optimizer moments and step, each file replaced whole; the step comes last."""
+        """What is trained, optimizer moments and step, each file replaced whole; the step last."""
         if self.rank > 0:
             return
         moments: dict[str, Tensor] = {}
         for i, opt in enumerate(self.optimizers):
             for j, state in opt.state_dict()["state"].items():
                 moments |= {f"{i}.{j}.{key}": t.contiguous() for key, t in state.items()}
-        weights = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        weights = {name: p.detach() for name, p in trained(self.model).items()}
         for name, tensors in (("model", weights), ("optimizer", moments)):
             save_file(tensors, self.out / f"{name}.tmp")
             os.replace(self.out / f"{name}.tmp", self.out / f"{name}.safetensors")
@@ -227,9 +227,8 @@ class Trainer:
         self.trim_log()
         weights = load_file(self.out / "model.safetensors")
         with torch.no_grad():
-            for name, p in self.model.named_parameters():  # a tied head is listed once
-                if p.requires_grad:
-                    p.copy_(weights[name])
+            for name, p in trained(self.model).items():  # a tied head is listed once
+                p.copy_(weights[name])
         moments = load_file(self.out / "optimizer.safetensors")
         for i, opt in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = {}

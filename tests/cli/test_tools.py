@@ -1,4 +1,4 @@
-"""samplers, env and train, and the program itself."""
+"""samplers and env, and the program itself."""
 
 import json
 import re
@@ -12,14 +12,8 @@ import torch
 import dllm
 import dllm.api
 import dllm.specs
-import dllm.train.tiny
 from dllm.cache import POLICIES
-from dllm.models.decoder import Decoder
-from dllm.models.spec import ModelSpec
 from dllm.samplers import PLANNERS, SAMPLERS
-from dllm.train.data import Mixture
-from dllm.train.mdlm import loss
-from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 from dllm.verify.parts import CONTROLS, RULES, SEARCHES, SOURCES
 from tests.cli.common import fails, modules_after
 
@@ -59,43 +53,6 @@ class TestEnv:
         assert found["dllm"] == dllm.__version__
         assert found["torch_threads"] == torch.get_num_threads()
         assert isinstance(found["devices"], list)
-
-
-class TestTrain:
-    @pytest.fixture
-    def recipe(self, monkeypatch, folder):
-        """A run of three steps in place of the recipe's."""
-        tokenizer = dllm.train.tiny.tokenizer
-        made = []
-
-        def trainer(out):
-            words = tokenizer()
-            size = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
-            spec = dllm.train.tiny.spec(words)
-            parts = {f: getattr(spec, f) for f in spec.__dataclass_fields__}
-            small = ModelSpec(**{**parts, **size, "head_dim": 16, "mlp_size": 32})
-            stages = (Stage(3, Mixture({"copy": 1.0})),)
-            config = TrainConfig(batch_size=4, save_every=2)
-            model = Decoder(small)
-            init_weights(model, 0)
-            made.append(Trainer(model, loss, words, small.eos_id, stages, config, out))
-            return made[-1]
-
-        monkeypatch.setattr(dllm.train.tiny, "EXAMPLES_PER_TASK", 20)
-        monkeypatch.setattr(dllm.train.tiny, "trainer", trainer)
-        return made
-
-    def test_runs_and_resumes(self, run, recipe, tmp_path):
-        first = run("train", "mdlm", "--out", tmp_path / "run")
-        assert first.exit_code == 0, first.output
-        assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 3
-        run("train", "mdlm", "--out", tmp_path / "run")
-        assert recipe[1].step == 3
-        assert not hasattr(recipe[1], "last_tokens")  # no step was run again
-
-    def test_errors(self, run, tmp_path):
-        fails(run("train", "x", "--out", tmp_path), "no recipe 'x'", "mdlm")
-        fails(run("train", "mdlm"), "--out")
 
 
 class TestCommand:

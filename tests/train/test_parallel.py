@@ -12,10 +12,10 @@ pytestmark = pytest.mark.slow
 RUN = """
 import sys
 from pathlib import Path
-from tests.train.test_mdlm import MIX, trainer
-from dllm.train.trainer import Stage, TrainConfig
+from tests.train.test_mdlm import trainer
+from dllm.train.trainer import TrainConfig
 config = TrainConfig(batch_size=6, warmup=2, decay=3)
-trainer([Stage(3, MIX)], config, Path(sys.argv[1])).run(log_every=3)
+trainer(3, config, Path(sys.argv[1])).run(log_every=3)
 """
 
 

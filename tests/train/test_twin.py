@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dllm.train.twin
-from dllm.train.data import Batch
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.data import Pair, lay_out
+from dllm.train.tiny import curriculum
+from dllm.train.trainer import TrainConfig, Trainer
 from tests.train.test_mdlm import MIX
 from tests.train.words import TOKENIZER
 
@@ -20,18 +21,21 @@ def small():
 
 def trainer(steps, out, batch_size=4):
     config = TrainConfig(batch_size=batch_size, warmup=2, decay=1, save_every=2)
-    return Trainer(small(), dllm.train.twin.loss, TOKENIZER, 0, [Stage(steps, MIX)], config, out)
+    stages = curriculum([(steps, MIX)], TOKENIZER, 0, config, dllm.train.twin.loss)
+    return Trainer(small(), stages, config, out)
 
 
 def test_the_loss_is_of_the_answers_and_the_end_behind_each():
+    """None behind an answer that was cut off."""
     model = small()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
-    ids = torch.tensor([[5, 6, 7, 8, 0, 0], [9, 5, 6, 7, 8, 0]])
-    batch = Batch(ids, start=torch.tensor([2, 4]), end=torch.tensor([4, 5]))
+    rows = [Pair([5, 6], [7, 8]), Pair([9, 5, 6, 7], [8]), Pair([5], [6, 7], (), False)]
+    batch = lay_out(rows, (0, 0))
+    ids = batch.ids
     with torch.no_grad():
         logp = model(ids).logits.log_softmax(-1)
-    counted = [(0, 2), (0, 3), (0, 4), (1, 4), (1, 5)]
+    counted = [(0, 2), (0, 3), (0, 4), (1, 4), (1, 5), (2, 1), (2, 2)]
     expected = -sum(float(logp[row, at - 1, ids[row, at]]) for row, at in counted) / len(counted)
     generator = torch.Generator()
     whole = dllm.train.twin.loss(model, batch, generator, slice(None))
@@ -64,7 +68,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
 
 def test_what_is_exported_is_an_ordinary_checkpoint(tmp_path):
     run = trainer(1, tmp_path / "run")
-    dllm.train.twin.export(run, tmp_path / "checkpoint")
+    dllm.train.twin.export(run.model, TOKENIZER, tmp_path / "checkpoint")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():

@@ -1,0 +1,286 @@
+"""Learn2PD on the bundled model: its filter beside the threshold and the oracle EGP.
+
+Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Ends:
+the first 5 of each task with two engines: ours, whose rows stop at an end of text with no hole
+before it, and one that no token ends, as the paper's: it is given the mask, which is never
+committed, for its end token, and fills all holes. There, answers are cut at their first end of
+text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
+what stands behind an end, is run with both.
+A forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
+Run after benchmarks.learn2pd_filter: python -m benchmarks.learn2pd --filter FILE writes
+results/learn2pd.json; with --report it fills the tables of docs/training.md instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+import dllm
+from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
+from dllm.cache.plan import Plan
+from dllm.cache.store import KVStore
+from dllm.canvas import Canvas
+from dllm.engine import Engine
+from dllm.eval.tasks import TASKS, Example
+from dllm.intervals import wilson
+from dllm.memo import MemoModel
+from dllm.models.protocol import Model
+from dllm.models.spec import ModelSpec
+from dllm.output import Output
+from dllm.samplers.candidates import Candidates
+from dllm.samplers.learn2pd import EndOfText
+from dllm.samplers.parts import State, Verdict, Vocabulary
+
+Row = dict[str, Any]
+Key = tuple[str, str, str]  # table, method, knob
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+STOPS, FILLS = "stops", "fills all"
+THRESHOLDS = {
+    "threshold": (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
+    "learn2pd": (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3),
+}
+USUAL = (("one by one", ""), ("threshold", "0.9"), ("learn2pd", "0.96"))
+ENDS = 5  # prompts of each task on which both engines are run
+CUTS = (0.96, 0.0)  # EoTP as the paper has it, and as released
+COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "nfe_to_end", "answer_tokens")
+SLACK = 0.01  # "equal" accuracy
+
+
+class Endless:
+    """A model whose end token never comes."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.device, self.dtype = model, model.device, model.dtype
+        assert isinstance(model.spec, ModelSpec)
+        self.spec = replace(model.spec, eos_id=model.spec.mask_id, eot_id=None)
+
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+        return self.model.new_store(batch, length, limit)
+
+    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+        return self.model(ids, plan, store)
+
+
+@dataclass(frozen=True)
+class Cut(EndOfText):
+    """EoTP that is told the end tokens, which `Endless` hides."""
+
+    def bind(self, vocabulary: Vocabulary) -> Cut:
+        return self
+
+    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+        ends = torch.isin(view.token, view.token.new_tensor(self.stop_ids))
+        return super().check(replace(view, ends=ends), canvas, state)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A commit rule at one knob value."""
+
+    method: str
+    knob: str
+    spec: str
+
+
+def rules(filter_file: Path) -> list[Rule]:
+    specs = {"threshold": "threshold:", "learn2pd": f"learn2pd:filter={filter_file},"}
+    swept = [
+        Rule(method, f"{bar:g}", f"{specs[method]}threshold={bar}")
+        for method, bars in THRESHOLDS.items()
+        for bar in bars
+    ]
+    return [Rule("one by one", "", "quota"), *swept]
+
+
+def by_rule(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+    """Counts of every rule, and of EGP."""
+    prompts = [e.prompt for e in chosen]
+    one: list[Output] = []
+    for rule in rules(filter_file):
+        outputs = decode(engine, prompts, {"history": True, "sampler": rule.spec})
+        one = one or outputs
+        yield counts(engine, ("rules", rule.method, rule.knob), chosen, outputs, one)
+    egp = decode(engine, prompts, {"history": True, "sampler": oracle(engine, one)})
+    yield counts(engine, ("rules", "egp", "oracle"), chosen, egp, one)
+
+
+def by_end(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+    """Counts of the usual rules with both engines, and with EoTP."""
+    prompts = [e.prompt for e in chosen]
+    engines = {STOPS: engine, FILLS: Engine(Endless(engine.model), engine.text)}
+    one: list[Output] = []
+    for rule in rules(filter_file):
+        if (rule.method, rule.knob) in USUAL:
+            for name, cut in itertools.product(engines, (None, *CUTS)):
+                eotp = None if cut is None else Cut(cut, engine.model.spec.stop_ids)
+                options = {"history": True, "sampler": rule.spec, "stop_rule": eotp}
+                outputs = decode(engines[name], prompts, options)
+                one = one or outputs
+                knob = f"{rule.method} {rule.knob}".strip()
+                yield counts(engine, (name, knob, eotp_name(cut)), chosen, outputs, one)
+
+
+def eotp_name(cut: float | None) -> str:
+    return "" if cut is None else f"at {cut:g}"
+
+
+def measure(name: str, count: int, filter_file: Path) -> list[Row]:
+    """Counts of every setting on one task."""
+    plain = dllm.load("tiny")
+    engine = Engine(MemoModel(plain.model, 2**31), plain.text)
+    chosen = unseen(name, count, SEED)
+    found = [*by_rule(engine, chosen, filter_file), *by_end(engine, chosen[:ENDS], filter_file)]
+    return [{"task": name, "group": TASKS[name].group, **each} for each in found]
+
+
+def counts(
+    engine: Engine, key: Key, chosen: list[Example], outputs: list[Output], one: list[Output]
+) -> Row:
+    """Totals of one setting over the prompts of a task; `one` are the answers one by one."""
+    assert engine.text is not None
+    totals = dict.fromkeys(COUNTS, 0)
+    for example, output, reference in zip(chosen, outputs, one, strict=True):
+        answer = until_end(output.token_ids, engine.model.spec.stop_ids)
+        reply = engine.text.decode(answer)
+        end = len(engine.encode(example.prompt)) + len(answer)
+        totals["count"] += 1
+        totals["right"] += TASKS[example.task].grade(example, reply) == "ok"
+        totals["same_as_one_by_one"] += answer == reference.token_ids
+        totals["nfe"] += output.nfe
+        totals["nfe_to_end"] += max(c.nfe for c in output.history or () if min(c.positions) <= end)
+        totals["answer_tokens"] += min(len(answer) + 1, HOLES)
+    return {**dict(zip(("table", "method", "knob"), key, strict=True)), **totals}
+
+
+def until_end(ids: list[int], stop_ids: tuple[int, ...]) -> list[int]:
+    """The tokens before the first end token."""
+    return ids[: min((i for i, token in enumerate(ids) if token in stop_ids), default=len(ids))]
+
+
+# --- the tables ----------------------------------------------------------------------------------
+
+
+def summed(rows: list[Row]) -> dict[Key, Row]:
+    """Counts of every setting over all tasks."""
+    found: dict[Key, Row] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
+    for each in rows:
+        total = found[each["table"], each["method"], each["knob"]]
+        for name in COUNTS:
+            total[name] += each[name]
+    return dict(found)
+
+
+def rules_table(totals: dict[Key, Row]) -> str:
+    """Every rule at every threshold."""
+    lines = [
+        "| rule | at | right | 95% | same as one by one | forwards |",
+        "|---|---|---|---|---|---|",
+    ]
+    found = {k: t for k, t in totals.items() if k[0] == "rules"}
+    for (_, method, knob), t in sorted(found.items(), key=lambda item: item[1]["nfe"]):
+        low, high = wilson(t["right"], t["count"])
+        lines.append(
+            f"| {method} | {knob} | {share(t, 'right'):.1%} | {low:.1%} – {high:.1%} "
+            f"| {share(t, 'same_as_one_by_one'):.1%} | {share(t, 'nfe'):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def ends_table(totals: dict[Key, Row]) -> str:
+    """Forwards of the engines with and without a stop, and with EoTP."""
+    lines = [
+        "| rule | engine | EoTP | right | same as one by one | forwards | up to the end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (method, knob), engine, cut in itertools.product(USUAL, (FILLS, STOPS), (None, *CUTS)):
+        rule = f"{method} {knob}".strip()
+        t = totals[engine, rule, eotp_name(cut)]
+        lines.append(
+            f"| {rule} | {engine} | {eotp_name(cut)} "
+            f"| {share(t, 'right'):.1%} | {share(t, 'same_as_one_by_one'):.1%} "
+            f"| {share(t, 'nfe'):.2f} | {share(t, 'nfe_to_end'):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def gap_table(totals: dict[Key, Row]) -> str:
+    """How much of the way from the threshold's forwards to EGP's the filter goes."""
+    one, floor = totals["rules", "one by one", ""], totals["rules", "egp", "oracle"]
+    pairs = [(f"at {bar} both", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.8, 0.7, 0.6, 0.5)]
+    best = [fewest(totals, method, share(one, "right") - SLACK) for method in THRESHOLDS]
+    lines = [
+        "| compared | threshold: right, forwards | learn2pd: right, forwards | of the gap to EGP |",
+        "|---|---|---|---|",
+    ]
+    for name, a, b in [("fewest forwards within a point of one by one", *best), *pairs]:
+        threshold, learned = totals["rules", "threshold", a], totals["rules", "learn2pd", b]
+        gap = threshold["nfe"] - floor["nfe"]
+        cells = [
+            f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
+            for knob, t in ((a, threshold), (b, learned))
+        ]
+        closed = (threshold["nfe"] - learned["nfe"]) / gap
+        lines.append(f"| {name} | {' | '.join(cells)} | {closed:.0%} |")
+    return "\n".join(lines)
+
+
+def fewest(totals: dict[Key, Row], method: str, least: float) -> str:
+    """The knob of `method` with the fewest forwards among those at least that often right."""
+    knobs = [k for k in totals if k[:2] == ("rules", method) and share(totals[k], "right") >= least]
+    return min(knobs, key=lambda k: totals[k]["nfe"])[2]
+
+
+def share(total: Row, name: str) -> float:
+    return float(total[name] / total["count"])
+
+
+def report() -> None:
+    totals = summed(json.loads((RESULTS / "learn2pd.json").read_text())["rows"])
+    parts = {
+        "learn2pd": rules_table(totals),
+        "learn2pd gap": gap_table(totals),
+        "learn2pd ends": ends_table(totals),
+    }
+    fill(PAGE, parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--filter", type=Path, help="the filter to measure")
+    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
+    parser.add_argument("--report", action="store_true", help="fill the tables of the page")
+    args = parser.parse_args()
+    if args.report:
+        return report()
+    if args.filter is None:
+        parser.error("expected --filter FILE or --report")
+    torch.set_num_threads(1)
+    rows = [r for name in track(TASKS, "decoding") for r in measure(name, args.count, args.filter)]
+    header = {
+        "holes": HOLES,
+        "seed": SEED,
+        "block_length": 32,
+        "count_per_task": args.count,
+        "count_per_task_of_ends": min(ENDS, args.count),
+        "weights": fingerprint(),
+        "filter": hashlib.sha256(args.filter.read_bytes()).hexdigest()[:16],
+    }
+    print(write_result("learn2pd", {**header, "rows": rows}))
+    return None
+
+
+if __name__ == "__main__":
+    main()
