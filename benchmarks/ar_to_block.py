@@ -6,7 +6,7 @@ held-out prompts, prompt by prompt in turn, so that a busy machine hurts all ali
 of the answer, its end token included; each model is counted on the tokens of its own answers.
 
     python -m benchmarks.ar_to_block --model DIR [--target tiny-ar] [--prompts 234]
-    python -m benchmarks.ar_to_block --report          # the table, from the result file
+    python -m benchmarks.ar_to_block --report          # the table of docs/training.md
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import argparse
 import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,15 +26,16 @@ from rich.progress import track
 
 import dllm
 import dllm.verify
-from benchmarks.common import RESULTS, unseen, write_result
+from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
 from dllm.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
 NAME = "ar_to_block"
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED = 37  # of the prompts; see common.WATCHED
-NEW_TOKENS = 96
 GENERATE, OURS = "AR, transformers generate", "AR, our loop without drafts"
 SAMPLERS = {
     "one by one": "quota",
@@ -66,13 +67,8 @@ Contender = Callable[[list[int]], Answer]
 
 def generate(engine: SpecEngine, ids: list[int]) -> Answer:
     """The AR model by transformers' own loop: a forward a token."""
-    model: Any = engine.target.model  # type: ignore[attr-defined]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        out = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
-    found = out[0, len(ids) :].tolist()
-    ended = bool(found) and found[-1] in engine.eos
-    return Answer(found[: len(found) - ended], len(found), len(found))
+    found = alone(engine, ids, 0, 0.0)
+    return Answer(found[: len(found) - (found[-1] in engine.eos)], len(found), len(found))
 
 
 def ours(engine: SpecEngine, ids: list[int]) -> Answer:
@@ -139,7 +135,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             tally.seconds.append(spent)
             tally.answers.append(answer)
             tally.right[task] += TASKS[task].grade(example, engine.text.decode(answer.ids)) == "ok"
-    result = {
+    result: dict[str, Any] = {
         "dtype": args.dtype,
         "target": args.target,
         "block_length": size,
@@ -147,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": NEW_TOKENS,
         "rows": [row(name, tally, tallies) for name, tally in tallies.items()],
     }
-    print(write_result(NAME, result))
+    write_result(NAME, result)
     return result
 
 
@@ -205,12 +201,11 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
-        result = json.loads((RESULTS / f"{NAME}.json").read_text())
-    elif args.model is None:
+        fill(PAGE, {NAME: table_of(json.loads((RESULTS / f"{NAME}.json").read_text()))})
+        return
+    if args.model is None:
         parser.error("--model is missing")
-    else:
-        result = measure(args)
-    print(table_of(result))
+    print(table_of(measure(args)))
 
 
 if __name__ == "__main__":

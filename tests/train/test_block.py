@@ -155,6 +155,12 @@ def test_frontier_blocks_are_cut_at_a_random_place_of_the_answer():
     others = (1 / 4 + 1 / 6 + 1 / 4 + 1) / 5
     assert cut.double().mean() == pytest.approx(0.3 + 0.7 * others, abs=4 * (0.25 / n) ** 0.5)
 
+    batch = batch_of([(16, 31)] * n)
+    masked, _ = ArToBlock(block_length=16, frontier=0.5).corrupt(batch, seeded(0))
+    view = masked[0, :, 16:].unflatten(1, (2, 16)).int()
+    kinds = (view.diff(dim=2) >= 0).all(2) & (view[:, :, -1] == 1)  # by chance 1 in 14 others
+    assert torch.corrcoef(kinds.T.double())[0, 1].abs() < 4 * n**-0.5
+
 
 def test_the_tail_is_hidden_from_both_views_in_a_share_of_the_rows():
     n = 4000
