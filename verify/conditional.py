@@ -37,7 +37,7 @@ def lattices(
     gives the width - 1 heaviest.
     """
     width = min(width, logits.shape[-1])
-    found = candidates(bias, logits, last, width, temperature, banned)
+    found = candidates(bias, logits, last, width, temperature, banned, eos)
     tokens, pairs = (each.cpu().numpy() for each in found)
     return [
         Lattice.chained(ids[:depth], scores[0, 0], scores[:depth], eos)
@@ -52,16 +52,18 @@ def candidates(
     width: int,
     temperature: float,
     banned: Sequence[int],
+    eos: Collection[int],
 ) -> tuple[Tensor, Tensor]:
     """tokens [n, K, M] and pairs [n, K, M, M]; of column 0 all rows of pairs are its law.
 
-    One column after the other, all rows of the batch at once.
+    One column after the other, all rows of the batch at once. Paths end behind a token of eos.
     """
     rows, columns, _ = logits.shape
     tokens = torch.empty((rows, columns, width), dtype=torch.long, device=logits.device)
     pairs = torch.empty((rows, columns, width, width), device=logits.device)
     before = torch.tensor(last, device=logits.device)[:, None]  # [n, W]: W is 1, then M
     weight = torch.zeros(rows, 1, device=logits.device)  # of the likeliest path to each of them
+    ends = torch.tensor([*eos], dtype=torch.long, device=logits.device)
     for i in range(columns):
         scores = (logits[:, i, None].float() + bias(before).float()) / temperature
         if banned:
@@ -71,8 +73,9 @@ def candidates(
         # the greedy path goes through the first candidate of every column
         ids = best.scatter(1, scores[:, 0].argmax(-1, keepdim=True), torch.inf).topk(width).indices
         weight = best.gather(1, ids)
-        kept = scores.gather(2, ids[:, None].expand(-1, scores.shape[1], -1))
         gone = weight == -torch.inf
+        weight = weight.masked_fill(torch.isin(ids, ends), -torch.inf)
+        kept = scores.gather(2, ids[:, None].expand(-1, scores.shape[1], -1))
         pairs[:, i] = kept.masked_fill(gone[:, None], -torch.inf)
         tokens[:, i] = ids.masked_fill(gone, -1)
         before = ids
