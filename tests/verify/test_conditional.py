@@ -152,6 +152,30 @@ def test_argmax_is_the_greedy_path_of_the_whole_vocabulary(head, width, drafts):
     np.testing.assert_allclose(tree.weights[1:], np.cumprod(steps), rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_narrow_columns_keep_what_counts(seed):
+    """The same, where two or three candidates of five have to do."""
+    for width, eos in itertools.product((2, 3), ((), (0, 1))):
+        head = Head(seed, depth=4, size=4.0)
+        lattice = head.lattice(width, eos)
+        nodes = all_nodes(head.conditional, head.depth, eos)
+        tree = grown(Product(), lattice, width - 1)
+        best = sorted(nodes.values())[::-1][: width - 1]
+        np.testing.assert_allclose(tree.weights[1:], best, rtol=1e-4)
+        path = head.greedy()
+        end = next((i for i, token in enumerate(path) if token in eos), len(path))
+        assert lattice.first_end() == end
+        assert tuple(grown(Argmax(), lattice, 9).tokens[1:]) == path[: end + 1]
+
+
+def test_a_columns_law_is_the_mean_over_the_candidates_before():
+    lattice = Head(1, depth=3).lattice(2)
+    for i in (1, 2):
+        before, rows = np.exp(lattice.logp[i - 1]), np.exp(lattice.pairs[i])
+        mean = (before[0] * rows[0] + before[1] * rows[1]) / (before[0] + before[1])
+        np.testing.assert_allclose(np.exp(lattice.logp[i]), mean)
+
+
 @few
 @given(heads, st.sampled_from([(), (0,), (2, 4)]))
 def test_the_first_end_is_that_of_the_greedy_path(head, eos):
@@ -346,6 +370,14 @@ def test_checked_keeps_the_pairs_of_what_it_keeps(head, depth, vocab):
             assert checked.pairs[i, u, v] == expected
 
 
+def test_pairs_of_no_token_are_none():
+    lattice = Head(0).lattice()
+    tokens, logp = lattice.tokens.copy(), lattice.logp.copy()
+    tokens[1, 2], logp[1, 2] = -1, -np.inf
+    checked = replace(lattice, tokens=tokens, logp=logp).checked(VOCAB, 9)
+    assert (checked.pairs[1, :, 2] == -np.inf).all()
+
+
 def test_pairs_that_are_no_law_are_none():
     lattice = Head(0).lattice()
     pairs = lattice.pairs.copy()
@@ -466,6 +498,32 @@ def cut_at_unlikely(text, lattice, rng) -> Tree:
 def test_the_enumeration_sees_a_length_that_looks_at_what_it_admits(name):
     world = World(0, **HEADED)
     assert tv(world.law(RULES[name], cut_at_unlikely), world.truth()) > BIASED
+
+
+def test_an_end_that_is_likely_on_the_whole_does_not_hide_what_follows_elsewhere():
+    """Token 0 ends the text and leads column 1, but not behind the likeliest token before it."""
+    tokens = np.array([[1, 2], [0, 3], [1, 2]])
+    rows = [[[0.6, 0.4]] * 2, [[0.45, 0.55], [1.0, 1e-300]], [[0.5, 0.5], [0.9, 0.1]]]
+    lattice = Lattice.chained(tokens, np.log([0.6, 0.4]), np.log(rows), eos=(0,))
+    assert lattice.tokens[1, 0] == 0
+    rng = TorchRng(torch.Generator().manual_seed(0))
+    tree = GreedyPlusOne().grow(ROOT, lattice, Memory(), 9, rng)
+    assert tree.tokens[tree.follow([1, 3, 1])[-1]] == 1
+    assert len(tree.follow([1, 3, 1])) == 3
+
+
+def test_the_likeliest_of_a_node_are_those_behind_its_token():
+    for seed in range(12):
+        lattice = Head(seed).lattice()
+        rng = TorchRng(torch.Generator().manual_seed(seed))
+        tree = GreedyPlusOne(tops=2).grow(ROOT, lattice, Memory(), 12, rng)
+        own = kept_law(lattice)
+        for node in range(len(tree)):
+            law = own(tuple(tree.tokens[i] for i in tree.path(node)))
+            below = [tree.tokens[child] for child in tree.children(node)]
+            fixed = [t for t in below if node not in tree.draws or t not in tree.draws[node].tokens]
+            best = sorted(law, key=law.get, reverse=True)[:2]
+            assert set(fixed) == set(best[: len(fixed)])
 
 
 @pytest.mark.parametrize("search", DRAWN)
