@@ -147,13 +147,12 @@ class Cps(Heaviest):
     def path(self, lattice: Lattice, memory: Memory) -> list[int]:
         """The best path, as candidates of its columns; among equals the one found first."""
         beam: list[tuple[float, list[int], list[int]]] = [(0.0, [], [])]  # score, slots, tokens
-        for depth, tokens in enumerate(lattice.tokens):
+        for tokens in lattice.tokens:
             found = []
             for score, path, before in beam:
-                ended = len(path) < depth or (before and before[-1] in lattice.eos)
                 logp = lattice.given(path)
                 slots = np.flatnonzero(logp > -np.inf)
-                if ended or not len(slots):
+                if not len(slots) or (before and before[-1] in lattice.eos):
                     found.append((score, path, before))
                     continue
                 proxy = memory.logp(before, tokens[slots])

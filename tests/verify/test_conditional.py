@@ -152,6 +152,38 @@ def test_argmax_is_the_greedy_path_of_the_whole_vocabulary(head, width, drafts):
     np.testing.assert_allclose(tree.weights[1:], np.cumprod(steps), rtol=1e-4)
 
 
+def candidates_of(first, rows, width=2, eos=()):
+    """The second column's candidates of a chain given by its laws {token: probability}."""
+
+    def column(law):
+        return torch.tensor([law.get(v, 1e-9) for v in range(VOCAB)]).log()
+
+    table = torch.stack([column(rows.get(u, {})) for u in range(VOCAB)])
+    logits = torch.stack([column(first), torch.zeros(VOCAB)])[None]
+
+    def bias(prev):
+        return torch.where((prev == ROOT)[..., None], 0.0, table[prev])
+
+    [lattice] = lattices(bias, logits, [ROOT], [2], width, eos=eos)
+    return {int(token) for token in lattice.tokens[1]}
+
+
+def test_the_greedy_token_is_kept_though_many_paths_are_likelier():
+    rows = {0: {0: 0.24, **dict.fromkeys(range(1, VOCAB), 0.19)}, 1: {1: 0.9}, 2: {2: 0.9}}
+    assert candidates_of({0: 0.4, 1: 0.35, 2: 0.25}, rows) == {0, 1}
+
+
+def test_what_is_likely_behind_an_unlikely_token_is_not_kept():
+    rows = {0: {0: 0.6, 1: 0.4}, 1: {2: 0.95}}
+    assert candidates_of({0: 0.98, 1: 0.02}, rows) == {0, 1}
+
+
+def test_what_is_likely_behind_an_end_takes_no_place():
+    rows = {0: {0: 0.5, 1: 0.45}, 1: {2: 0.6, 4: 0.4}}
+    assert candidates_of({0: 0.6, 1: 0.4}, rows) == {0, 1}
+    assert candidates_of({0: 0.6, 1: 0.4}, rows, eos=(0,)) == {-1, 2}
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_narrow_columns_keep_what_counts(seed):
     """The same, where two or three candidates of five have to do."""
