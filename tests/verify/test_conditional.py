@@ -181,7 +181,7 @@ def test_what_is_likely_behind_an_unlikely_token_is_not_kept():
 def test_what_is_likely_behind_an_end_takes_no_place():
     rows = {0: {0: 0.5, 1: 0.45}, 1: {2: 0.6, 4: 0.4}}
     assert candidates_of({0: 0.6, 1: 0.4}, rows) == {0, 1}
-    assert candidates_of({0: 0.6, 1: 0.4}, rows, eos=(0,)) == {-1, 2}
+    assert candidates_of({0: 0.6, 1: 0.4}, rows, eos=(0,)) == {0, 2}
 
 
 @pytest.mark.parametrize("seed", range(40))

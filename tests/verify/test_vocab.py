@@ -128,8 +128,9 @@ def test_pairs_are_translated_with_their_columns():
 def test_a_greedy_path_with_a_word_of_its_own_becomes_a_branch():
     (fig,), (pear,), (plum,) = (DRAFT.encode(w) for w in (" fig", " pear", " plum"))
     tokens = np.array([[fig, plum], [plum, pear]])
-    pairs = np.log([[[0.7, 0.3]] * 2, [[0.1, 0.9], [0.8, 0.2]]])
-    chained = Lattice.chained(tokens, np.log([0.7, 0.3]), pairs)
+    pairs = np.log([[[0.55, 0.45]] * 2, [[0.4, 0.6], [0.95, 0.05]]])
+    chained = Lattice.chained(tokens, np.log([0.55, 0.45]), pairs)
+    assert chained.tokens[1, 0] == plum  # the likeliest on the whole, but not behind fig
 
     class Said(Scripted):
         def propose(self, contexts, depths):
@@ -141,4 +142,4 @@ def test_a_greedy_path_with_a_word_of_its_own_becomes_a_branch():
     assert len(lattice) == len(lattice.pairs) == 1
     (branch,) = lattice.branches
     assert list(branch.tokens) == TARGET.encode(" fig pear")
-    assert np.prod(branch.weights) == pytest.approx(0.7 * 0.9)
+    assert np.prod(branch.weights) == pytest.approx(0.55 * 0.6)
