@@ -53,7 +53,8 @@ NUMBERS = (
 LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 PURE = (  # of verify
     *("tree", "queries", "lattice", "rng", "accept", "sampled", "lossy"),
-    *("search", "heap", "couple", "construct", "sources", "ngram", "recycling", "suffix"),
+    *("conditional", "search", "heap", "couple", "construct"),
+    *("sources", "ngram", "recycling", "suffix"),
     *("control", "costs", "goodput", "protocol", "chain"),
 )
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")

@@ -9,6 +9,7 @@ import torch
 
 from dllm.errors import DllmError
 from dllm.models.loading import load_model, resolve
+from dllm.models.markov import load_markov
 from dllm.text import Text, load_text
 from dllm.verify.drafter import ModelDrafter
 from dllm.verify.engine import SpecEngine
@@ -29,7 +30,7 @@ def load(
     **knobs: Any,
 ) -> SpecEngine:
     """An engine from the names of two checkpoints: "tiny-ar" and "tiny" (bundled), directories, or
-    hub ids. drafter: None drafts from model-free sources alone. knobs: `ModelDrafter`'s.
+    hub ids. drafter: None drafts from model-free sources alone. knobs: those of `load_drafter`.
 
     The drafter computes in the target's dtype and on its device. Raises LoadError naming the file,
     tensor or key at fault.
@@ -54,17 +55,21 @@ def load_drafter(
     vocab_size: int | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    markov: bool = True,
     **knobs: Any,
 ) -> Drafter:
     """A masked-diffusion checkpoint as a drafter for a target with this tokenizer.
 
     vocab_size: the target's, if that is not the tokenizer's. Where the two vocabularies differ,
-    drafts are translated. knobs: `ModelDrafter`'s.
+    drafts are translated. markov: use the Markov head that lies beside the checkpoint, if there is
+    one. knobs: `ModelDrafter`'s.
     """
     text = Text(tokenizer, "hf")
     path = resolve(id_or_dir)
     model = load_model(path, dtype=dtype, device=device)
-    drafter = ModelDrafter(model, eos=model.spec.stop_ids, **knobs)
+    size, kind, place = model.spec.vocab_size, model.dtype, model.device
+    head = load_markov(path, size, dtype=kind, device=place) if markov else None
+    drafter = ModelDrafter(model, eos=model.spec.stop_ids, markov=head, **knobs)
     own = load_text(path, model.spec)
     ids = id_map(own, text, model.spec.vocab_size, vocab_size or len(tokenizer))
     if same_ids(ids):

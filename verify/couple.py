@@ -4,7 +4,8 @@ A drafter's marginals say how likely a token is at a position, a causal proxy sa
 behind another token. Of all joint laws of two neighbouring columns with the drafter's marginals,
 the coupling is the one nearest to the proxy in relative entropy: pi(u, v) = a(u) g(v|u) b(v)
 (Sinkhorn scaling). How often the proxy sees a token at all cancels out, only which tokens go
-together counts; with a proxy that says nothing the product of the marginals is left.
+together counts; with a proxy that says nothing the product of the marginals is left. Where the
+drafter has conditionals of its own (`Lattice.pairs`) those take the coupling's place.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dllm.verify.heap import Step
-from dllm.verify.lattice import Lattice
+from dllm.verify.lattice import TINY, Lattice
 from dllm.verify.sources import Array, Ids, Memory
 
-TINY = 1e-100  # in place of a sum of 0, which only zeros are multiplied with afterwards
 Place = tuple[int, tuple[int, ...]]  # column to fill next, the last candidates chosen before it
 
 
@@ -49,25 +49,37 @@ def smoothed(proxy: Array, smooth: float) -> Array:
 def sharpened(probs: Array, gamma: float, mass: Array) -> Array:
     """probs ** gamma, gamma above 0, each row [..., M] scaled to the sum mass [..., 1]."""
     powers = ratio(probs, probs.max(-1, keepdims=True)) ** gamma
-    return np.asarray(powers / powers.sum(-1, keepdims=True) * np.minimum(mass, 1))
+    return ratio(powers, powers.sum(-1, keepdims=True)) * np.minimum(mass, 1)
+
+
+def drafted(lattice: Lattice, gamma: float) -> tuple[Array, Array]:
+    """The drafter's own law of the first column [M] and conditionals of those behind it
+    [K-1, M, M], sharpened; for a lattice with pairs."""
+    assert lattice.pairs is not None
+    first, behind = np.exp(lattice.logp[0]), np.exp(lattice.pairs[1:])
+    return (
+        sharpened(first, gamma, first.sum(keepdims=True)),
+        sharpened(behind, gamma, behind.sum(-1, keepdims=True)),
+    )
 
 
 @dataclass(slots=True)
 class Chain:
-    """The coupled lattice: what may follow a candidate, and how likely.
+    """A lattice as a Markov chain: what may follow a candidate, and how likely.
 
     tokens [K, M].  first [M]: law of the first column.  behind [K-1, M, M]: r(v|u) of the columns
-    behind it. Both sharpened, and with the mass that the column keeps.  proxy [K-1, M, M]: g(v|u).
-    memory: where not None, r is corrected by the memory's own g(v|all before) / g(v|u).
+    behind it. Both sharpened, and with the mass that the column keeps.
+    memory: where not None, r is corrected by the memory's own g(v|all before) / g(v|u), with
+    proxy [K-1, M, M]: g(v|u), gamma and smooth as in `chain`.
     """
 
     tokens: Ids
     first: Array
     behind: Array
-    proxy: Array
-    gamma: float
-    smooth: float
     memory: Memory | None = None
+    proxy: Array = field(default_factory=lambda: np.zeros(0))
+    gamma: float = 1.0
+    smooth: float = 0.0
     known: dict[Place, list[Step[Place]]] = field(default_factory=dict)
 
     def steps(self, place: Place) -> list[Step[Place]]:
@@ -100,7 +112,7 @@ class Chain:
         said = np.exp(self.memory.logp(path, self.tokens[depth]))
         longer = smoothed(np.where(law > 0, said, 0), self.smooth)
         better: Array = law * (longer / self.proxy[depth - 1, before[-1]]) ** self.gamma
-        return np.asarray(better * (law.sum() / better.sum()))
+        return np.asarray(better * (law.sum() / max(better.sum(), TINY)))
 
 
 def chain(
@@ -112,7 +124,8 @@ def chain(
     smooth: float,
     longer: bool,
 ) -> Chain:
-    """The coupled lattice of columns of which none is empty, by the memory's pairs.
+    """The coupled lattice of columns of which none is empty, by the drafter's own conditionals or
+    else by the memory's pairs.
 
     longer: correct by what the memory knows of more than one token before.
     """
@@ -121,13 +134,10 @@ def chain(
     laws = probs / mass
     said = memory.pairs(tokens[:-1], tokens[1:])
     proxy = smoothed(np.where(laws[1:, None] > 0, said, 0), smooth)
-    behind = couple(proxy, laws[:-1], laws[1:], sweeps)
-    return Chain(
-        tokens,
-        sharpened(probs[0], gamma, mass[0]),
-        sharpened(behind, gamma, mass[1:, None]),
-        proxy,
-        gamma,
-        smooth,
-        memory if longer else None,
-    )
+    if lattice.pairs is not None:
+        first, behind = drafted(lattice, gamma)
+    else:
+        first = sharpened(probs[0], gamma, mass[0])
+        behind = couple(proxy, laws[:-1], laws[1:], sweeps)
+        behind = sharpened(behind, gamma, mass[1:, None])
+    return Chain(tokens, first, behind, memory if longer else None, proxy, gamma, smooth)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from dllm.cache.plan import Plan
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
+from dllm.models.markov import MarkovHead
+from dllm.verify.conditional import lattices as chains
 from dllm.verify.lattice import Lattice
 
 
@@ -28,6 +31,8 @@ class ModelDrafter:
     limit: columns that are drafted at most.  separator: token put behind the masks (DEER, arXiv
     2512.15176, section 3.1).  steps: passes per draft, each filling the surest positions
     (DiffuSpec, arXiv 2510.02358, section 3.1).  eos: tokens behind which nothing is drafted.
+    markov: what the token before a column adds to its logits (DSpark, arXiv 2607.05147); for one
+    step, as more of them see each other's tokens already.
     """
 
     model: Decoder
@@ -38,6 +43,7 @@ class ModelDrafter:
     separator: int | None = None
     steps: int = 1
     eos: Collection[int] = ()
+    markov: MarkovHead | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Decoder):
@@ -50,6 +56,14 @@ class ModelDrafter:
                 raise DllmError(f"{name}={getattr(self, name)}: expected at least 1")
         if not self.temperature > 0:
             raise DllmError(f"temperature={self.temperature}: a drafter's is above 0")
+        if self.markov is not None:
+            if self.steps > 1:
+                raise DllmError(f"steps={self.steps}: expected 1 with a Markov head (markov=...)")
+            if self.markov.vocab_size != self.model.spec.vocab_size:
+                raise DllmError(
+                    f"a Markov head for {self.markov.vocab_size} tokens: expected "
+                    f"{self.model.spec.vocab_size}, as the drafter has"
+                )
 
     def open(self, rooms: Sequence[int]) -> ModelSession:
         """Begin a batch whose texts will not be longer than `rooms` tokens, prompt included."""
@@ -91,16 +105,26 @@ class ModelSession:
             return lattices
         for row in asked:
             self.begin(row, list(contexts[row]))
-        logits = self.columns(asked)
-        for (row, depth), part in zip(asked.items(), logits, strict=True):
-            lattices[row] = Lattice.of(
-                part[:depth],
-                self.drafter.width,
-                temperature=self.drafter.temperature,
-                banned=(self.spec.mask_id,),
-                eos=eos,
-            )
+        for row, lattice in zip(asked, self.read(asked, self.columns(asked)), strict=True):
+            lattices[row] = lattice
         return lattices
+
+    def read(self, asked: Mapping[int, int], logits: Tensor) -> list[Lattice]:
+        """The lattices of logits [n, K, V] of the rows asked."""
+        drafter = self.drafter
+        options: Any = {
+            "temperature": drafter.temperature,
+            "banned": (self.spec.mask_id,),
+            "eos": drafter.eos,
+        }
+        if drafter.markov is not None:
+            last, depths = [self.seen[row][-1] for row in asked], [*asked.values()]
+            bias = drafter.markov.bias
+            return chains(bias, logits, last, depths, drafter.width, **options)
+        return [
+            Lattice.of(part[:depth], drafter.width, **options)
+            for part, depth in zip(logits, asked.values(), strict=True)
+        ]
 
     def begin(self, row: int, context: list[int]) -> None:
         """Note the row's tokens; what the store has of another text is forgotten."""

@@ -1,13 +1,14 @@
 """What one pass of a drafter says: for each of the next K positions, its most likely tokens.
 
-Marginals only: how tokens of neighbouring positions go together is the search's business. Numpy,
-since searching happens on the host and a lattice is small.
+Marginals, and with a Markov head (conditional.py) what a token is worth behind another one; else
+how tokens of neighbouring positions go together is the search's business. Numpy, since searching
+happens on the host and a lattice is small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.verify.tree import Law
+
+TINY = 1e-100  # in place of a sum of 0, where the other factor is 0 too
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,16 @@ class Lattice:
     logp   [K, M] float64: ln of the drafter's marginal probability, -inf at -1.
     eos: tokens behind which nothing is drafted.
     branches: whole continuations that do not fit into columns.
+    pairs [K, M, M] float64 or None: ln of the probability of candidate v of a column behind
+    candidate u of the column before it, u in rows; those of column 0 mean nothing, its law is
+    logp[0]. With pairs the drafter's law is that Markov chain; logp is then what `chained` says.
     """
 
     tokens: NDArray[np.int64]
     logp: NDArray[np.float64]
     eos: frozenset[int] = frozenset()
     branches: tuple[Branch, ...] = ()
+    pairs: NDArray[np.float64] | None = None
 
     @classmethod
     def empty(cls, eos: Collection[int] = ()) -> Lattice:
@@ -71,6 +78,31 @@ class Lattice:
         ids = ids.masked_fill(top == -torch.inf, -1)
         return cls(ids.cpu().numpy(), top.double().cpu().numpy(), frozenset(eos))
 
+    @classmethod
+    def chained(
+        cls,
+        tokens: NDArray[np.int64],
+        first: NDArray[np.float64],
+        pairs: NDArray[np.float64],
+        eos: Collection[int] = (),
+        branches: tuple[Branch, ...] = (),
+    ) -> Lattice:
+        """The Markov chain of a first column of log-law first [M] and pairs [K, M, M].
+
+        logp of a later column: its law behind the candidates before it, as if there were no others.
+        """
+        logp = np.full(tokens.shape, -np.inf)
+        logp[:1] = first
+        for i in range(1, len(tokens)):
+            before = np.exp(logp[i - 1])
+            with np.errstate(divide="ignore"):
+                logp[i] = np.log(before @ np.exp(pairs[i]) / max(before.sum(), TINY))
+        order = np.argsort(-logp, 1, kind="stable")
+        pairs = np.take_along_axis(pairs, order[:, None], 2)
+        pairs[1:] = np.take_along_axis(pairs[1:], order[:-1, :, None], 1)
+        tokens, logp = (np.take_along_axis(each, order, 1) for each in (tokens, logp))
+        return cls(tokens, logp, frozenset(eos), branches, pairs)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -85,17 +117,72 @@ class Lattice:
         probs = np.exp(self.logp[depth][keep])
         return Law(self.tokens[depth][keep], probs / probs.sum())
 
+    def slot(self, depth: int, token: int | None) -> int | None:
+        """Where a token stands in a column, if it is a candidate."""
+        found = np.flatnonzero(self.tokens[depth] == token)
+        return int(found[0]) if len(found) else None
+
+    def law_behind(self, depth: int, before: int) -> Law:
+        """The same behind the token `before` of the column before it, the likeliest token first.
+
+        Empty where none may follow. For a lattice with pairs and a candidate `before`.
+        """
+        assert self.pairs is not None
+        probs = np.exp(self.pairs[depth, self.slot(depth - 1, before)])
+        order = np.argsort(-probs, kind="stable")[: np.count_nonzero(probs)]
+        return Law(self.tokens[depth][order], probs[order] / max(probs.sum(), TINY))
+
+    def given(self, path: Sequence[int]) -> NDArray[np.float64]:
+        """[M] ln of the drafter's law of the column behind `path`, candidates of those before."""
+        if self.pairs is None or not path:
+            return np.asarray(self.logp[len(path)])
+        return np.asarray(self.pairs[len(path), path[-1]])
+
+    def worth(self, path: Sequence[int]) -> float:
+        """ln of the drafter's probability of `path`, candidates of the first columns."""
+        return float(sum(self.given(path[:i])[slot] for i, slot in enumerate(path)))
+
+    def path(self) -> NDArray[np.int64]:
+        """[K] the candidates of the greedy path: of each column the likeliest.
+
+        With pairs: the likeliest behind the one chosen before it.
+        """
+        slots = np.zeros(len(self), np.int64)
+        if self.pairs is not None:
+            for i in range(1, len(self)):
+                slots[i] = self.pairs[i, slots[i - 1]].argmax()
+        return slots
+
     def first_end(self) -> int:
-        """The first position whose most likely token is an end; the number of columns if none."""
-        ends = np.isin(self.tokens[:, :1], list(self.eos)).any(1)
+        """The greedy path's first position with an end token; the number of columns if none."""
+        likeliest = self.tokens[np.arange(len(self)), self.path()]
+        ends = np.isin(likeliest, list(self.eos))
         return int(ends.argmax()) if ends.any() else len(self)
+
+    def cut(self, end: int) -> Lattice:
+        """The first `end` columns."""
+        pairs = None if self.pairs is None else self.pairs[:end]
+        return Lattice(self.tokens[:end], self.logp[:end], self.eos, self.branches, pairs)
+
+    def narrow(self, width: int) -> Lattice:
+        """The first `width` candidates of each column."""
+        pairs = None if self.pairs is None else self.pairs[:, :width, :width]
+        tokens, logp = self.tokens[:, :width], self.logp[:, :width]
+        return Lattice(tokens, logp, self.eos, self.branches, pairs)
+
+    def without(self, out: NDArray[np.bool_]) -> Lattice:
+        """Without the candidates where out [K, M]."""
+        tokens, logp = np.where(out, -1, self.tokens), np.where(out, -np.inf, self.logp)
+        pairs = None if self.pairs is None else np.where(out[:, None], -np.inf, self.pairs)
+        return Lattice(tokens, logp, self.eos, self.branches, pairs)
 
     def checked(self, vocab_size: int, depth: int) -> Lattice:
         """The first `depth` columns, without ids outside [0, vocab_size) and repetitions.
 
         A column that is left empty ends the lattice.
         """
-        tokens, logp = self.tokens[:depth], self.logp[:depth]
+        lattice = self.cut(depth)
+        tokens, logp = lattice.tokens, lattice.logp
         bad = (tokens >= vocab_size) | (tokens < -1) | (np.isnan(logp))
         again = np.sort(tokens, 1)
         if (again[:, 1:] == again[:, :-1])[again[:, 1:] >= 0].any():
@@ -103,14 +190,26 @@ class Lattice:
                 first = np.unique(column, return_index=True)[1]
                 out |= ~np.isin(np.arange(len(column)), first)
         if bad.any():
-            tokens, logp = np.where(bad, -1, tokens), np.where(bad, -np.inf, logp)
-        full = (logp > -np.inf).any(1)
-        end = len(tokens) if full.all() else int(full.argmin())
-        return Lattice(tokens[:end], logp[:end], self.eos, self.branches)
+            lattice = lattice.without(bad)
+        if lattice.pairs is not None:
+            none = np.isnan(lattice.pairs) | (lattice.tokens < 0)[:, None]
+            pairs = np.where(none, -np.inf, np.minimum(lattice.pairs, 0))
+            lattice = replace(lattice, pairs=pairs)
+        full = (lattice.logp > -np.inf).any(1)
+        return lattice if full.all() else lattice.cut(int(full.argmin()))
 
-    def shift(self, count: int) -> Lattice:
-        """Without the first `count` columns and branches: what is left once those are committed."""
-        return Lattice(self.tokens[count:], self.logp[count:], self.eos)
+    def shift(self, count: int, last: int | None = None) -> Lattice:
+        """Without the first `count` columns and branches: what is left once those are committed.
+
+        last: the token that came in the last of them. With pairs the next column is the one behind
+        it; behind a token that is no candidate it is what `chained` says, a law like any other.
+        """
+        tokens, logp = self.tokens[count:], self.logp[count:]
+        if self.pairs is None or not len(tokens):
+            return Lattice(tokens, logp, self.eos)
+        row = self.slot(count - 1, last) if count else None
+        first = logp[0] if row is None else self.pairs[count, row]
+        return Lattice.chained(tokens, first, self.pairs[count:], self.eos)
 
     def prune(self, mass: float = 1.0, width: int | None = None) -> Lattice:
         """Each column cut to the fewest tokens that have `mass`; end tokens are always kept.
@@ -122,6 +221,4 @@ class Lattice:
         if width is not None:
             keep[:, width:] = False
         keep |= np.isin(self.tokens, list(self.eos))
-        tokens = np.where(keep, self.tokens, -1)
-        logp = np.where(keep, self.logp, -np.inf)
-        return Lattice(tokens, logp, self.eos, self.branches)
+        return self.without(~keep)

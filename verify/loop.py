@@ -259,7 +259,8 @@ class Loop:
         path = tree.follow(walk.tokens)
         row.memory.extend(walk.tokens)
         row.emitted += walk.tokens
-        row.left = lattice.shift(len(walk.tokens))
+        if self.parts.reuse:
+            row.left = lattice.shift(len(walk.tokens), walk.tokens[-1])
         kept = np.zeros(tree.drafts, bool)
         kept[np.array(path, int) - 1] = True
         self.control.observe(

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from dllm.verify.couple import Place, chain, sharpened
+from dllm.verify.couple import Chain, Place, chain, drafted, sharpened
 from dllm.verify.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.lattice import Lattice
 from dllm.verify.rng import Rng
@@ -71,7 +71,15 @@ def usable(lattice: Lattice, drafts: int) -> Lattice:
     tokens, logp = lattice.tokens[:drafts], np.minimum(lattice.logp[:drafts], 0)
     empty = np.flatnonzero((logp == -np.inf).all(1))
     end = empty[0] if len(empty) else len(tokens)
-    return Lattice(tokens[:end], logp[:end], lattice.eos)
+    pairs = None if lattice.pairs is None else lattice.pairs[:end]
+    return Lattice(tokens[:end], logp[:end], lattice.eos, pairs=pairs)
+
+
+def along(lattice: Lattice, path: Sequence[int]) -> Expand[Place]:
+    """A single path of candidates as what may follow, with the drafter's probabilities."""
+    depths = range(len(path))
+    tokens = [int(lattice.tokens[i, path[i]]) for i in depths]
+    return line(tokens, [float(np.exp(lattice.given(path[:i])[path[i]])) for i in depths])
 
 
 def nothing(place: Place) -> Sequence[Step[Place]]:
@@ -84,7 +92,7 @@ def line(path: Sequence[int], weights: Sequence[float]) -> Expand[Place]:
 
     def expand(place: Place) -> Sequence[Step[Place]]:
         depth, _ = place
-        if depth == len(path):
+        if depth == len(path) or not weights[depth] > 0:
             return ()
         return [(weights[depth], path[depth], "lattice", (depth + 1, ()))]
 
@@ -98,10 +106,13 @@ def positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Argmax(Heaviest):
-    """The drafter's most likely token at each position, whatever stands beside it."""
+    """The drafter's most likely token at each position, whatever stands beside it.
+
+    With a Markov head: the most likely one behind the token before it.
+    """
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
-        return line(lattice.tokens[:, 0].tolist(), np.exp(lattice.logp[:, 0]).tolist())
+        return along(lattice, lattice.path().tolist())
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,8 @@ class Cps(Heaviest):
     columns cut to the fewest tokens that have `mass`, at most `width`, end tokens always kept. A
     path ends at its first end token and then competes with its score as it stands: nothing makes
     up for its length, as published. g is the memory's n-gram, where the paper trains one for each
-    dataset. The nodes' weights are the drafter's probabilities; branches join the path.
+    dataset. The nodes' weights are the drafter's probabilities; branches join the path. With a
+    Markov head m_i is its law behind the token before.
     """
 
     paper = "DiffuSpec, arXiv 2510.02358"
@@ -130,20 +142,17 @@ class Cps(Heaviest):
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         kept = lattice.prune(self.mass, self.width)
-        path = self.path(kept, memory)
-        return line(
-            [int(kept.tokens[i, slot]) for i, slot in enumerate(path)],
-            [float(np.exp(kept.logp[i, slot])) for i, slot in enumerate(path)],
-        )
+        return along(kept, self.path(kept, memory))
 
     def path(self, lattice: Lattice, memory: Memory) -> list[int]:
         """The best path, as candidates of its columns; among equals the one found first."""
         beam: list[tuple[float, list[int], list[int]]] = [(0.0, [], [])]  # score, slots, tokens
-        for tokens, logp in zip(lattice.tokens, lattice.logp):
-            slots = np.flatnonzero(logp > -np.inf)
+        for tokens in lattice.tokens:
             found = []
             for score, path, before in beam:
-                if before and before[-1] in lattice.eos:
+                logp = lattice.given(path)
+                slots = np.flatnonzero(logp > -np.inf)
+                if not len(slots) or (before and before[-1] in lattice.eos):
                     found.append((score, path, before))
                     continue
                 proxy = memory.logp(before, tokens[slots])
@@ -162,7 +171,8 @@ class Cps(Heaviest):
 class Product(Heaviest):
     """The heaviest nodes of the product of the marginals: DDTree (arXiv 2604.12989).
 
-    gamma: sharpens each column before (1: as published).
+    gamma: sharpens each column before (1: as published). With a Markov head the factors are its
+    conditionals.
     """
 
     paper = "DDTree, arXiv 2604.12989"
@@ -172,6 +182,8 @@ class Product(Heaviest):
         positive("gamma", self.gamma)
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
+        if lattice.pairs is not None:
+            return Chain(lattice.tokens, *drafted(lattice, self.gamma)).steps
         probs = np.exp(lattice.logp)
         probs = sharpened(probs, self.gamma, probs.sum(1, keepdims=True))
         order = np.argsort(-probs, kind="stable")
@@ -193,6 +205,7 @@ class Product(Heaviest):
 class Coupled(Heaviest):
     """The heaviest nodes of the coupled lattice: what neighbours allow, with the right marginals.
 
+    With a Markov head its conditionals stand in for the coupling.
     width: candidates per column.  sweeps: of the scaling, see couple.py.  gamma: sharpens the
     conditionals.  order: 3 corrects by the memory's longer contexts.
     smooth: share of the uniform law in the memory's.
@@ -214,9 +227,8 @@ class Coupled(Heaviest):
             raise ValueError(f"smooth={self.smooth}: expected a number above 0, at most 1")
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
-        narrow = Lattice(lattice.tokens[:, : self.width], lattice.logp[:, : self.width])
         return chain(
-            narrow,
+            lattice.narrow(self.width),
             memory,
             sweeps=self.sweeps,
             gamma=self.gamma,

@@ -91,24 +91,35 @@ class TranslatedSession:
         ids = self.whole.ids.numpy()
         tokens = np.where(lattice.tokens < 0, -1, ids[lattice.tokens])
         eos = frozenset(int(ids[token]) for token in lattice.eos)
-        path = lattice.tokens[: lattice.first_end(), 0] if len(lattice) else lattice.tokens[0:0]
+        slots = lattice.path()[: lattice.first_end()]
+        path = lattice.tokens[np.arange(len(slots)), slots]
         known = ids[path] >= 0
         columns = len(tokens) if known.all() else int(known.argmin())
-        logp = np.where(tokens < 0, -np.inf, lattice.logp)[:columns]
-        dropped = np.exp(lattice.logp).sum(1)[:columns] - np.exp(logp).sum(1)
-        logp = logp - np.log1p(-np.minimum(dropped, 1 - 1e-9))[:, None]
-        branches = () if known.all() else self.respelled(context, path, lattice)
-        return Lattice(tokens[:columns], logp, eos, branches)
+        tokens, gone = tokens[:columns], tokens[:columns] < 0
+        logp, worth = shared(lattice.logp[:columns], gone), lattice.worth(slots.tolist())
+        branches = () if known.all() else self.respelled(context, path, worth)
+        if lattice.pairs is None:
+            return Lattice(tokens, logp, eos, branches)
+        pairs = shared(lattice.pairs[:columns], gone[:, None])
+        return Lattice.chained(tokens, logp[:1], pairs, eos, branches)
 
     def respelled(
-        self, context: Sequence[int], path: NDArray[np.int64], lattice: Lattice
+        self, context: Sequence[int], path: NDArray[np.int64], worth: float
     ) -> tuple[Branch, ...]:
-        """The drafter's best path as a branch: its text in the target's tokens."""
+        """The drafter's best path, of log-probability `worth`, as a branch: its text in the
+        target's tokens."""
         draft, target = self.whole.draft, self.whole.target
         before = draft.decode(context[-4:])  # a decoder may treat the start of a text differently
         text = draft.decode([*context[-4:], *path.tolist()])
         tokens = target.encode(text[len(before) :])
         if not tokens:
             return ()
-        sure = float(np.exp(lattice.logp[: len(path), 0].sum() / len(tokens)))
+        sure = float(np.exp(worth / len(tokens)))
         return (Branch(tuple(tokens), (sure,) * len(tokens), "model"),)
+
+
+def shared(logp: NDArray[np.float64], gone: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """logp [..., M] without the tokens that are gone, what they had shared by all others."""
+    kept = np.where(gone, -np.inf, logp)
+    dropped = np.exp(logp).sum(-1, keepdims=True) - np.exp(kept).sum(-1, keepdims=True)
+    return np.asarray(kept - np.log1p(-np.minimum(dropped, 1 - 1e-9)))

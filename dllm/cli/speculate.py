@@ -47,6 +47,9 @@ DraftModel = Annotated[
     str | None,
     option("The dLLM: tiny, a directory or a hub id; none: model-free drafts only.", panel=MODEL),
 ]
+Markov = Annotated[
+    bool, option("Use the drafter's Markov head, if it has one.", "--markov/--no-markov")
+]
 Search = Annotated[str | None, option("From a lattice to a tree of drafts.", metavar=PART)]
 Accept = Annotated[str | None, option("The acceptance rule.", metavar=PART)]
 Control = Annotated[
@@ -72,6 +75,7 @@ def speculate(
     prompt: Annotated[str | None, typer.Argument(help="Left out: --input, or stdin.")] = None,
     target: Target = "tiny-ar",
     drafter: DraftModel = None,
+    markov: Markov = True,
     dtype: Dtype = None,
     device: Device = None,
     search: Search = None,
@@ -139,5 +143,7 @@ def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEn
             given = {"control": SINGLE, **given}
         config = SpecConfig(lossless=not params["lossy"]).replace(**given)
         config.parts()  # told at once, not after a long download
-        places = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
-        return config, dllm.verify.api.load(params["target"], drafter, **places)
+        options = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
+        if not params["markov"]:
+            options["markov"] = False
+        return config, dllm.verify.api.load(params["target"], drafter, **options)

@@ -46,6 +46,11 @@ def test_text_on_stdout_and_numbers_on_stderr(speculate):
     assert speculate.asked == {"target": "tiny-ar", "drafter": "tiny"}
 
 
+def test_a_markov_head_may_be_left_out(speculate):
+    assert speculate(PROMPT, "--no-markov", "--control", "fixed:depth=8,nodes=8").exit_code == 0
+    assert speculate.asked["markov"] is False
+
+
 def test_json_has_every_round(speculate):
     options = "--control fixed:depth=8,nodes=8 --search product --source none --json"
     found = json.loads(speculate(PROMPT, *options.split()).stdout)

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dllm.verify.accept import Rule, Walk
+from dllm.verify.conditional import lattices
 from dllm.verify.lattice import Branch, Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.search import Search
 from dllm.verify.sources import Memory
+from dllm.verify.sources import Text as Source
 from dllm.verify.tree import Tree
 from tests.verify.exact import Table, chained, image, lattice_of
 
@@ -19,7 +23,7 @@ Text = tuple[int, ...]
 Grow = Callable[[Text, Lattice, Rng], Tree]
 
 
-class Copies:
+class Copies(Source):
     """A model-free source: its branch depends on the text alone."""
 
     name = "copies"
@@ -38,6 +42,7 @@ class World:
 
     columns: how many positions the drafter predicts; width: how many tokens it keeps of each;
     sharp: exponent on its marginals, which are the target's own if `honest`, else random.
+    markov: size of the random biases of its Markov head, some of which rule tokens out; 0: no head.
     """
 
     seed: int = 0
@@ -51,10 +56,12 @@ class World:
     honest: bool = False
     eos: tuple[int, ...] = ()
     branches: bool = False
+    markov: float = 0.0
     target: Table = field(init=False)
 
     def __post_init__(self) -> None:
         self.target = Table(self.seed, self.vocab, zeros=self.zeros)
+        self.biases = biases(self.seed, self.vocab) * self.markov
 
     def lattice(self, text: Text) -> Lattice:
         if self.honest:
@@ -63,6 +70,13 @@ class World:
             rng = np.random.default_rng([self.seed, 99, len(text), *text])
             columns = rng.dirichlet(np.ones(self.vocab), self.columns)
         columns = columns**self.sharp
+        if self.markov:
+            logits = torch.from_numpy(columns).log()[None]
+            last, depths = [root_of(text)], [self.columns]
+            [lattice] = lattices(
+                lambda prev: self.biases[prev], logits, last, depths, self.width, eos=self.eos
+            )
+            return lattice
         return lattice_of(columns / columns.sum(1, keepdims=True), self.width, self.eos)
 
     def grown(self, search: Search) -> Grow:
@@ -112,7 +126,7 @@ class World:
 
         def step(state: tuple[Text, int], rng: Rng) -> tuple[Text, int]:
             text, start = state
-            lattice = self.lattice(text[:start]).shift(len(text) - start)
+            lattice = self.lattice(text[:start]).shift(len(text) - start, root_of(text))
             if not len(lattice):
                 start, lattice = len(text), self.lattice(text)
             tree = grow(text, lattice, rng)
@@ -122,6 +136,15 @@ class World:
 
     def truth(self) -> dict[Text, float]:
         return self.target.text_law(self.length, self.eos)
+
+
+def biases(seed: int, vocab: int, ruled_out: float = 0.2) -> Tensor:
+    """[vocab, vocab] what a token adds to the logits behind it; -inf for a share of the pairs."""
+    rng = np.random.default_rng([seed, 5])
+    scores = rng.normal(size=(vocab, vocab))
+    scores[rng.random(scores.shape) < ruled_out] = -np.inf
+    scores[range(vocab), rng.integers(vocab, size=vocab)] = 1.0
+    return torch.from_numpy(scores)
 
 
 def root_of(text: Text) -> int:

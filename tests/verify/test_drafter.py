@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dllm.cache.plan import Plan
 from dllm.errors import DllmError
 from dllm.models.hf import HFModel
+from dllm.models.markov import MarkovHead
 from dllm.verify.drafter import ModelDrafter
 from tests.cache.models import EOS, MASK, PLAIN, VOCAB, decoder
 
@@ -152,6 +153,38 @@ def test_more_steps_fill_the_surest_positions_first(shift):
         assert np.abs(columns(lattice)[i] - expected).max() < 1e-6
 
 
+def head_of(seed):
+    torch.manual_seed(seed)
+    head = MarkovHead(VOCAB, 3)
+    torch.nn.init.normal_(head.right.weight, std=2.0)
+    return head.double()
+
+
+@pytest.mark.parametrize(("shift", "block"), MODELS)
+@given(rows=st.lists(texts, min_size=1, max_size=3), depth=st.integers(1, 4))
+@settings(max_examples=8, deadline=None)
+def test_a_markov_head_biases_each_column_by_the_token_before(shift, block, rows, depth):
+    """The first by the last token of the context."""
+    model, head = decoder(shift, block), head_of(depth)
+    session = drafter(model, markov=head, temperature=0.8).open([40] * len(rows))
+    depths = [depth + i % 2 for i in range(len(rows))]
+    with torch.no_grad():
+        table = head.bias(torch.arange(VOCAB)).numpy()
+    for context, size, lattice in zip(rows, depths, session.propose(rows, depths), strict=True):
+        assert len(lattice) == size
+        plain = np.log(np.maximum(plainly(model, context, size), 1e-300))
+        for i, tokens in enumerate(lattice.tokens):
+            befores = lattice.tokens[i - 1] if i else [context[-1]]
+            for u, before in enumerate(befores):
+                powers = np.exp((plain[i] + table[before]) / 0.8)
+                powers[MASK] = 0
+                law, logp = powers / powers.sum(), lattice.pairs[i, u] if i else lattice.logp[0]
+                if before >= 0:
+                    known = tokens >= 0
+                    assert np.abs(np.exp(logp[known]) - law[tokens[known]]).max() < 1e-5
+                    assert known.sum() == VOCAB - 1
+
+
 def test_a_draft_longer_than_the_store_is_not_made():
     session = ModelDrafter(decoder(), limit=8).open([10])
     assert len(session.propose([[3] * 15], [5])[0]) == 0
@@ -164,6 +197,8 @@ def test_a_draft_longer_than_the_store_is_not_made():
         ({"width": 0}, "width=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"steps": 0}, "steps=0"),
+        ({"steps": 2, "markov": MarkovHead(VOCAB, 2)}, "steps=2: expected 1 with a Markov head"),
+        ({"markov": MarkovHead(VOCAB + 1, 2)}, f"for {VOCAB + 1} tokens: expected {VOCAB}"),
     ],
 )
 def test_knobs_are_checked(knobs, message):

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dllm.text import Text
 from dllm.train.tokenizer import EOS, build_tokenizer
+from dllm.verify.lattice import Lattice
 from dllm.verify.vocab import Translated, id_map, same_ids
 from tests.verify.scripted import Scripted
 
@@ -96,3 +97,49 @@ def test_nothing_said_is_nothing_drafted():
     lattice = propose([])
     assert len(lattice) == 0
     assert lattice.branches == ()
+
+
+def test_pairs_are_translated_with_their_columns():
+    """What is dropped is shared by what may follow each token, and the path is the greedy one."""
+    (fig,), (pear,), (plum,) = (DRAFT.encode(w) for w in (" fig", " pear", " plum"))
+    tokens = np.array([[fig, plum], [pear, plum], [fig, plum]])
+    pairs = np.log([[[0.6, 0.4]] * 2, [[0.6, 0.3], [0.25, 0.5]], [[0.1, 0.8], [0.9, 0.1]]])
+    chained = Lattice.chained(tokens, np.log([0.4, 0.6]), pairs)
+
+    class Said(Scripted):
+        def propose(self, contexts, depths):
+            return [chained]
+
+    sizes = len(DRAFT.tokenizer), len(TARGET.tokenizer)
+    whole = Translated(Said(None), id_map(DRAFT, TARGET, *sizes), DRAFT, TARGET)
+    [lattice] = whole.open([50]).propose([TARGET.encode("kiwi")], [3])
+    (its_fig,), (its_plum,) = TARGET.encode(" fig"), TARGET.encode(" plum")
+    assert lattice.branches == ()  # plum plum fig: no pear on the way
+    assert lattice.tokens[np.arange(3), lattice.path()].tolist() == [its_plum, its_plum, its_fig]
+    assert lattice.law(0).prob(its_plum) == pytest.approx(0.6)
+    behind_fig = lattice.pairs[1, lattice.slot(0, its_fig)]
+    behind_plum = lattice.pairs[1, lattice.slot(0, its_plum)]
+    at = lattice.slot(1, its_plum)
+    assert np.exp([behind_fig[at], behind_plum[at]]) == pytest.approx([0.3 / 0.4, 0.5 / 0.75])
+    assert np.isinf(np.delete(behind_fig, at)).all()
+    assert np.exp(lattice.logp[1, at]) == pytest.approx(0.4 * 0.3 / 0.4 + 0.6 * 0.5 / 0.75)
+
+
+def test_a_greedy_path_with_a_word_of_its_own_becomes_a_branch():
+    (fig,), (pear,), (plum,) = (DRAFT.encode(w) for w in (" fig", " pear", " plum"))
+    tokens = np.array([[fig, plum], [plum, pear]])
+    pairs = np.log([[[0.55, 0.45]] * 2, [[0.4, 0.6], [0.95, 0.05]]])
+    chained = Lattice.chained(tokens, np.log([0.55, 0.45]), pairs)
+    assert chained.tokens[1, 0] == plum  # the likeliest on the whole, but not behind fig
+
+    class Said(Scripted):
+        def propose(self, contexts, depths):
+            return [chained]
+
+    sizes = len(DRAFT.tokenizer), len(TARGET.tokenizer)
+    whole = Translated(Said(None), id_map(DRAFT, TARGET, *sizes), DRAFT, TARGET)
+    [lattice] = whole.open([50]).propose([TARGET.encode("kiwi")], [2])
+    assert len(lattice) == len(lattice.pairs) == 1
+    (branch,) = lattice.branches
+    assert list(branch.tokens) == TARGET.encode(" fig pear")
+    assert np.prod(branch.weights) == pytest.approx(0.55 * 0.6)

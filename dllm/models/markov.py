@@ -1,0 +1,110 @@
+"""A Markov head: what the token before adds to a drafter's logits, low-rank, in a file of its own.
+
+DSpark (arXiv 2607.05147): the columns of a draft do not see each other's tokens; this bias makes
+neighbours agree. Trained beside a finished drafter (dllm/train/markov.py), whose weights it leaves
+as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dllm.errors import DllmError, LoadError
+
+FILE = "markov.safetensors"
+FORMAT = "dllm-markov-1"
+NAMES = ("left.weight", "right.weight")
+
+
+class MarkovHead(nn.Module):
+    """bias = W2 W1[prev], with W1 [V, rank] and W2 [V, rank]; W2 begins at 0, so a head that is not
+    trained changes nothing."""
+
+    def __init__(self, vocab_size: int, rank: int) -> None:
+        super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("rank", rank)):
+            if value < 1:
+                raise DllmError(f"{name}={value}: expected a whole number of at least 1")
+        self.left = nn.Embedding(vocab_size, rank)
+        self.right = nn.Linear(rank, vocab_size, bias=False)
+        nn.init.normal_(self.left.weight, std=rank**-0.5)
+        nn.init.zeros_(self.right.weight)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.left.num_embeddings
+
+    @property
+    def rank(self) -> int:
+        return self.left.embedding_dim
+
+    def bias(self, prev: Tensor) -> Tensor:
+        """What tokens prev [...] add to the logits [..., V] of the position behind each."""
+        return cast(Tensor, self.right(self.left(prev)))
+
+    forward = bias
+
+
+def save_markov(head: MarkovHead, directory: str | os.PathLike[str]) -> None:
+    """Write the head beside the checkpoint in `directory`, whole or not at all."""
+    file = Path(directory) / FILE
+    temp = file.with_name(f".{FILE}.{os.getpid()}")
+    tensors = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
+    try:
+        save_file(tensors, temp, {"format": FORMAT})
+        temp.chmod(0o644)  # safetensors writes for the owner only
+        os.replace(temp, file)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def load_markov(
+    directory: str | os.PathLike[str],
+    vocab_size: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> MarkovHead | None:
+    """The head beside the checkpoint in `directory`, in eval mode; None where there is none.
+
+    vocab_size: the checkpoint's. LoadError if the file is no head, or one for another vocabulary.
+    """
+    file = Path(directory) / FILE
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{file}: expected a safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise LoadError(f"{file}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    head = MarkovHead(vocab_size, check(tensors, vocab_size, file))
+    head.load_state_dict(tensors)
+    return head.to(device, dtype).eval()
+
+
+def check(tensors: dict[str, Tensor], vocab_size: int, file: Path) -> int:
+    """The rank of a head's tensors; LoadError unless they fit together and the vocabulary."""
+    if set(tensors) != set(NAMES):
+        raise LoadError(f"{file}: holds {sorted(tensors)}, expected {sorted(NAMES)}")
+    shape = list(tensors[NAMES[0]].shape)
+    rank = shape[1] if len(shape) == 2 else 0
+    for name in NAMES:
+        found = list(tensors[name].shape)
+        if rank < 1 or found != [vocab_size, rank]:
+            raise LoadError(
+                f"{file}: {name!r} has shape {found}, expected [{vocab_size}, {rank or 'rank'}] "
+                "(the drafter's vocabulary and the same rank)"
+            )
+        if not tensors[name].isfinite().all():
+            raise LoadError(f"{file}: {name!r}: expected finite weights")
+    return rank
