@@ -130,6 +130,22 @@ class Masks:
         weights = self.weights * masked
         return replace(self, masked=masked, weights=weights / weights.sum(1, True).clamp(min=1e-9))
 
+    def rows(self, part: slice) -> Masks:
+        """Some of the rows."""
+        return Masks(self.ids[part], self.masked[part], self.end[part], self.weights[part])
+
+    def predict(self, model: Decoder, separator: int | None, chosen: Tensor) -> Tensor:
+        """Logits [n, V] of the `chosen` masks [B, T], as a drafter that shows these masks has them.
+
+        separator: put behind the masks.
+        """
+        noisy, end = self.ids.masked_fill(self.masked, model.spec.mask_id), self.end[:, None]
+        if separator is not None:
+            noisy = torch.cat([noisy, noisy[:, -1:]], 1).scatter(1, end, separator)
+            chosen = torch.cat([chosen, torch.zeros_like(chosen[:, :1])], 1)
+            end = end + 1
+        return predict(model, noisy, chosen, valid=torch.arange(noisy.shape[1]) < end)
+
     def weighted(self, factor: Tensor) -> Masks:
         """Other weights [B, T] of the masks."""
         weights = self.weights * factor
@@ -147,13 +163,7 @@ class Objective:
         self, model: Decoder, batch: Batch, generator: torch.Generator, part: slice
     ) -> Tensor:
         """See `trainer.Loss`."""
-        masks = self.masks(batch, generator)
-        ids, masked, end = masks.ids[part], masks.masked[part], masks.end[part][:, None]
-        noisy, weights = ids.masked_fill(masked, model.spec.mask_id), masks.weights[part]
-        if self.separator is not None:
-            noisy = torch.cat([noisy, noisy[:, -1:]], 1).scatter(1, end, self.separator)
-            weights = torch.cat([weights, torch.zeros_like(end)], 1)
-            ids, end = torch.cat([ids, ids[:, -1:]], 1), end + 1
-        chosen = weights > 0
-        logits = predict(model, noisy, chosen, valid=torch.arange(ids.shape[1]) < end)
-        return weighted(logits, ids[chosen], weights[chosen]) / len(batch.ids)
+        masks = self.masks(batch, generator).rows(part)
+        chosen = masks.weights > 0
+        logits = masks.predict(model, self.separator, chosen)
+        return weighted(logits, masks.ids[chosen], masks.weights[chosen]) / len(batch.ids)

@@ -175,22 +175,34 @@ class Job:
 
     def distilled(self, questions: Sequence[Question], text: Text, report: Report) -> list[Pair]:
         """What the AR model answers, in the tokens of `text`."""
-        from dllm.verify.target import load_target
-
         assert self.distill_from is not None
-        found, tokenizer = load_target(self.distill_from, "auto", self.place)
-        theirs = Text(tokenizer, "hf")
+        model, theirs = self.target()
         questions = sorted(questions, key=lambda q: len(q.prompt(theirs)))  # little padding
-        make = partial(target, found.model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
+        make = partial(target, model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
         prompts = [question.prompt(theirs) for question in questions]
         pairs = self.rolled_out(self.distill_from, prompts, make, report)
-        if tokenizer.get_vocab() == text.tokenizer.get_vocab():
+        if same_tokens(theirs, text):
             return pairs
         replies = [theirs.decode(pair.answer) for pair in pairs]
         return [
             Pair(question.prompt(text), question.reply(text, reply), (), pair.whole)
             for question, reply, pair in zip(questions, replies, pairs, strict=True)
         ]
+
+    def target(self) -> tuple[Any, Text]:
+        """The AR model that answers are learned from, and its tokenizer."""
+        from dllm.verify.target import load_target
+
+        assert self.distill_from is not None
+        found, tokenizer = load_target(self.distill_from, "auto", self.place)
+        return found.model, Text(tokenizer, "hf")
+
+    def target_with(self, text: Text) -> Any:
+        """That AR model if it has the tokens of `text`; None without one."""
+        if self.distill_from is None:
+            return None
+        model, theirs = self.target()
+        return model if same_tokens(theirs, text) else None
 
     def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
         """What the student answers before it is trained, and in which order it decodes that.
@@ -221,3 +233,9 @@ class Job:
             rollouts.complete(prompts, make, report)
         ranks.wait()
         return rollouts.read()
+
+
+def same_tokens(one: Text, other: Text) -> bool:
+    """Whether two tokenizers have one vocabulary."""
+    same: bool = one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return same

@@ -13,6 +13,7 @@ RECIPES = {
     "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
     "certainty": f"{HERE}.certainty:Certainty",
     "drafter": f"{HERE}.drafter:Drafter",
+    "markov": f"{HERE}.markov:Markov",
 }
 
 

@@ -16,6 +16,7 @@ from dllm.models.causal import CAUSAL, block_config
 from dllm.models.decoder import Decoder
 from dllm.models.loading import CONFIG, load_model, read_json, resolve, write_checkpoint
 from dllm.models.lora import Lora, LoraLinear, attach, merge
+from dllm.models.markov import FILE as MARKOV
 from dllm.text import Text, load_text, load_tokenizer
 from dllm.train.data import Pair, Shuffled
 from dllm.train.trainer import TrainConfig
@@ -121,6 +122,7 @@ class Student:
         kind = self.config.get("dtype") or self.config.get("torch_dtype") or self.model.dtype
         self.model.to(getattr(torch, str(kind).removeprefix("torch.")))
         write_checkpoint(self.model, directory, self.config)
+        (directory / MARKOV).unlink(missing_ok=True)  # of other weights
         copy_tokenizer(self.source, directory)
 
 
