@@ -1,7 +1,7 @@
 """Learn2PD on the bundled model: its filter beside the threshold and the oracle EGP.
 
 Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Ends:
-the first 5 of each task with two engines: ours, whose rows stop at an end of text with no hole
+the first few of each task with two engines: ours, whose rows stop at an end of text with no hole
 before it, and one that no token ends, as the paper's: it is given the mask, which is never
 committed, for its end token, and fills all holes. There, answers are cut at their first end of
 text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
@@ -53,7 +53,6 @@ THRESHOLDS = {
     "learn2pd": (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3),
 }
 USUAL = (("one by one", ""), ("threshold", "0.9"), ("learn2pd", "0.96"))
-ENDS = 5  # prompts of each task on which both engines are run
 CUTS = (0.96, 0.0)  # EoTP as the paper has it, and as released
 COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "nfe_to_end", "answer_tokens")
 SLACK = 0.01  # "equal" accuracy
@@ -137,12 +136,12 @@ def eotp_name(cut: float | None) -> str:
     return "" if cut is None else f"at {cut:g}"
 
 
-def measure(name: str, count: int, filter_file: Path) -> list[Row]:
+def measure(name: str, count: int, ends: int, filter_file: Path) -> list[Row]:
     """Counts of every setting on one task."""
     plain = dllm.load("tiny")
     engine = Engine(MemoModel(plain.model, 2**31), plain.text)
     chosen = unseen(name, count, SEED)
-    found = [*by_rule(engine, chosen, filter_file), *by_end(engine, chosen[:ENDS], filter_file)]
+    found = [*by_rule(engine, chosen, filter_file), *by_end(engine, chosen[:ends], filter_file)]
     return [{"task": name, "group": TASKS[name].group, **each} for each in found]
 
 
@@ -261,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--filter", type=Path, help="the filter to measure")
     parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
+    parser.add_argument("--ends", type=int, default=5, help="of these, with both engines")
     parser.add_argument("--report", action="store_true", help="fill the tables of the page")
     args = parser.parse_args()
     if args.report:
@@ -268,13 +268,17 @@ def main() -> None:
     if args.filter is None:
         parser.error("expected --filter FILE or --report")
     torch.set_num_threads(1)
-    rows = [r for name in track(TASKS, "decoding") for r in measure(name, args.count, args.filter)]
+    rows = [
+        r
+        for name in track(TASKS, "decoding")
+        for r in measure(name, args.count, args.ends, args.filter)
+    ]
     header = {
         "holes": HOLES,
         "seed": SEED,
         "block_length": 32,
         "count_per_task": args.count,
-        "count_per_task_of_ends": min(ENDS, args.count),
+        "ends_per_task": args.ends,
         "weights": fingerprint(),
         "filter": hashlib.sha256(args.filter.read_bytes()).hexdigest()[:16],
     }
