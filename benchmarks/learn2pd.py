@@ -1,13 +1,13 @@
 """Learn2PD on the bundled model: its filter beside the threshold and the oracle EGP.
 
 Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Ends:
-the first 5 of each task with two engines: ours, whose rows stop at an end of text with no hole
+the first few of each task with two engines: ours, whose rows stop at an end of text with no hole
 before it, and one that no token ends, as the paper's: it is given the mask, which is never
 committed, for its end token, and fills all holes. There, answers are cut at their first end of
 text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
 what stands behind an end, is run with both.
 A forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
-Run after benchmarks.learn2pd_filter: python -m benchmarks.learn2pd --filter FILE writes
+Run after benchmarks.learn2pd_filter DIR: python -m benchmarks.learn2pd DIR/*.safetensors writes
 results/learn2pd.json; with --report it fills the tables of docs/training.md instead.
 """
 
@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,9 @@ Row = dict[str, Any]
 Key = tuple[str, str, str]  # table, method, knob
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 STOPS, FILLS = "stops", "fills all"
-THRESHOLDS = {
-    "threshold": (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
-    "learn2pd": (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3),
-}
-USUAL = (("one by one", ""), ("threshold", "0.9"), ("learn2pd", "0.96"))
-ENDS = 5  # prompts of each task on which both engines are run
+THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+ACCEPTED = (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of a filter
+USUAL = (("one by one", ""), ("threshold", "0.9"))  # and each filter at the paper's
 CUTS = (0.96, 0.0)  # EoTP as the paper has it, and as released
 COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "nfe_to_end", "answer_tokens")
 SLACK = 0.01  # "equal" accuracy
@@ -95,21 +92,22 @@ class Rule:
     spec: str
 
 
-def rules(filter_file: Path) -> list[Rule]:
-    specs = {"threshold": "threshold:", "learn2pd": f"learn2pd:filter={filter_file},"}
-    swept = [
-        Rule(method, f"{bar:g}", f"{specs[method]}threshold={bar}")
-        for method, bars in THRESHOLDS.items()
-        for bar in bars
+def rules(filters: Sequence[Path]) -> list[Rule]:
+    """One by one, every threshold, and every filter, named as its file."""
+    learned = [
+        Rule(file.stem, f"{bar:g}", f"learn2pd:filter={file},threshold={bar}")
+        for file in filters
+        for bar in ACCEPTED
     ]
-    return [Rule("one by one", "", "quota"), *swept]
+    swept = [Rule("threshold", f"{b:g}", f"threshold:threshold={b}") for b in THRESHOLDS]
+    return [Rule("one by one", "", "quota"), *swept, *learned]
 
 
-def by_rule(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+def by_rule(engine: Engine, chosen: list[Example], filters: Sequence[Path]) -> Iterator[Row]:
     """Counts of every rule, and of EGP."""
     prompts = [e.prompt for e in chosen]
     one: list[Output] = []
-    for rule in rules(filter_file):
+    for rule in rules(filters):
         outputs = decode(engine, prompts, {"history": True, "sampler": rule.spec})
         one = one or outputs
         yield counts(engine, ("rules", rule.method, rule.knob), chosen, outputs, one)
@@ -117,13 +115,13 @@ def by_rule(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterato
     yield counts(engine, ("rules", "egp", "oracle"), chosen, egp, one)
 
 
-def by_end(engine: Engine, chosen: list[Example], filter_file: Path) -> Iterator[Row]:
+def by_end(engine: Engine, chosen: list[Example], filters: Sequence[Path]) -> Iterator[Row]:
     """Counts of the usual rules with both engines, and with EoTP."""
     prompts = [e.prompt for e in chosen]
     engines = {STOPS: engine, FILLS: Engine(Endless(engine.model), engine.text)}
     one: list[Output] = []
-    for rule in rules(filter_file):
-        if (rule.method, rule.knob) in USUAL:
+    for rule in rules(filters):
+        if (rule.method, rule.knob) in (*USUAL, *((file.stem, "0.96") for file in filters)):
             for name, cut in itertools.product(engines, (None, *CUTS)):
                 eotp = None if cut is None else Cut(cut, engine.model.spec.stop_ids)
                 options = {"history": True, "sampler": rule.spec, "stop_rule": eotp}
@@ -137,12 +135,12 @@ def eotp_name(cut: float | None) -> str:
     return "" if cut is None else f"at {cut:g}"
 
 
-def measure(name: str, count: int, filter_file: Path) -> list[Row]:
+def measure(name: str, count: int, ends: int, filters: Sequence[Path]) -> list[Row]:
     """Counts of every setting on one task."""
     plain = dllm.load("tiny")
     engine = Engine(MemoModel(plain.model, 2**31), plain.text)
     chosen = unseen(name, count, SEED)
-    found = [*by_rule(engine, chosen, filter_file), *by_end(engine, chosen[:ENDS], filter_file)]
+    found = [*by_rule(engine, chosen, filters), *by_end(engine, chosen[:ends], filters)]
     return [{"task": name, "group": TASKS[name].group, **each} for each in found]
 
 
@@ -205,8 +203,8 @@ def ends_table(totals: dict[Key, Row]) -> str:
         "| rule | engine | EoTP | right | same as one by one | forwards | up to the end |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (method, knob), engine, cut in itertools.product(USUAL, (FILLS, STOPS), (None, *CUTS)):
-        rule = f"{method} {knob}".strip()
+    usual = dict.fromkeys(rule for engine, rule, _ in totals if engine == STOPS)
+    for rule, engine, cut in itertools.product(usual, (FILLS, STOPS), (None, *CUTS)):
         t = totals[engine, rule, eotp_name(cut)]
         lines.append(
             f"| {rule} | {engine} | {eotp_name(cut)} "
@@ -217,23 +215,25 @@ def ends_table(totals: dict[Key, Row]) -> str:
 
 
 def gap_table(totals: dict[Key, Row]) -> str:
-    """How much of the way from the threshold's forwards to EGP's the filter goes."""
+    """How much of the way from the threshold's forwards to EGP's each filter goes."""
     one, floor = totals["rules", "one by one", ""], totals["rules", "egp", "oracle"]
-    pairs = [(f"at {bar} both", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.8, 0.7, 0.6, 0.5)]
-    best = [fewest(totals, method, share(one, "right") - SLACK) for method in THRESHOLDS]
+    least = share(one, "right") - SLACK
+    best, name = fewest(totals, "threshold", least), "fewest forwards within a point of one by one"
     lines = [
-        "| compared | threshold: right, forwards | learn2pd: right, forwards | of the gap to EGP |",
-        "|---|---|---|---|",
+        "| filter | compared | threshold: right, forwards | filter: right, forwards | of the gap |",
+        "|---|---|---|---|---|",
     ]
-    for name, a, b in [("fewest forwards within a point of one by one", *best), *pairs]:
-        threshold, learned = totals["rules", "threshold", a], totals["rules", "learn2pd", b]
-        gap = threshold["nfe"] - floor["nfe"]
-        cells = [
-            f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
-            for knob, t in ((a, threshold), (b, learned))
-        ]
-        closed = (threshold["nfe"] - learned["nfe"]) / gap
-        lines.append(f"| {name} | {' | '.join(cells)} | {closed:.0%} |")
+    methods = dict.fromkeys(key[1] for key in totals if key[0] == "rules")
+    for method in [m for m in methods if m.startswith("learn2pd")]:
+        same = [(f"both at {bar:g}", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.7, 0.5)]
+        for compared, a, b in [(name, best, fewest(totals, method, least)), *same]:
+            plain, learned = totals["rules", "threshold", a], totals["rules", method, b]
+            cells = [
+                f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
+                for knob, t in ((a, plain), (b, learned))
+            ]
+            closed = (plain["nfe"] - learned["nfe"]) / (plain["nfe"] - floor["nfe"])
+            lines.append(f"| {method} | {compared} | {' | '.join(cells)} | {closed:.0%} |")
     return "\n".join(lines)
 
 
@@ -259,24 +259,29 @@ def report() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--filter", type=Path, help="the filter to measure")
+    parser.add_argument("filters", type=Path, nargs="*", help="learn2pd-*.safetensors")
     parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
+    parser.add_argument("--ends", type=int, default=5, help="of these, with both engines")
     parser.add_argument("--report", action="store_true", help="fill the tables of the page")
     args = parser.parse_args()
     if args.report:
         return report()
-    if args.filter is None:
-        parser.error("expected --filter FILE or --report")
+    if not args.filters:
+        parser.error("expected filters, or --report")
     torch.set_num_threads(1)
-    rows = [r for name in track(TASKS, "decoding") for r in measure(name, args.count, args.filter)]
+    rows = [
+        r
+        for name in track(TASKS, "decoding")
+        for r in measure(name, args.count, args.ends, args.filters)
+    ]
     header = {
         "holes": HOLES,
         "seed": SEED,
         "block_length": 32,
         "count_per_task": args.count,
-        "count_per_task_of_ends": min(ENDS, args.count),
+        "ends_per_task": args.ends,
         "weights": fingerprint(),
-        "filter": hashlib.sha256(args.filter.read_bytes()).hexdigest()[:16],
+        "filters": {f.stem: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in args.filters},
     }
     print(write_result("learn2pd", {**header, "rows": rows}))
     return None

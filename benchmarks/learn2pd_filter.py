@@ -1,11 +1,13 @@
 """Train Learn2PD's filter for the bundled model, in windows of 32 tokens.
 
 Decodes 40 training prompts of each task (as many as the paper of each of its own) one token a
-forward, 128 holes behind each, rolls EGP out on them and fits the filter with the paper's knobs.
-How the loss falls, and how often a threshold is wrong, is measured on 8 prompts of each task with
-filters fitted to the other 32.
-Run: python -m benchmarks.learn2pd_filter FILTER (writes it, and results/learn2pd_filter.json);
---references FILE keeps the decoded answers, by far the longest part, for another run.
+forward, 128 holes behind each, and rolls EGP out on them. How the loss falls, and how filter and
+plain confidence rank candidates, is measured on 8 prompts of each task with filters fitted to the
+other 32. Two filters are then fitted to all: with as many updates as were best there, and with the
+paper's 40,000.
+Run: python -m benchmarks.learn2pd_filter DIR (writes learn2pd-UPDATES.safetensors there, and
+results/learn2pd_filter.json); --references FILE keeps the decoded answers, by far the longest part,
+for another run.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from benchmarks.common import sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
 from dllm.eval.tasks import TASKS, examples
 from dllm.samplers.learn2pd import save_filter
-from dllm.train.filter import Filter, Traces
+from dllm.train.filter import Filter, FilterMLP, Traces
 
 COUNT, OTHERS, SEED = 40, 8, 12
-UPDATES = (300, 1_000, 3_000, 10_000, 20_000, 40_000)
+UPDATES = (300, 1_000, 3_000, 10_000, 40_000)
+WRONG = (0, 2, 5, 10, 20, 40)  # so many accepted candidates may be wrong
 RECIPE = Filter(max_new_tokens=HOLES)
 
 
@@ -59,45 +62,47 @@ def references(
     return answers
 
 
-def quality(logits: Tensor, traces: Traces) -> dict[str, float]:
-    """Loss, and of candidates: the share accepted at 0.96 and at 0.5, and wrong among those."""
-    right = traces.right[traces.counted]
-    said = logits[traces.counted]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(said, right.float())
-    found = {"loss": loss.item()}
-    for threshold in (0.96, 0.5):
-        accepted = said.sigmoid() > threshold
-        found[f"accepted_{threshold}"] = accepted.double().mean().item()
-        found[f"wrong_{threshold}"] = (accepted & ~right).sum().item() / accepted.sum().item()
-    return found
+def quality(score: Tensor, traces: Traces) -> dict[str, Any]:
+    """Of the candidates, ordered by `score` [N, W]: how many come before so many wrong ones."""
+    order = score[traces.counted].argsort(descending=True, stable=True)
+    wrong = (~traces.right[traces.counted][order]).cumsum(0)
+    return {"candidates": len(order), "accepted": {n: int((wrong <= n).sum()) for n in WRONG}}
 
 
 def curve(traces: Traces) -> list[dict[str, Any]]:
-    """Quality on the prompts fitted to and on others, by number of updates."""
+    """Loss and quality on the prompts fitted to and on others, by number of updates; without any:
+    the confidence itself in the filter's place.
+    """
     other = traces.row % COUNT >= COUNT - OTHERS
     parts = {"fitted": traces.pick(~other), "others": traces.pick(other)}
-    found = []
+    found = [{"updates": 0, **{k: quality(t.seen, t) for k, t in parts.items()}}]
     for steps in track(UPDATES, "fitting"):
         model = replace(RECIPE, steps=steps).fit(parts["fitted"])
         with torch.no_grad():
-            found.append(
-                {"updates": steps} | {k: quality(model(t.seen), t) for k, t in parts.items()}
-            )
-    # the confidence itself in the filter's place: what a plain threshold knows
-    plain = {k: quality(t.seen.double().logit(1e-9), t) for k, t in parts.items()}
-    return [{"updates": None} | plain, *found]
+            found.append({"updates": steps, **{k: judged(model, t) for k, t in parts.items()}})
+    return found
+
+
+def judged(model: FilterMLP, traces: Traces) -> dict[str, Any]:
+    loss = RECIPE.loss(model, traces, torch.Generator(), slice(None)).item()
+    return {"loss": loss, **quality(model(traces.seen), traces)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("filter", type=Path, help="file to write")
+    parser.add_argument("directory", type=Path, help="where to write the filters")
     parser.add_argument("--references", type=Path, help="file that keeps the decoded answers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     engine, prompts = dllm.load("tiny"), training_prompts()
     ids = [engine.encode(prompt) for prompt in prompts]
     traces = RECIPE.roll_outs(engine, ids, references(engine, prompts, ids, args.references))
-    save_filter(args.filter, RECIPE.fit(traces).state_dict())
+    found = curve(traces)
+    best = min(found[1:], key=lambda point: point["others"]["loss"])["updates"]
+    args.directory.mkdir(parents=True, exist_ok=True)
+    for steps in {best, RECIPE.steps}:
+        model = replace(RECIPE, steps=steps).fit(traces)
+        save_filter(args.directory / f"learn2pd-{steps}.safetensors", model.state_dict())
     header = {
         "weights": fingerprint(),
         "seed": SEED,
@@ -105,8 +110,9 @@ def main() -> None:
         "steps": len(traces.row),
         "candidates": int(traces.counted.sum()),
         "right": int(traces.right.sum()),
+        "best": best,
     }
-    print(write_result("learn2pd_filter", {**header, "curve": curve(traces)}))
+    print(write_result("learn2pd_filter", {**header, "curve": found}))
 
 
 if __name__ == "__main__":

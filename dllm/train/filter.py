@@ -91,7 +91,7 @@ class FilterMLP(nn.Sequential):
 
 @dataclass(frozen=True)
 class Filter:
-    """The recipe of a Learn2PD filter for windows of `block_length` tokens (2509.25188, section 3).
+    """The recipe of a Learn2PD filter for windows of `block_length` tokens (2509.25188).
 
     References are decoded one token a forward, `max_new_tokens` behind each prompt, `batch_size`
     prompts at once, with the `cache` that the filter is meant for. Then `steps` updates of AdamW

@@ -149,6 +149,11 @@ def test_a_block_causal_model_is_rolled_out_from_its_exact_cache():
     torch.testing.assert_close(both[0].seen, both[1].seen, rtol=0, atol=1e-6)
 
 
+def test_a_cache_that_does_not_fit_the_model_says_so():
+    with pytest.raises(DllmError, match="expected a block-causal model"):
+        Filter(cache="block").references(Engine(decoder()), PROMPTS)
+
+
 # --- the loss ------------------------------------------------------------------------------------
 
 
