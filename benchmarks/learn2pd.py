@@ -226,7 +226,10 @@ def gap_table(totals: dict[Key, Row]) -> str:
     methods = dict.fromkeys(key[1] for key in totals if key[0] == "rules")
     for method in [m for m in methods if m.startswith("learn2pd")]:
         same = [(f"both at {bar:g}", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.7, 0.5)]
-        for compared, a, b in [(name, best, fewest(totals, method, least)), *same]:
+        equal = fewest(totals, method, least)
+        if equal is None:
+            lines.append(f"| {method} | {name} | {best} | at no bar | none |")
+        for compared, a, b in [*([(name, best, equal)] if equal else []), *same]:
             plain, learned = totals["rules", "threshold", a], totals["rules", method, b]
             cells = [
                 f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
@@ -237,10 +240,10 @@ def gap_table(totals: dict[Key, Row]) -> str:
     return "\n".join(lines)
 
 
-def fewest(totals: dict[Key, Row], method: str, least: float) -> str:
+def fewest(totals: dict[Key, Row], method: str, least: float) -> str | None:
     """The knob of `method` with the fewest forwards among those at least that often right."""
     knobs = [k for k in totals if k[:2] == ("rules", method) and share(totals[k], "right") >= least]
-    return min(knobs, key=lambda k: totals[k]["nfe"])[2]
+    return min(knobs, key=lambda k: totals[k]["nfe"])[2] if knobs else None
 
 
 def share(total: Row, name: str) -> float:

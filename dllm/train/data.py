@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dllm.eval.tasks import TASKS
-from dllm.eval.tasks.base import is_held_out
+from dllm.eval.tasks import TASKS, Example, is_held_out
 from dllm.train.tokenizer import ASSISTANT, USER
 
 POOL = 4  # batches cut from one length-sorted pool: little padding, still mixed
@@ -82,10 +81,8 @@ class Drawn:
         rng = random.Random(f"{self.seed}/{index // POOL}")
         names, weights = list(self.mixture.weights), list(self.mixture.weights.values())
         drawn = rng.choices(names, weights=weights, k=self.batch_size * POOL)
-        pool = [
-            encode_example(self.tokenizer, *draw(rng, name, self.mixture.sizes.get(name)))
-            for name in drawn
-        ]
+        examples = [draw(rng, name, self.mixture.sizes.get(name)) for name in drawn]
+        pool = [encode_example(self.tokenizer, e.prompt, e.answer) for e in examples]
         rows = piece(pool, rng, index, self.batch_size)
         tail = padding(self.mixture.tail, self.mixture.tail_share, self.seed, index)
         return lay_out(rows, (self.eos_id, self.eos_id), tail)
@@ -160,10 +157,10 @@ def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> Pair:
     return Pair(head, tokenizer.encode(f" {answer}").ids)
 
 
-def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> tuple[str, str]:
-    """Prompt and answer of a training example of a task."""
+def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> Example:
+    """A training example of a task."""
     task = TASKS[name]
     while True:
         example = task.make(rng, rng.choice(sizes or task.sizes))
         if not is_held_out(example.prompt):
-            return example.prompt, example.answer
+            return example

@@ -168,8 +168,8 @@ class Job:
         found = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
         if not found:
             raise DllmError(
-                f"--data {self.data}: {len(pairs)} prompts, and no answer that ends within "
-                f"max_new_tokens={self.max_new_tokens}"
+                f"--data {self.data}: no answer can be used: expected some that end within "
+                f"max_new_tokens={self.max_new_tokens} and are not known to be wrong"
             )
         return found
 
@@ -207,17 +207,20 @@ class Job:
     def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
         """What the student answers before it is trained, and in which order it decodes that.
 
-        Answers that were cut off are left out.
+        Left out: answers that were cut off, and those of a task that its grader refuses.
         """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
-        prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
+        questions = sorted(self.questions(), key=lambda q: len(q.prompt(student.text)))
+        prompts = [question.prompt(student.text) for question in questions]
         make = partial(own, engine, config=config, together=TOGETHER)
         # of the checkpoint: an adapter that is not trained yet changes nothing
         model = fingerprint_stored(stored_samples(student.source))
         digest = hashlib.sha256(f"{model}/{config!r}".encode()).hexdigest()
         pairs = self.rolled_out(digest, prompts, make, report)
-        return self.usable(pairs, whole=True)
+        found = zip(questions, pairs, strict=True)
+        right = [pair for q, pair in found if not q.is_wrong(student.text.decode(pair.answer))]
+        return self.usable(right, whole=True)
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report

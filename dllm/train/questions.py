@@ -9,7 +9,7 @@ from math import inf
 
 from dllm.batch import read_prompts
 from dllm.errors import DllmError
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks import TASKS, Example
 from dllm.prompts import Message, encode_prompt
 from dllm.text import Text
 from dllm.train.data import draw
@@ -20,10 +20,16 @@ DRAWN = 4096  # questions drawn from the generators if nobody says how many
 
 @dataclass(frozen=True)
 class Question:
-    """Messages or text, and the answer if the data has one."""
+    """Messages or text, the answer if the data has one, and the example if a task made it."""
 
     asked: Sequence[Message] | str
     answer: str | None = None
+    example: Example | None = None
+
+    def is_wrong(self, reply: str) -> bool:
+        """Whether the task's grader refuses a reply; False where nobody knows."""
+        example = self.example
+        return example is not None and TASKS[example.task].grade(example, reply) != "ok"
 
     def prompt(self, text: Text) -> list[int]:
         """Token ids up to where the answer begins; text goes into the chat template, if any."""
@@ -73,4 +79,5 @@ def drawn(weights: Mapping[str, float], count: int, seed: int) -> list[Question]
     """Training examples of tasks with these weights."""
     rng = random.Random(f"{seed}/{'+'.join(weights)}")
     names = rng.choices(list(weights), list(weights.values()), k=count)
-    return [Question(*draw(rng, name)) for name in names]
+    examples = [draw(rng, name) for name in names]
+    return [Question(example.prompt, example.answer, example) for example in examples]

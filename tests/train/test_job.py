@@ -101,15 +101,33 @@ class TestJob:
             Job("mdlm", tmp_path, data=str(file)).answers(student.text, silent)
 
     def test_a_students_own_answers_are_kept(self, tmp_path, student):
-        job = Job("r", tmp_path, data="generators:copy", examples=3)
+        file = tmp_path / "p.txt"
+        file.write_text("one two three\nten\n")
+        job = Job("r", tmp_path, data=str(file))
         student = replace(student, model=echo(student.source).model)
         first = job.trajectories(student, DecodeConfig(), silent)
-        assert 0 < len(first) <= 3
+        assert [student.text.decode(pair.answer) for pair in first] == ["ten", "one two three"]
         made = (tmp_path / "rollouts.jsonl").stat().st_mtime_ns
         assert job.trajectories(student, DecodeConfig(), silent) == first
         assert (tmp_path / "rollouts.jsonl").stat().st_mtime_ns == made
         with pytest.raises(DllmError, match="model="):
             job.trajectories(student, DecodeConfig(sampler="entropy"), silent)
+
+    def test_answers_that_a_grader_refuses_are_left_out(self, tmp_path, student, monkeypatch):
+        job = Job("r", tmp_path, data="generators:copy", examples=9)
+        student = replace(student, model=echo(student.source).model)
+        with pytest.raises(DllmError, match="not known to be wrong"):
+            job.trajectories(student, DecodeConfig(), silent)  # it repeats the question
+        kept = {question.asked for question in job.questions()[:4]}
+        monkeypatch.setattr(Question, "is_wrong", lambda self, reply: self.asked not in kept)
+        pairs = job.trajectories(student, DecodeConfig(), silent)
+        assert {student.text.decode(pair.answer) for pair in pairs} == kept
+
+    def test_graders_judge_replies(self):
+        (question,) = read_questions("generators:calculation", 1, 0)
+        assert not question.is_wrong(question.answer)
+        assert question.is_wrong(question.answer + "9")
+        assert not Question("one", "two").is_wrong("three")  # nobody knows
 
     def test_a_missing_model(self, tmp_path):
         with pytest.raises(DllmError, match="--model is missing"):
@@ -166,5 +184,5 @@ class TestDistilled:
         job = Job("r", tmp_path, data=str(file), distill_from=other, max_new_tokens=1)
         (pair,) = job.answers(student.text, silent)
         assert not pair.whole
-        with pytest.raises(DllmError, match="max_new_tokens=1"):
+        with pytest.raises(DllmError, match="max_new_tokens=1 "):
             job.answers(student.text, silent, whole=True)
