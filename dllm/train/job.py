@@ -211,13 +211,18 @@ class Job:
         """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
-        prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
         make = partial(own, engine, config=config, together=TOGETHER)
+        return self.usable(self.student_answers(student, config, make, report), whole=True)
+
+    def student_answers(
+        self, student: Student, config: DecodeConfig, make: Make, report: Report
+    ) -> list[Pair]:
+        """What `make` has the student answer before it is trained, decoding by `config`."""
+        prompts = sorted((q.prompt(student.text) for q in self.questions()), key=len)
         # of the checkpoint: an adapter that is not trained yet changes nothing
         model = fingerprint_stored(stored_samples(student.source))
         digest = hashlib.sha256(f"{model}/{config!r}".encode()).hexdigest()
-        pairs = self.rolled_out(digest, prompts, make, report)
-        return self.usable(pairs, whole=True)
+        return self.rolled_out(digest, prompts, make, report)
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report
