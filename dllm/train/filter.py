@@ -60,7 +60,9 @@ class Filter:
     """
 
     paper: ClassVar[str] = "Learn2PD, arXiv 2509.25188"
-    config: ClassVar[TrainConfig] = TrainConfig(lr=3e-3, muon_lr=None, warmup=1, save_every=1000)
+    config: ClassVar[TrainConfig] = TrainConfig(
+        lr=3e-3, muon_lr=None, warmup=1, save_every=1000, betas=(0.9, 0.999), weight_decay=0.01
+    )
     steps: ClassVar[int] = 3000
     block_length: int = 32
     hidden: int = 32

@@ -121,6 +121,20 @@ def test_the_loss_falls_to_what_the_filter_has_in_the_end(tmp_path):
     assert run.last_tokens == 7 * 5
 
 
+def test_at_a_constant_rate_it_is_adamw_as_torch_has_it(tmp_path):
+    recipe, traces = Filter(5, hidden=4), random_traces(4)
+    config = replace(recipe.config, decay=1)
+    run = Trainer(FilterMLP(5, 4, 0), [Stage(9, lambda _: traces, recipe.loss)], config, tmp_path)
+    run.run()
+    model = FilterMLP(5, 4, 0)
+    adam = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(9):
+        adam.zero_grad()
+        recipe.loss(model, traces, torch.Generator(), slice(None)).backward()
+        adam.step()
+    torch.testing.assert_close(run.model.state_dict(), model.state_dict(), rtol=1e-6, atol=1e-7)
+
+
 def test_the_papers_filter_has_2112_parameters():
     recipe = Filter()
     model = FilterMLP(recipe.block_length, recipe.hidden, 0)
