@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dllm.engine import Engine
@@ -172,6 +174,19 @@ def test_a_filter_that_is_no_numbers_replaces_none(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_write_that_fails_leaves_the_old_filter(tmp_path, monkeypatch):
+    def broken(path, layers):
+        Path(path).write_text("half a fil")
+        raise OSError("no space left")
+
+    export(FilterMLP(4, 3, 0), tmp_path)
+    monkeypatch.setattr("dllm.train.filter.save_filter", broken)
+    with pytest.raises(OSError, match="no space left"):
+        export(FilterMLP(4, 3, 1), tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert torch.equal(load_filter(file)["in.bias"], FilterMLP(4, 3, 0).state_dict()["in.bias"])
+
+
 # --- the whole recipe ----------------------------------------------------------------------------
 
 
@@ -260,6 +275,17 @@ def test_other_answers_are_no_references(folder, tmp_path):
         asked.trajectories(asked.student("a model"), config.replace(history=False), silent)
     with pytest.raises(DllmError, match="give another --rollouts file"):
         Filter(block_length=5).prepare(asked, silent)
+
+
+def test_nor_are_those_of_another_model(folder, tmp_path):
+    recipe, asked = Filter(block_length=10), job(folder, tmp_path / "a", examples=1)
+    recipe.prepare(asked, silent)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (weights,) = other.glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    with pytest.raises(DllmError, match="give another --rollouts file"):
+        recipe.prepare(replace(asked, model=str(other)), silent)
 
 
 @pytest.mark.parametrize(
