@@ -4,7 +4,7 @@ Decodes 40 training prompts of each task (as many as the paper of each of its ow
 forward, 128 holes behind each, and rolls EGP out on them. How the loss falls, and how filter and
 plain confidence rank candidates, is measured on 8 prompts of each task with filters fitted to the
 other 32. Two filters are then fitted to all: with as many updates as were best there, and with the
-paper's 40,000.
+paper's 40,000. The learning rate is constant; the recipe's falls to zero.
 Run: python -m benchmarks.learn2pd_filter DIR (writes learn2pd-UPDATES.safetensors there, and
 results/learn2pd_filter.json); --references FILE keeps the decoded answers, by far the longest part,
 for another run.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,18 @@ from benchmarks.common import sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
 from dllm.eval.tasks import TASKS, examples
 from dllm.samplers.learn2pd import save_filter
-from dllm.train.filter import Filter, FilterMLP, Traces
+from dllm.train.data import Pair
+from dllm.train.filter import Filter, FilterMLP
+from dllm.train.oracle import Oracle, Traces
+from dllm.train.trainer import Stage, Trainer
 
 COUNT, OTHERS, SEED = 40, 8, 12
-UPDATES = (300, 1_000, 3_000, 10_000, 40_000)
 WRONG = (0, 2, 5, 10, 20, 40)  # so many accepted candidates may be wrong
-RECIPE = Filter(max_new_tokens=HOLES)
+PAPERS = 40_000  # updates
+UPDATES = (300, 1_000, 3_000, 10_000, PAPERS)
+RECIPE = Filter()
+ORACLE = Oracle(RECIPE.block_length, HOLES, batch_size=32)
+CONFIG = replace(RECIPE.config, decay=1)
 
 
 def training_prompts() -> list[str]:
@@ -48,18 +55,27 @@ def training_prompts() -> list[str]:
 
 def references(
     engine: dllm.Engine, prompts: list[str], ids: list[list[int]], file: Path | None
-) -> list[tuple[int, ...]]:
-    """The recipe's references; those in `file`, if they are of the same weights and prompts."""
+) -> list[Pair]:
+    """The oracle's references; those in `file`, if they are of the same weights and prompts."""
     made_of = {"weights": fingerprint(), "prompts": prompts}
     if file is not None and file.exists():
         kept = json.loads(file.read_text())
         if any(kept[name] != value for name, value in made_of.items()):
             raise SystemExit(f"{file}: made from other weights or prompts")
-        return [tuple(answer) for answer in kept["answers"]]
-    answers = RECIPE.references(engine, ids)
+        return [Pair(*both) for both in zip(ids, kept["answers"], strict=True)]
+    pairs = list(ORACLE.references(engine, ids))
     if file is not None:
+        answers = [pair.answer for pair in pairs]
         file.write_text(json.dumps({**made_of, "answers": answers}))
-    return answers
+    return pairs
+
+
+def fitted(traces: Traces, steps: int) -> FilterMLP:
+    """A filter after so many updates."""
+    model = FilterMLP(RECIPE.block_length, RECIPE.hidden, CONFIG.seed)
+    with tempfile.TemporaryDirectory() as out:
+        Trainer(model, [Stage(steps, lambda _: traces, RECIPE.loss)], CONFIG, Path(out)).run()
+    return model
 
 
 def quality(score: Tensor, traces: Traces) -> dict[str, Any]:
@@ -77,7 +93,7 @@ def curve(traces: Traces) -> list[dict[str, Any]]:
     parts = {"fitted": traces.pick(~other), "others": traces.pick(other)}
     found = [{"updates": 0, **{k: quality(t.seen, t) for k, t in parts.items()}}]
     for steps in track(UPDATES, "fitting"):
-        model = replace(RECIPE, steps=steps).fit(parts["fitted"])
+        model = fitted(parts["fitted"], steps)
         with torch.no_grad():
             found.append({"updates": steps, **{k: judged(model, t) for k, t in parts.items()}})
     return found
@@ -96,12 +112,12 @@ def main() -> None:
     torch.set_num_threads(1)
     engine, prompts = dllm.load("tiny"), training_prompts()
     ids = [engine.encode(prompt) for prompt in prompts]
-    traces = RECIPE.roll_outs(engine, ids, references(engine, prompts, ids, args.references))
+    traces = ORACLE.roll_outs(engine, references(engine, prompts, ids, args.references))
     found = curve(traces)
     best = min(found[1:], key=lambda point: point["others"]["loss"])["updates"]
     args.directory.mkdir(parents=True, exist_ok=True)
-    for steps in {best, RECIPE.steps}:
-        model = replace(RECIPE, steps=steps).fit(traces)
+    for steps in {best, PAPERS}:
+        model = fitted(traces, steps)
         save_filter(args.directory / f"learn2pd-{steps}.safetensors", model.state_dict())
     header = {
         "weights": fingerprint(),

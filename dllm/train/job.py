@@ -18,7 +18,7 @@ from dllm.errors import DllmError
 from dllm.eval.ranks import Ranks
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
-from dllm.models.loading import read_json
+from dllm.models.loading import read_json, resolve
 from dllm.specs import build_part
 from dllm.text import Text
 from dllm.train.data import Pair
@@ -145,15 +145,19 @@ class Job:
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)
 
+    def by_length(self, text: Text) -> list[Question]:
+        """The questions in the order in which they are answered: little padding in a batch."""
+        return sorted(self.questions(), key=lambda question: len(question.prompt(text)))
+
     def answers(self, text: Text, report: Report, *, whole: bool = False) -> list[Pair]:
         """Questions with answers in the student's tokens: the data's, or `distill_from`'s.
 
         whole: leave out answers that were cut off.
         """
-        questions = self.questions()
         if self.distill_from is not None:
-            pairs = self.distilled(questions, text, report)
+            pairs = self.distilled(text, report)
         else:
+            questions = self.questions()
             missing = sum(question.answer is None for question in questions)
             if missing:
                 raise DllmError(
@@ -173,14 +177,14 @@ class Job:
             )
         return found
 
-    def distilled(self, questions: Sequence[Question], text: Text, report: Report) -> list[Pair]:
+    def distilled(self, text: Text, report: Report) -> list[Pair]:
         """What the AR model answers, in the tokens of `text`."""
         assert self.distill_from is not None
         model, theirs = self.target()
-        questions = sorted(questions, key=lambda q: len(q.prompt(theirs)))  # little padding
+        questions = self.by_length(theirs)
         make = partial(target, model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
         prompts = [question.prompt(theirs) for question in questions]
-        pairs = self.rolled_out(self.distill_from, prompts, make, report)
+        pairs = self.rolled_out(digest_of(resolve(self.distill_from)), prompts, make, report)
         if same_tokens(theirs, text):
             return pairs
         replies = [theirs.decode(pair.answer) for pair in pairs]
@@ -211,16 +215,20 @@ class Job:
         """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
-        questions = sorted(self.questions(), key=lambda q: len(q.prompt(student.text)))
-        prompts = [question.prompt(student.text) for question in questions]
         make = partial(own, engine, config=config, together=TOGETHER)
-        # of the checkpoint: an adapter that is not trained yet changes nothing
-        model = fingerprint_stored(stored_samples(student.source))
-        digest = hashlib.sha256(f"{model}/{config!r}".encode()).hexdigest()
-        pairs = self.rolled_out(digest, prompts, make, report)
-        found = zip(questions, pairs, strict=True)
+        pairs = self.student_answers(student, config, make, report)
+        found = zip(self.by_length(student.text), pairs, strict=True)
         right = [pair for q, pair in found if not q.is_wrong(student.text.decode(pair.answer))]
         return self.usable(right, whole=True)
+
+    def student_answers(
+        self, student: Student, config: DecodeConfig, make: Make, report: Report
+    ) -> list[Pair]:
+        """What `make` has the student answer before it is trained, decoding by `config`."""
+        prompts = [question.prompt(student.text) for question in self.by_length(student.text)]
+        # of the checkpoint: an adapter that is not trained yet changes nothing
+        digest = hashlib.sha256(f"{digest_of(student.source)}/{config!r}".encode())
+        return self.rolled_out(digest.hexdigest(), prompts, make, report)
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report
@@ -228,14 +236,17 @@ class Job:
         """The answers of a model to all prompts, from the file of roll-outs where it has them."""
         digest = hashlib.sha256(repr(prompts).encode()).hexdigest()
         question = {"model": model, "prompts": digest, "max_new_tokens": self.max_new_tokens}
-        rollouts, ranks = (
-            Rollouts(self.rollouts or self.out / "rollouts.jsonl", question),
-            Ranks.here(),
-        )
+        rollouts = Rollouts(self.rollouts or self.out / "rollouts.jsonl", question)
+        ranks = Ranks.here()
         if ranks.rank == 0:
             rollouts.complete(prompts, make, report)
         ranks.wait()
         return rollouts.read()
+
+
+def digest_of(source: Path) -> str:
+    """What tells the checkpoint in a directory from others."""
+    return fingerprint_stored(stored_samples(source))
 
 
 def same_tokens(one: Text, other: Text) -> bool:

@@ -12,6 +12,7 @@ RECIPES = {
     "ar": f"{HERE}.twin:Ar",
     "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
     "certainty": f"{HERE}.certainty:Certainty",
+    "filter": f"{HERE}.filter:Filter",
     "drafter": f"{HERE}.drafter:Drafter",
     "markov": f"{HERE}.markov:Markov",
 }

@@ -29,7 +29,10 @@ Make = Callable[[Sequence[Sequence[int]]], Iterable[Pair]]  # prompts -> their a
 def own(
     engine: Engine, prompts: Sequence[Sequence[int]], config: DecodeConfig, together: int
 ) -> Iterator[Pair]:
-    """What `engine` answers to each prompt, with the forward that committed each token."""
+    """What `engine` answers to each prompt, with the forward that committed each token.
+
+    KeyboardInterrupt where Ctrl-C cut an answer short.
+    """
     for batch in batches(prompts, together):
         orders: list[dict[int, int]] = [{} for _ in batch]
         found: dict[int, Pair] = {}
@@ -38,6 +41,8 @@ def own(
                 orders[event.row] |= dict.fromkeys(event.positions, event.nfe)
             elif isinstance(event, Finished):
                 out, prompt = event.output, batch[event.row]
+                if out.finish_reason == "interrupted":
+                    raise KeyboardInterrupt
                 whole = out.finish_reason == "eos"
                 places = range(len(prompt), len(prompt) + len(out.token_ids) + whole)
                 order = [orders[event.row][at] for at in places]

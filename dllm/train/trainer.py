@@ -55,6 +55,7 @@ class TrainConfig:
 
     muon_lr: of the layers' matrices; None trains them with AdamW and `lr`, like the rest.
     parts: a batch is computed in so many pieces, for want of memory; the sum is the same.
+    betas, weight_decay: of AdamW.
     """
 
     batch_size: int = 64
@@ -65,6 +66,8 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 500
     parts: int = 1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
 
 
 def init_weights(model: nn.Module, seed: int) -> None:
@@ -97,7 +100,7 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         knobs: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
         made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **knobs))
     if rest:
-        knobs = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
+        knobs = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
         made.append(torch.optim.AdamW(rest, lr=config.lr, **knobs))
     return made
 

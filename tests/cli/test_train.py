@@ -2,13 +2,16 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
 import dllm
 import dllm.train.tiny
+from dllm.models.loading import resolve
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
+from dllm.train.oracle import Oracle
 from dllm.train.recipes import RECIPES
 from dllm.train.trainer import TrainConfig, Trainer
 from tests.cli.common import fails
@@ -93,11 +96,32 @@ def test_interrupted_it_goes_on(run, folder, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 4
 
 
+def test_a_filter_is_trained_resumed_and_decodes(run, tmp_path, monkeypatch):
+    few = ("--data", "generators:copy", "--examples", 3, "--max-new-tokens", 8, "--steps", 3)
+    model, out = resolve("tiny"), tmp_path / "run"
+    command = ("train", "filter:block_length=4,hidden=8", "--model", model, "--out", out, *few)
+    first = run(*command)
+    assert first.exit_code == 0, first.output
+    (out / "checkpoint" / "filter.safetensors").unlink()
+    for done in ((Trainer, "train_step"), (Oracle, "references")):
+        monkeypatch.setattr(*done, lambda *_: pytest.fail("done again"))
+    again = run(*command)
+    assert again.exit_code == 0, again.output
+    assert again.stdout == first.stdout
+    words = shlex.split(again.stdout.partition("try: dllm ")[2])
+    result = run(*words[:-1], "Copy the list: red, blue", "--max-new-tokens", 8, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["nfe"] <= 8
+    bad = run("train", "filter:block_length=4", "--model", model, "--out", tmp_path / "b", *FEW)
+    fails(bad, "--batch-size 2")
+
+
 def test_errors(run, folder, tmp_path):
     fails(run("train", "x", "--out", tmp_path), "unknown recipe 'x'", "mdlm", "drafter")
     fails(run("train", "mdlm"), "--out")
     fails(run("train", "drafter:dekay=2", "--out", tmp_path), "dekay", "decay")
     fails(run("train", "drafter:decay=0.5", "--out", tmp_path), "decay=0.5")
+    fails(run("train", "filter:hidden=0", "--out", tmp_path), "hidden=0")
     fails(run("train", "certainty", "--out", tmp_path / "a"), "--model is missing")
     fails(run("train", "mdlm", "--steps", 3, "--out", tmp_path / "b"), "--steps 3")
     missing = ("--model", "nowhere", "--out", tmp_path / "c")

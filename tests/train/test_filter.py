@@ -1,160 +1,30 @@
-"""Learn2PD's filter: roll-outs against a slow loop in NumPy, the fit against what it must find."""
+"""Learn2PD's filter: its loss by hand, the fit against what it must find, the whole recipe."""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
+from dllm.models.decoder import Decoder
 from dllm.samplers.learn2pd import NAMES, Learn2PD, load_filter, save_filter
-from dllm.train.filter import Filter, FilterMLP, Traces
-from tests.cache.models import decoder
-from tests.fakes import EOS, EOT, MASK, PLAIN, FakeModel, Out, hashed, leaning
+from dllm.train.filter import Filter, FilterMLP, export
+from dllm.train.job import Job
+from dllm.train.oracle import Oracle, Traces
+from dllm.train.trainer import Stage, Trainer
+from tests.echo import write_tiny
+from tests.fakes import PLAIN, FakeModel, leaning
 from tests.samplers.test_learn2pd import samples, view_of
-
-PROMPTS = [[3, 4, 6], [7], [8, 9, 10, 11, 12], [6, 6], [4, 7, 3, 9]]
-
-
-# --- the roll-outs -------------------------------------------------------------------------------
-
-
-def proposals(out: Out, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Token and probability of the best proposal at every position; the mask is banned."""
-    logits = out(ids).copy()
-    logits[:, MASK] = -np.inf
-    law = np.exp(logits - logits.max(1, keepdims=True))
-    law /= law.sum(1, keepdims=True)
-    return law.argmax(1), law.max(1)
-
-
-def window(ids: np.ndarray, start: int, block: int) -> range:
-    first = start + (np.flatnonzero(ids[start:] == MASK)[0] // block) * block
-    return range(first, min(first + block, len(ids)))
-
-
-def ended(ids: np.ndarray, start: int) -> bool:
-    ends = [i for i in range(start, len(ids)) if ids[i] in (EOS, EOT)]
-    holes = [i for i in range(start, len(ids)) if ids[i] == MASK]
-    return not holes or (bool(ends) and ends[0] < holes[0])
-
-
-def one_by_one(out: Out, prompt: list[int], recipe: Filter) -> list[int]:
-    ids = np.array(prompt + [MASK] * recipe.max_new_tokens)
-    while not ended(ids, len(prompt)):
-        token, conf = proposals(out, ids)
-        holes = [p for p in window(ids, len(prompt), recipe.block_length) if ids[p] == MASK]
-        best = max(holes, key=lambda p: conf[p])
-        ids[best] = token[best]
-    return [EOS if t == MASK else int(t) for t in ids[len(prompt) :]]
-
-
-def oracle_steps(
-    out: Out, prompt: list[int], recipe: Filter
-) -> list[tuple[list[float], list[bool], list[bool]]]:
-    """(seen, right, counted) of every step that commits what the reference has."""
-    reference = one_by_one(out, prompt, recipe)
-    ids, steps = np.array(prompt + [MASK] * recipe.max_new_tokens), []
-    while not ended(ids, len(prompt)):
-        token, conf = proposals(out, ids)
-        here = window(ids, len(prompt), recipe.block_length)
-        seen, right, counted = [], [], []
-        for offset in range(recipe.block_length):
-            inside = offset < len(here)
-            pos = here[offset] if inside else -1
-            seen.append(conf[pos] if inside else 1.0)
-            counted.append(bool(inside and ids[pos] == MASK))
-            right.append(bool(counted[-1] and token[pos] == reference[pos - len(prompt)]))
-        steps.append((seen, right, counted))
-        chosen = [here[k] for k in range(recipe.block_length) if right[k]]
-        holes = [p for p in here if ids[p] == MASK]
-        for pos in chosen or [max(holes, key=lambda p: conf[p])]:
-            ids[pos] = reference[pos - len(prompt)]
-    return steps
-
-
-def traced(out: Out, recipe: Filter, prompts: list[list[int]] = PROMPTS) -> Traces:
-    engine = Engine(FakeModel(out))
-    return recipe.roll_outs(engine, prompts, recipe.references(engine, prompts))
-
-
-MODELS = {
-    "hashed": hashed(1),
-    "sure": hashed(2, spread=4.0),
-    "ends soon": leaning(EOT, 4.0),
-    "agrees": leaning(PLAIN[2]),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("block", "holes"), [(4, 10), (5, 5), (3, 12)])
-def test_roll_outs_are_those_of_a_slow_loop(name, block, holes):
-    out = MODELS[name]
-    recipe = Filter(block_length=block, max_new_tokens=holes, batch_size=2)
-    traces = traced(out, recipe)
-    expected = [(i, *s) for i, p in enumerate(PROMPTS) for s in oracle_steps(out, p, recipe)]
-    rows, seen, right, counted = zip(*expected, strict=True)
-    assert traces.row.tolist() == list(rows)
-    assert traces.right.tolist() == list(right)
-    assert traces.counted.tolist() == list(counted)
-    assert traces.seen.dtype == torch.float32
-    np.testing.assert_allclose(traces.seen.numpy(), np.array(seen), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_references_are_those_of_a_slow_loop_with_end_of_text_in_the_holes(name):
-    recipe = Filter(block_length=4, max_new_tokens=10, batch_size=3)
-    found = recipe.references(Engine(FakeModel(MODELS[name])), PROMPTS)
-    assert found == [tuple(one_by_one(MODELS[name], p, recipe)) for p in PROMPTS]
-
-
-def test_the_models_show_what_the_slow_loop_must_decide():
-    recipe = Filter(block_length=4, max_new_tokens=10)
-    traces = {name: traced(out, recipe) for name, out in MODELS.items()}
-    wrong = {name: (t.counted & ~t.right).any().item() for name, t in traces.items()}
-    assert wrong["hashed"]
-    assert not wrong["agrees"]
-    answers = recipe.references(Engine(FakeModel(MODELS["ends soon"])), PROMPTS)
-    assert any(EOT in a and a[-1] == EOS for a in answers)
-
-
-@given(st.integers(0, 2**32), st.integers(1, 6), st.permutations(range(5)))
-@settings(max_examples=10, deadline=None)
-def test_a_batch_records_what_each_prompt_alone_does(seed, batch_size, order):
-    out, recipe = hashed(seed % 1000), Filter(block_length=4, max_new_tokens=7)
-    prompts = [PROMPTS[i] for i in order]
-    together = traced(out, replace(recipe, batch_size=batch_size), prompts)
-    for row, prompt in enumerate(prompts):
-        mine, alone = together.pick(together.row == row), traced(out, recipe, [prompt])
-        for name in ("seen", "right", "counted"):
-            assert torch.equal(getattr(mine, name), getattr(alone, name))
-
-
-def test_a_block_causal_model_is_rolled_out_from_its_exact_cache():
-    engine, recipe = Engine(decoder(block=4)), Filter(block_length=4, max_new_tokens=12)
-    prompts = [[3, 4, 6, 7], [8] * 8]
-    both = []
-    for cache in ("none", "block"):
-        one = replace(recipe, cache=cache)
-        both.append(one.roll_outs(engine, prompts, one.references(engine, prompts)))
-    assert len(both[0].row) > len(prompts)
-    assert torch.equal(both[0].right, both[1].right)
-    torch.testing.assert_close(both[0].seen, both[1].seen, rtol=0, atol=1e-6)
-
-
-def test_a_cache_that_does_not_fit_the_model_says_so():
-    with pytest.raises(DllmError, match="expected a block-causal model"):
-        Filter(cache="block").references(Engine(decoder()), PROMPTS)
-
-
-# --- the loss ------------------------------------------------------------------------------------
 
 
 def random_traces(seed: int, steps: int = 7, block: int = 5) -> Traces:
@@ -178,12 +48,12 @@ def test_the_loss_is_the_mean_over_candidates_of_what_they_cost(weight):
         hidden = np.maximum(w1 @ traces.seen[n].double().numpy() + b1, 0)
         p = 1 / (1 + math.exp(-(w2[k] @ hidden + b2[k])))
         costs.append(-weight * math.log(p) if traces.right[n, k] else -math.log(1 - p))
-    found = total(Filter(5, max_new_tokens=5, positive_weight=weight), traces)
+    found = total(Filter(5, positive_weight=weight), traces)
     assert found.item() == pytest.approx(sum(costs) / len(costs), rel=1e-5)
 
 
 def test_the_losses_of_the_processes_add_up():
-    recipe, traces = Filter(5, max_new_tokens=5), random_traces(1)
+    recipe, traces = Filter(5), random_traces(1)
     parts = [total(recipe, traces, slice(i, None, 3)) for i in range(3)]
     assert sum(parts).item() == pytest.approx(total(recipe, traces).item(), rel=1e-5)
 
@@ -191,95 +61,266 @@ def test_the_losses_of_the_processes_add_up():
 # --- the fit -------------------------------------------------------------------------------------
 
 
+def trainer(
+    recipe: Filter, traces: Traces, out: Path, steps: int, lr: float = 1e-2, seed: int = 0
+) -> Trainer:
+    config = replace(recipe.config, lr=lr, decay=steps)
+    model = FilterMLP(recipe.block_length, recipe.hidden, seed)
+    return Trainer(model, [Stage(steps, lambda _: traces, recipe.loss)], config, out)
+
+
+def fitted(*args, **knobs) -> FilterMLP:
+    run = trainer(*args, **knobs)
+    run.run()
+    return run.model
+
+
 def test_a_fitted_filter_commits_as_its_oracle_and_minds_candidates_alone(tmp_path):
     conf, label = samples(4096, 1)
     counted = torch.rand(conf.shape, generator=torch.Generator().manual_seed(5)) < 0.7
     traces = Traces(conf, label ^ ~counted, counted, torch.arange(len(conf)))
-    recipe = Filter(block_length=16, lr=1e-2, steps=400, max_new_tokens=16)
     path = tmp_path / "f"
-    save_filter(path, recipe.fit(traces).state_dict())
+    save_filter(path, fitted(Filter(16), traces, tmp_path / "run", steps=400).state_dict())
     conf, label = samples(300, 2)
     commit = Learn2PD(str(path), threshold=0.5).select(view_of(conf)).commit
     assert (commit == label).double().mean() >= 0.97
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_where_nothing_can_be_told_the_filter_says_the_share_that_is_right(weight):
+def test_where_nothing_can_be_told_the_filter_says_the_share_that_is_right(weight, tmp_path):
     right = torch.tensor([[True, False], [True, False], [True, True], [False, False]])
     every = torch.ones_like(right)
     traces = Traces(torch.ones(4, 2), right, every, torch.arange(4))
-    recipe = Filter(2, hidden=4, max_new_tokens=2, steps=1500, lr=1e-2, positive_weight=weight)
-    said = recipe.fit(traces)(traces.seen[0]).sigmoid()
+    recipe = Filter(2, hidden=4, positive_weight=weight)
+    said = fitted(recipe, traces, tmp_path, steps=1500)(traces.seen[0]).sigmoid()
     odds = torch.tensor([3.0, 1 / 3]) * weight
     torch.testing.assert_close(said, odds / (1 + odds), rtol=0, atol=2e-3)
 
 
-def test_a_fit_is_a_function_of_its_seed():
-    traces, recipe = random_traces(2), Filter(5, max_new_tokens=5, steps=3)
+def test_a_fit_is_a_function_of_its_seed(tmp_path):
+    traces = random_traces(2)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    first = recipe.fit(traces).state_dict()
+    first = fitted(Filter(5), traces, tmp_path / "a", steps=3).state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(1)
-    again, other = recipe.fit(traces).state_dict(), replace(recipe, seed=1).fit(traces).state_dict()
+    again = fitted(Filter(5), traces, tmp_path / "b", steps=3).state_dict()
+    other = fitted(Filter(5), traces, tmp_path / "c", steps=3, seed=1).state_dict()
     assert list(first) == list(NAMES)
     assert all(torch.equal(first[name], again[name]) for name in NAMES)
     assert not any(torch.equal(first[name], other[name]) for name in NAMES)
 
 
-def test_the_log_tells_step_and_falling_loss():
+def test_the_loss_falls_to_what_the_filter_has_in_the_end(tmp_path):
     lines: list[dict[str, float]] = []
-    traces, recipe = random_traces(3), Filter(5, max_new_tokens=5, steps=250)
-    model = recipe.fit(traces, lines.append)
-    assert [line["step"] for line in lines] == list(range(2, 251, 2))
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["loss"] == pytest.approx(
-        recipe.loss(model, traces, torch.Generator(), slice(None)).item(), abs=2e-2
-    )
+    traces, recipe = random_traces(3), Filter(5)
+    run = trainer(recipe, traces, tmp_path, steps=250, lr=3e-3)
+    run.run(log_every=10, on_log=lines.append)
+    losses = [line["loss"] for line in lines]
+    assert losses == sorted(losses, reverse=True)
+    last = recipe.loss(run.model, traces, torch.Generator(), slice(None)).item()
+    assert losses[-1] == pytest.approx(last, abs=1e-3)
+    assert run.last_tokens == 7 * 5
+
+
+def test_at_a_constant_rate_it_is_adamw_as_torch_has_it(tmp_path):
+    recipe, traces = Filter(5, hidden=4), random_traces(4)
+    config = replace(recipe.config, decay=1)
+    run = Trainer(FilterMLP(5, 4, 0), [Stage(9, lambda _: traces, recipe.loss)], config, tmp_path)
+    run.run()
+    model = FilterMLP(5, 4, 0)
+    adam = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(9):
+        adam.zero_grad()
+        recipe.loss(model, traces, torch.Generator(), slice(None)).backward()
+        adam.step()
+    torch.testing.assert_close(run.model.state_dict(), model.state_dict(), rtol=1e-6, atol=1e-7)
 
 
 def test_the_papers_filter_has_2112_parameters():
     recipe = Filter()
-    model = FilterMLP(recipe.block_length, recipe.hidden, recipe.seed)
+    model = FilterMLP(recipe.block_length, recipe.hidden, 0)
     assert sum(p.numel() for p in model.parameters()) == 2112
-    assert (recipe.lr, recipe.steps) == (3e-3, 40_000)
-
-
-# --- the whole recipe ----------------------------------------------------------------------------
+    assert recipe.config.lr == 3e-3
 
 
 def test_a_trained_filter_decodes_with_fewer_forwards_where_the_model_is_sure(tmp_path):
+    prompts = [[3, 4, 6], [7], [8, 9, 10, 11, 12], [6, 6], [4, 7, 3, 9]]
     engine = Engine(FakeModel(leaning(PLAIN[2])))
-    path = tmp_path / "filter.safetensors"
-    recipe = Filter(block_length=4, hidden=8, max_new_tokens=8, steps=300)
-    model = recipe.train(engine, PROMPTS, path)
+    oracle, recipe = Oracle(4, 8, 2), Filter(block_length=4, hidden=8)
+    traces = oracle.roll_outs(engine, list(oracle.references(engine, prompts)))
+    model = fitted(recipe, traces, tmp_path / "run", steps=300)
+    export(model, tmp_path / "new" / "made")
+    path = tmp_path / "new" / "made" / "filter.safetensors"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     layers = load_filter(path)
     assert all(torch.equal(layers[name], t) for name, t in model.state_dict().items())
-    config = recipe.config.replace(history=False)
-    slow = engine.generate(PROMPTS, config)
-    fast = engine.generate(PROMPTS, config, sampler=f"learn2pd:filter={path}")
+    config = oracle.config.replace(history=False)
+    slow = engine.generate(prompts, config)
+    fast = engine.generate(prompts, config, sampler=f"learn2pd:filter={path}")
     assert [o.token_ids for o in fast] == [o.token_ids for o in slow]
     assert {o.nfe for o in slow} == {8}
     assert {o.nfe for o in fast} == {2}
 
 
-def test_without_prompts_nothing_is_trained(tmp_path):
-    with pytest.raises(DllmError, match="got no prompts"):
-        Filter().train(Engine(FakeModel()), [], tmp_path / "f")
-    assert not list(tmp_path.iterdir())
+def test_a_filter_that_is_no_numbers_replaces_none(tmp_path):
+    model = FilterMLP(4, 3, 0)
+    export(model, tmp_path)
+    with torch.no_grad():
+        model.get_parameter("in.bias")[0] = math.nan
+    with pytest.raises(DllmError, match=r"diverged.*a lower --lr"):
+        export(model, tmp_path)
+    assert load_filter(tmp_path / "filter.safetensors")["in.bias"].isfinite().all()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_write_that_fails_leaves_the_old_filter(tmp_path, monkeypatch):
+    def broken(path, layers):
+        Path(path).write_text("half a fil")
+        raise OSError("no space left")
+
+    export(FilterMLP(4, 3, 0), tmp_path)
+    monkeypatch.setattr("dllm.train.filter.save_filter", broken)
+    with pytest.raises(OSError, match="no space left"):
+        export(FilterMLP(4, 3, 1), tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert torch.equal(load_filter(file)["in.bias"], FilterMLP(4, 3, 0).state_dict()["in.bias"])
+
+
+# --- the whole recipe ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def ctrl_c(monkeypatch, forwards: int) -> None:
+    """Ctrl-C comes after so many forwards."""
+    forward, left = Decoder.forward, iter(range(forwards))
+
+    def counted(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def job(folder: Path, out: Path, **options) -> Job:
+    few = {"data": "generators:copy", "examples": 5, "max_new_tokens": 10, "steps": 3}
+    return Job("filter", out, **{"model": str(folder), **few, **options})
+
+
+def traces_of(run) -> Traces:
+    (stage,) = run.trainer.stages
+    return stage.batches(0)
+
+
+def same(one: Traces, other: Traces) -> bool:
+    names = ("seen", "right", "counted", "row")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def test_it_learns_from_the_roll_outs_of_its_own_model(folder, tmp_path):
+    asked = job(folder, tmp_path, seed=3, lr=0.25)
+    run = Filter(block_length=4, hidden=6).prepare(asked, silent)
+    student = asked.student("a model")
+    engine, oracle = Engine(student.model, student.text), Oracle(4, 10, 64)
+    prompts = sorted((q.prompt(student.text) for q in asked.questions()), key=len)
+    expected = oracle.roll_outs(engine, list(oracle.references(engine, prompts)))
+    assert same(traces_of(run), expected)
+    first = FilterMLP(4, 6, seed=3).state_dict()
+    assert all(torch.equal(t, first[name]) for name, t in run.trainer.model.state_dict().items())
+    assert run.trainer.config == replace(Filter.config, seed=3, lr=0.25, warmup=1, decay=3)
+    assert run.trainer.total_steps == 3
+    usual = Filter(block_length=4).prepare(replace(asked, steps=None), silent)
+    assert usual.trainer.total_steps == Filter.steps
+    assert (
+        run.use.format("D") == f"dllm generate --model {folder} "
+        "--sampler learn2pd:filter=D/filter.safetensors --block-length 4 --cache none PROMPT"
+    )
+
+
+def test_interrupted_it_goes_on_and_shares_its_references(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dllm.train.filter.TOGETHER", 2)
+    recipe = Filter(block_length=5, hidden=4)
+    whole = traces_of(recipe.prepare(job(folder, tmp_path / "a"), silent))
+    file = tmp_path / "b" / "rollouts.jsonl"
+    with monkeypatch.context() as patch:
+        ctrl_c(patch, 15)  # a batch takes ten
+        with pytest.raises(KeyboardInterrupt):
+            recipe.prepare(job(folder, tmp_path / "b"), silent)
+    kept = file.read_text().splitlines()
+    assert len(kept) == 3
+    assert same(traces_of(recipe.prepare(job(folder, tmp_path / "b"), silent)), whole)
+    assert file.read_text() == (tmp_path / "a" / "rollouts.jsonl").read_text()
+    assert file.read_text().splitlines()[: len(kept)] == kept
+    monkeypatch.setattr(Oracle, "references", lambda *_: pytest.fail("made again"))
+    again = recipe.prepare(job(folder, tmp_path / "c", rollouts=file), silent)
+    assert same(traces_of(again), whole)
+    assert not (tmp_path / "c" / "rollouts.jsonl").exists()
+    assert all(len(json.loads(line)["answer"]) == 10 for line in kept[1:])
+
+
+def test_other_answers_are_no_references(folder, tmp_path):
+    """Not even those of the same decoding that another recipe kept: they end with the answer."""
+    asked = job(folder, tmp_path)
+    config = Oracle(5, 10, 64).config
+    with pytest.raises(DllmError, match="no answer that ends"):
+        asked.trajectories(asked.student("a model"), config.replace(history=False), silent)
+    with pytest.raises(DllmError, match="give another --rollouts file"):
+        Filter(block_length=5).prepare(asked, silent)
+
+
+def test_nor_are_those_of_another_model(folder, tmp_path):
+    recipe, asked = Filter(block_length=10), job(folder, tmp_path / "a", examples=1)
+    recipe.prepare(asked, silent)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (weights,) = other.glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    with pytest.raises(DllmError, match="give another --rollouts file"):
+        recipe.prepare(replace(asked, model=str(other)), silent)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("lora", "rank=2", "--lora rank=2: the model stays as it is"),
+        ("distill_from", "ar", "--distill-from ar: .*own proposals"),
+        ("batch_size", 4, "--batch-size 4: .*all recorded steps"),
+        ("muon_lr", 0.1, "--muon-lr 0.1: AdamW"),
+        ("max_new_tokens", 16, "block_length=32: .*--max-new-tokens 16"),
+    ],
+)
+def test_a_job_that_no_filter_does_is_refused(option, value, says, tmp_path):
+    with pytest.raises(DllmError, match=says):
+        Filter().prepare(Job("filter", tmp_path, **{option: value}), silent)
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(folder, tmp_path):
+    with pytest.raises(DllmError, match="unknown cache 'x'"):
+        Filter(cache="x").prepare(Job("filter", tmp_path, model="nowhere"), silent)
+    with pytest.raises(DllmError, match="--model is missing"):
+        Filter().prepare(Job("filter", tmp_path), silent)
+    with pytest.raises(DllmError, match="0 prompts"):
+        Filter(block_length=4).prepare(job(folder, tmp_path, examples=0), silent)
+    Filter(block_length=10).check(job(folder, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"block_length": 64, "max_new_tokens": 32}, "block_length=64.*max_new_tokens=32"),
         ({"block_length": 0}, "block_length=0"),
         ({"hidden": 0}, "hidden=0"),
-        ({"steps": 0}, "steps=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"lr": 0.0}, "lr=0.0"),
-        ({"lr": math.nan}, "lr=nan"),
+        ({"positive_weight": 0.0}, "positive_weight=0.0"),
         ({"positive_weight": -1.0}, "positive_weight=-1.0"),
+        ({"positive_weight": math.nan}, "positive_weight=nan"),
         ({"positive_weight": math.inf}, "positive_weight=inf"),
     ],
 )

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dllm.config import DecodeConfig
+from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.train.data import Pair
 from dllm.train.rollouts import Rollouts, own, target
-from tests.echo import echo, write_tiny
+from tests.echo import Echo, echo, write_tiny
 from tests.train.test_twin import small
 
 
@@ -38,6 +39,12 @@ class TestOwn:
         (pair,) = own(engine, prompts, DecodeConfig(max_new_tokens=3), together=4)
         assert not pair.whole
         assert len(pair.answer) == len(pair.order) == 3
+
+    def test_an_answer_that_was_interrupted_is_none(self, engine):
+        broken = Engine(Echo(engine, interrupt_at=2), engine.text)
+        prompts = [broken.encode(text) for text in ("one two", "ten")]
+        with pytest.raises(KeyboardInterrupt):
+            list(own(broken, prompts, DecodeConfig(max_new_tokens=16), together=1))
 
 
 class TestTarget:

@@ -111,6 +111,12 @@ def test_matrices_of_layers_may_have_their_own_optimizer(tmp_path, muon_lr, kind
     assert counted == sum(p.numel() for p in run.model.parameters())
 
 
+def test_adamw_has_the_knobs_of_the_config(tmp_path):
+    knobs = {"betas": (0.5, 0.6), "weight_decay": 0.3}
+    (group,) = linear([Stage(1, points, squares)], tmp_path, **knobs).groups
+    assert {name: group[name] for name in knobs} == knobs
+
+
 def test_the_log_is_jsonl(tmp_path):
     seen = []
     config = TrainConfig(batch_size=2, save_every=100)
