@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.records import Setting
@@ -15,6 +16,8 @@ from dllm.eval.subjects import OracleSubject
 from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
+from dllm.train.job import Job
+from dllm.train.recipes import build_recipe
 from dllm.verify import HFTarget, SpecEngine
 from tests.verify.tiny_targets import tiny_target
 
@@ -35,6 +38,7 @@ def example_files(tmp_path, monkeypatch):
     sys.modules.pop("frozen_prompt", None)
     sys.modules.pop("doubling", None)
     sys.modules.pop("parrot", None)
+    sys.modules.pop("next_token", None)
 
 
 def engine(shift):
@@ -101,3 +105,15 @@ def test_the_source_drafts_and_changes_nothing():
     )
     assert output.token_ids == plain[0, len(ids) :].tolist()
     assert sum(each.drafts for each in output.rounds) > 0
+
+
+def test_the_recipe_trains_in_parts_as_in_one(tmp_path):
+    losses = []
+    for parts in (1, 3):
+        asked = {"data": "generators:copy", "examples": 8, "batch_size": 6, "parts": parts}
+        job = Job("next_token", tmp_path / str(parts), model="tiny", steps=2, **asked)
+        run = build_recipe("next_token:NextToken:count=2").prepare(job, lambda *_: None)
+        losses.append([run.trainer.train_step() for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # products in bf16
+    run.export(tmp_path / "made")
+    assert dllm.load(tmp_path / "made").model.spec == run.trainer.model.spec
