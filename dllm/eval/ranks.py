@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Ranks:
         ranks = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if ranks.count > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+            atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort
         return ranks
 
     @property
