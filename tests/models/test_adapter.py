@@ -1,6 +1,5 @@
-"""An adapter directory: what is written, what is read back, and one clear error for a bad one."""
+"""An adapter directory: what is written, what is read back, and which base it is for."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -9,75 +8,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import dllm
-from dllm.cache.plan import Plan
 from dllm.errors import DllmError, LoadError
 from dllm.models import loading
 from dllm.models.adapter import load_adapter, read_adapter, save_adapter
-from dllm.models.fingerprint import fingerprint, fingerprint_stored, stored_samples
+from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.loading import load_model, read_json, resolve, write_checkpoint
-from dllm.models.lora import Lora, attach, attached, disabled, merge
+from dllm.models.lora import Lora, attached, disabled, merge
 from dllm.text import load_text
+from tests.models.adapters import adapted, error, logits, rewrite, save
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
-
-PLAN = Plan.full(6)
-IDS = torch.arange(6)[None] * 11 % VOCAB
-LORA = Lora(2, 3.0)
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(IDS, PLAN)
-
-
-def adapted(base, lora=LORA, dtype="float32", config=None):
-    """The checkpoint in `base` with a random adapter."""
-    model = load_model(base, dtype=dtype, device="cpu", config=config)
-    attach(model, lora, seed=0)
-    generator = torch.Generator().manual_seed(9)
-    for layer in attached(model).values():
-        layer.lora_B.data.normal_(std=0.3, generator=generator)
-    return model
-
-
-def save(folder, family="llada", lora=LORA):
-    """An adapter in folder/adapter on a checkpoint in folder/base."""
-    make(folder / "base", family)
-    model = adapted(folder / "base", lora)
-    save_adapter(model, folder / "adapter", folder / "base")
-    return model
-
-
-@pytest.fixture
-def saved(tmp_path):
-    save(tmp_path)
-    return tmp_path / "adapter"
-
-
-def error(folder, load=load_model, **options):
-    with pytest.raises(LoadError) as caught:
-        load(folder, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rewrite(folder, **changes):
-    """Change keys of adapter.json; None takes a key away."""
-    content = json.loads((folder / "adapter.json").read_text()) | changes
-    content = {key: value for key, value in content.items() if value is not None}
-    (folder / "adapter.json").write_text(json.dumps(content))
-
-
-def replace(folder, tensors, **changes):
-    """Other tensors (and metadata) in adapter.safetensors, with the digest to go with them."""
-    file = folder / "adapter.safetensors"
-    with safe_open(file, framework="pt") as old:
-        metadata = {**old.metadata(), **changes}
-    save_file(tensors, file, metadata)
-    rewrite(folder, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-
 
 # --- there and back ---------------------------------------------------------------------------
 
@@ -355,137 +297,6 @@ def test_an_attached_model_is_no_checkpoint(tmp_path):
     merge(model)
     write_checkpoint(model, tmp_path / "merged", made.config)
     assert torch.equal(logits(load_model(tmp_path / "merged", device="cpu")), logits(model))
-
-
-# --- fingerprints -----------------------------------------------------------------------------
-
-
-def test_a_fingerprint_of_files_ignores_how_they_are_cut(tmp_path):
-    made = make(tmp_path / "two", "dream")
-    (tmp_path / "one").mkdir()
-    save_file(dict(reversed(made.tensors.items())), tmp_path / "one" / "model.safetensors")
-    digests = {fingerprint_stored(stored_samples(tmp_path / name)) for name in ("one", "two")}
-    assert len(digests) == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda name, t: (name, t.add(2**-8 * (torch.arange(t.numel()) == 63).view_as(t))),
-        lambda name, t: (f"{name}x", t),
-        lambda name, t: (name, t.reshape(2, -1)),
-        lambda name, t: (name, t.bfloat16().float()),
-        lambda name, t: (name, t.half()),
-        lambda name, t: (name, t.view(torch.int32)),
-    ],
-)
-def test_a_fingerprint_of_files_sees_any_tensor_change(tmp_path, change):
-    made = make(tmp_path, "llada")
-    before = fingerprint_stored(stored_samples(tmp_path))
-    for name, tensor in made.tensors.items():
-        if tensor.ndim < 2:
-            continue
-        changed = {k: t for k, t in made.tensors.items() if k != name}
-        key, value = change(name, tensor)
-        write_shards(tmp_path, changed | {key: value.contiguous()})
-        assert fingerprint_stored(stored_samples(tmp_path)) != before, name
-
-
-def test_samples_outlive_their_file(tmp_path):
-    make(tmp_path, "llada")
-    samples = stored_samples(tmp_path)
-    before = fingerprint_stored(samples)
-    for file in tmp_path.glob("*.safetensors"):
-        with open(file, "r+b") as opened:
-            opened.truncate(0)
-    assert fingerprint_stored(samples) == before
-
-
-def test_fingerprints_of_models_differ_by_weights_dtype_and_more(tmp_path):
-    make(tmp_path / "a", "llada")
-    make(tmp_path / "b", "llada", seed=1)
-    a, b = (load_model(tmp_path / name) for name in "ab")
-    digests = [fingerprint(a), fingerprint(b), fingerprint(a, "x"), fingerprint(a.bfloat16())]
-    assert len(set(digests)) == 4
-    assert fingerprint(load_model(tmp_path / "a")) == digests[0]
-
-
-# --- bad files --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", [0, 5, 200, -1])
-def test_truncated_matrices(saved, keep):
-    file = saved / "adapter.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    assert f"{file}: missing, truncated or corrupt" in error(saved)
-
-
-def test_missing_matrices(saved):
-    (saved / "adapter.safetensors").unlink()
-    assert "adapter.safetensors: missing, truncated or corrupt" in error(saved)
-
-
-def test_one_wrong_bit(saved):
-    file = saved / "adapter.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-2] ^= 16
-    file.write_bytes(content)
-    assert f"{file}: is corrupt, or not the file that adapter.json was written with" in error(saved)
-
-
-def test_tensors_that_do_not_fit(saved):
-    tensors = load_file(saved / "adapter.safetensors")
-    name = "model.transformer.blocks.0.k_proj.lora_B"
-    matrix = tensors.pop(name)
-    replace(saved, tensors)
-    assert error(saved).endswith(f"adapter.safetensors: tensors do not fit: 1 missing: {name}")
-    replace(saved, tensors | {name: matrix, "more": matrix.clone()})
-    assert error(saved).endswith("adapter.safetensors: tensors do not fit: 1 unexpected: more")
-    replace(saved, tensors | {name: matrix.T.contiguous()})
-    assert error(saved).endswith(f"tensor {name!r} has shape [2, 32], expected [32, 2]")
-    replace(saved, tensors | {name: matrix})
-    load_model(saved)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("format", "pt"), ("rank", "3"), ("alpha", "4.0"), ("alpha", "")]
-)
-def test_metadata_that_contradicts(saved, key, value):
-    replace(saved, load_file(saved / "adapter.safetensors"), **{key: value})
-    assert f"adapter.safetensors: {key} is {value!r}, but adapter.json says" in error(saved)
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"format": "dllm-lora-2"}, "format is 'dllm-lora-2', expected 'dllm-lora-1'"),
-        ({"format": None}, "format is None, expected 'dllm-lora-1'"),
-        ({"rank": None}, "keys do not fit: 1 missing: rank"),
-        ({"confg": {}}, "keys do not fit: 1 unexpected: confg"),
-        ({"base": ""}, "base is '', expected text"),
-        ({"fingerprint": 3}, "fingerprint is 3, expected text"),
-        ({"sha256": ["a"]}, r"sha256 is ['a'], expected text"),
-        ({"rank": 0}, "rank=0: expected a whole number of at least 1"),
-        ({"alpha": "much"}, "alpha='much': expected a number"),
-        ({"targets": "q"}, "targets='q': expected a tuple of module names"),
-        ({"targets": {}}, "targets={}: expected a tuple of module names"),
-        ({"targets": ["q_proj"]}, "target 'q_proj' names no linear layer; this model's: q, k"),
-        ({"base": "tinyy"}, "no model 'tinyy': expected a bundled model"),
-    ],
-)
-def test_bad_adapter_json(saved, changes, problem):
-    rewrite(saved, **changes)
-    assert f"{saved / 'adapter.json'}: {problem}" in error(saved)
-
-
-def test_adapter_json_is_no_json(saved):
-    (saved / "adapter.json").write_text("{")
-    assert f"{saved / 'adapter.json'}: cannot be read as JSON" in error(saved)
-
-
-def test_other_targets_than_the_tensors(saved):
-    rewrite(saved, targets=["q"])
-    assert "adapter.safetensors: tensors do not fit: 24 unexpected" in error(saved)
 
 
 # --- by name ----------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from dllm.train.recipes import build_recipe
 from dllm.train.trainer import init_weights
 from dllm.verify.drafter import ModelDrafter
 from tests.echo import write_tiny
-from tests.train.test_ar_to_block import ar  # noqa: F401
 from tests.train.test_mdlm import spec
 from tests.train.test_twin import small
 
@@ -90,7 +89,7 @@ def test_shares_of_the_batch_add_up(headed, separator):
     assert sum(parts) == pytest.approx(whole, rel=0.01)
 
 
-def test_only_the_head_learns_and_goes_beside_the_drafter(ar, tmp_path):  # noqa: F811
+def test_only_the_head_learns_and_goes_beside_the_drafter(ar, tmp_path):
     folder = write_tiny(tmp_path / "tiny")
     asked = {"data": "generators:copy", "examples": 8, "batch_size": 4, "steps": 3}
     job = Job("markov", tmp_path / "run", model=str(folder), **asked)
@@ -112,7 +111,7 @@ def test_only_the_head_learns_and_goes_beside_the_drafter(ar, tmp_path):  # noqa
     assert load_markov(tmp_path / "old", after.spec.vocab_size) is None
 
 
-def test_the_targets_laws_are_used_where_tokens_are_the_same(ar, tmp_path):  # noqa: F811
+def test_the_targets_laws_are_used_where_tokens_are_the_same(ar, tmp_path):
     options = {"distill_from": str(ar), "data": "generators:copy", "examples": 4}
     own = Job("markov", tmp_path / "a", model="tiny", max_new_tokens=4, **options)
     student = own.student("a model")

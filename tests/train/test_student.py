@@ -15,7 +15,6 @@ from dllm.train.job import Job
 from dllm.train.recipes import build_recipe
 from dllm.train.student import Blocks, Student
 from tests.echo import write_tiny
-from tests.train.test_ar_to_block import ar  # noqa: F401
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -65,7 +64,7 @@ def test_weights_keep_the_dtype_of_their_checkpoint(folder, tmp_path):
     assert dllm.load(tmp_path / "made").model.dtype == torch.bfloat16
 
 
-def test_the_targets_own_weights_become_its_drafter(ar, tmp_path):  # noqa: F811
+def test_the_targets_own_weights_become_its_drafter(ar, tmp_path):
     """As an adapter; what the target emits stays what it is."""
     recipe = "drafter:block_length=4,reach=4,boundary=6"
     options = {"distill_from": str(ar), "max_new_tokens": 8, "lora": "rank=2", "merge": False}
@@ -83,7 +82,7 @@ def test_the_targets_own_weights_become_its_drafter(ar, tmp_path):  # noqa: F811
     assert out.drafter_passes > 0
 
 
-def test_a_model_of_blocks_says_how_long_they_are(ar):  # noqa: F811
+def test_a_model_of_blocks_says_how_long_they_are(ar):
     for length in (4, None):
         student = Student.of(str(ar), "float32", "cpu", Blocks(length, None))
         assert (student.model.spec.block_length, student.model.spec.shift) == (length, 1)

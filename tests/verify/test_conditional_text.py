@@ -17,11 +17,15 @@ from dllm.verify.search import Argmax, Coupled, Cps, Product
 from dllm.verify.sources import Memory
 from dllm.verify.tree import Draw, Tree
 from tests.verify.exact import tv
+from tests.verify.headed import ROOT, Head
 from tests.verify.rounds import World
-from tests.verify.test_conditional import BIASED, DRAWN, EXACT, ROOT, RULES, Head, kept_law
+from tests.verify.test_conditional_search import kept_law
+from tests.verify.test_construct import EXACT, RULES, SEARCHES
+
+BIASED = 1e-2
 
 FIXED = [Argmax(), Product(), Coupled(), Cps()]
-PAIRS = [(search, name) for search in (*DRAWN, *FIXED) for name in search.accepts]
+PAIRS = [(search, name) for search in (*SEARCHES, *FIXED) for name in search.accepts]
 HEADED = {"markov": 1.5}
 
 
@@ -125,7 +129,7 @@ def test_the_likeliest_of_a_node_are_those_behind_its_token():
             assert set(fixed) == set(best[: len(fixed)])
 
 
-@pytest.mark.parametrize("search", DRAWN)
+@pytest.mark.parametrize("search", SEARCHES)
 def test_a_draw_is_from_the_law_behind_its_node(search):
     """And whether a slot is filled never depends on what is drawn for it."""
     lattice, shapes = Head(7).lattice(), set()
