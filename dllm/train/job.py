@@ -180,7 +180,7 @@ class Job:
     def distilled(self, text: Text, report: Report) -> list[Pair]:
         """What the AR model answers, in the tokens of `text`."""
         assert self.distill_from is not None
-        model, theirs = self.target()
+        model, theirs = self.teacher()
         questions = self.by_length(theirs)
         make = partial(target, model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
         prompts = [question.prompt(theirs) for question in questions]
@@ -193,7 +193,7 @@ class Job:
             for question, reply, pair in zip(questions, replies, pairs, strict=True)
         ]
 
-    def target(self) -> tuple[Any, Text]:
+    def teacher(self) -> tuple[Any, Text]:
         """The AR model that answers are learned from, and its tokenizer."""
         from dllm.verify.target import load_target
 
@@ -201,11 +201,11 @@ class Job:
         found, tokenizer = load_target(self.distill_from, "auto", self.place)
         return found.model, Text(tokenizer, "hf")
 
-    def target_with(self, text: Text) -> Any:
+    def teacher_with(self, text: Text) -> Any:
         """That AR model if it has the tokens of `text`; None without one."""
         if self.distill_from is None:
             return None
-        model, theirs = self.target()
+        model, theirs = self.teacher()
         return model if same_tokens(theirs, text) else None
 
     def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
@@ -217,8 +217,8 @@ class Job:
         config = config.replace(max_new_tokens=self.max_new_tokens)
         make = partial(own, engine, config=config, together=TOGETHER)
         pairs = self.student_answers(student, config, make, report)
-        found = zip(self.by_length(student.text), pairs, strict=True)
-        right = [pair for q, pair in found if not q.is_wrong(student.text.decode(pair.answer))]
+        answered = zip(self.by_length(student.text), pairs, strict=True)
+        right = [pair for q, pair in answered if not q.is_wrong(student.text.decode(pair.answer))]
         return self.usable(right, whole=True)
 
     def student_answers(

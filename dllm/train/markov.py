@@ -129,7 +129,7 @@ class Markov:
         batches = student.batches(job.answers(student.text, report), config)
         torch.manual_seed(job.seed)
         head = MarkovHead(student.model.spec.vocab_size, self.rank).to(student.model.device)
-        model = Headed(student.model, head, job.target_with(student.text))
+        model = Headed(student.model, head, job.teacher_with(student.text))
         separator = None if self.separator is None else student.token_id(self.separator)
         loss = partial(self.loss, separator)
         trainer = Trainer(model, [Stage(steps, batches, loss)], config, job.out)

@@ -183,8 +183,8 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
         value = self.share(value)
-        trained = [p for group in self.groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        parameters = [p for group in self.groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group, base in zip(self.groups, self.base_lr, strict=True):
             group["lr"] = base * self.lr_factor(self.step)
         for opt in self.optimizers:

@@ -115,10 +115,10 @@ def test_the_targets_laws_are_used_where_tokens_are_the_same(ar, tmp_path):
     options = {"distill_from": str(ar), "data": "generators:copy", "examples": 4}
     own = Job("markov", tmp_path / "a", model="tiny", max_new_tokens=4, **options)
     student = own.student("a model")
-    assert own.target_with(student.text) is None  # the words of the tests are fewer
-    text = own.target()[1]
-    assert own.target_with(text) is not None
-    assert Job("markov", tmp_path / "b", model="tiny").target_with(text) is None
+    assert own.teacher_with(student.text) is None  # the words of the tests are fewer
+    text = own.teacher()[1]
+    assert own.teacher_with(text) is not None
+    assert Job("markov", tmp_path / "b", model="tiny").teacher_with(text) is None
 
 
 def test_options_are_checked(tmp_path):
