@@ -39,7 +39,7 @@ SEED = 37  # of the prompts; see common.WATCHED
 GENERATE, OURS = "AR, transformers generate", "AR, our loop without drafts"
 SAMPLERS = {
     "one by one": "quota",
-    **{f"threshold {t}": f"threshold:threshold={t}" for t in (0.9, 0.7, 0.5)},
+    **{f"threshold {t}": f"threshold:threshold={t}" for t in (0.98, 0.9, 0.7)},
 }
 SUB_BLOCKS = 4  # of a block of the model
 

@@ -2,14 +2,15 @@
 
 The same held-out prompts of all task families for every model and rule; 128 holes in blocks of 32.
 
-    python -m benchmarks.certainty --model runs/certainty/checkpoint [--count 57]
-    python -m benchmarks.certainty --report          # the table of docs/training.md
+    python -m benchmarks.certainty [--model tiny-sure] [--count 57]
+    python -m benchmarks.certainty --report          # the tables of docs/training.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,27 @@ from dllm.memo import MemoModel
 NAME = "certainty"
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED, HOLES, BLOCK = 47, 128, 32
+BASE, POINT = "tiny", 0.01
 RULES = (
-    *(f"threshold:threshold={value}" for value in (0.95, 0.9, 0.8, 0.7)),
-    *(f"entropy:threshold={value}" for value in (0.1, 0.3, 0.5)),
+    *(f"threshold:threshold={value}" for value in (0.98, 0.95, 0.9, 0.8, 0.7)),
+    *(f"entropy:threshold={value}" for value in (0.05, 0.1, 0.3, 0.5)),
 )
 
 
-def measure(models: dict[str, str], count: int) -> list[dict[str, Any]]:
+def measure(models: tuple[str, ...], count: int) -> list[dict[str, Any]]:
     """One row for each model, rule and task."""
     prompts = {name: unseen(name, count, SEED) for name in TASKS}
     rows = []
-    for label, name in models.items():
+    for name in models:
         engine = dllm.load(name)
         engine = Engine(MemoModel(engine.model), engine.text)
-        for task, examples in track(prompts.items(), description=label):
+        for task, examples in track(prompts.items(), description=name):
             for rule in RULES:
                 config = DecodeConfig(sampler=rule, max_new_tokens=HOLES, block_length=BLOCK)
                 score = evaluate(engine, TASKS[task], examples, config)
                 rows.append(
                     {
-                        "model": label,
+                        "model": name,
                         "rule": rule,
                         "task": task,
                         "count": score.count,
@@ -77,25 +79,55 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| model | rule | right | forwards | tokens / forward |", "|---|---|---|---|---|"]
     for (model, rule), found in totals(rows).items():
         lines.append(
-            f"| {model} | {rule.partition(':')[0]} {rule.rpartition('=')[2]} | "
-            f"{found['accuracy']:.1%} | {found['forwards']:.2f} | "
+            f"| {model} | {short(rule)} | {found['accuracy']:.1%} | {found['forwards']:.2f} | "
             f"{found['tokens_per_forward']:.1f} |"
         )
     return "\n".join(lines)
 
 
+def equal(rows: list[dict[str, Any]]) -> str:
+    """For each rule of the base model: the fewest forwards of the distilled within a point of it.
+
+    The distilled may take another bar of the same rule.
+    """
+    found = totals(rows)
+    lines = ["| tiny: rule, right, forwards | distilled | fewer |", "|---|---|---|"]
+    for (model, rule), base in found.items():
+        if model != BASE:
+            continue
+        good = [
+            (each["forwards"], other, each["accuracy"])
+            for (name, other), each in found.items()
+            if name != BASE
+            and other.partition(":")[0] == rule.partition(":")[0]
+            and each["accuracy"] >= base["accuracy"] - POINT
+        ]
+        forwards, other, right = min(good, default=(math.inf, "none", 0.0))
+        lines.append(
+            f"| {short(rule)}: {base['accuracy']:.1%}, {base['forwards']:.2f} "
+            f"| {short(other)}: {right:.1%}, {forwards:.2f} | {base['forwards'] / forwards:.2f}× |"
+        )
+    return "\n".join(lines)
+
+
+def short(rule: str) -> str:
+    """ "threshold:threshold=0.9" as "threshold 0.9"."""
+    return f"{rule.partition(':')[0]} {rule.rpartition('=')[2]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="the distilled checkpoint")
+    parser.add_argument("--model", default="tiny-sure", help="the distilled checkpoint")
     parser.add_argument("--count", type=int, default=57, help="prompts of a task")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
-        fill(PAGE, {NAME: table(json.loads((RESULTS / f"{NAME}.json").read_text())["rows"])})
+        rows = json.loads((RESULTS / f"{NAME}.json").read_text())["rows"]
+        fill(PAGE, {NAME: table(rows), f"{NAME} equal": equal(rows)})
         return
-    rows = measure({"tiny": "tiny", "distilled": args.model}, args.count)
+    rows = measure((BASE, args.model), args.count)
     write_result(NAME, {"holes": HOLES, "block_length": BLOCK, "seed": SEED, "rows": rows})
-    print(table(rows))
+    print(table(rows), equal(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bundled model: small, really trained, and decoded in parallel without losing its answers."""
+"""The bundled models: small, really trained, decoded in parallel without losing answers."""
 
 import json
 from importlib.resources import files
@@ -18,10 +18,11 @@ def engine():
     return dllm.load("tiny")
 
 
-def test_it_is_small_and_ours():
-    folder = files("dllm") / "assets" / "tiny"
+@pytest.mark.parametrize("name", ["tiny", "tiny-sure"])
+def test_it_is_small_and_ours(name):
+    folder = files("dllm") / "assets" / name
     size = sum(len(file.read_bytes()) for file in folder.iterdir())
-    assert size <= 16 * 2**20
+    assert size <= 8 * 2**20
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llada"
 
 
@@ -47,3 +48,17 @@ def test_held_out_prompts_are_answered_in_few_forwards(engine, name):
 def test_words_it_has_never_seen_do_not_break_it(engine):
     out = engine.generate("Übersetze: naïve 漢字 <|mask|>", max_new_tokens=16)
     assert out.finish_reason in ("eos", "length")
+
+
+def test_the_distilled_one_answers_in_fewer_forwards(engine):
+    """The full table is benchmarks/results/certainty.json."""
+    config = DecodeConfig(max_new_tokens=32, sampler="threshold:threshold=0.9")
+    engines, forwards = (engine, dllm.load("tiny-sure")), [0, 0]
+    for name in ("shuffle", "insert_random", "remove_random"):
+        examples = held_out(TASKS[name], 16, seed=1, sizes=(3, 4, 5))
+        for i, each in enumerate(engines):
+            score = evaluate(each, TASKS[name], examples, config)
+            assert score.accuracy >= 0.85
+            forwards[i] += score.nfe
+    base, distilled = forwards
+    assert distilled < 0.5 * base

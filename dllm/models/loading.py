@@ -38,7 +38,7 @@ DTYPES = {
 }
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-BUNDLED = ("tiny", "tiny-ar")  # the second is an autoregressive target: see dllm.verify
+BUNDLED = ("tiny", "tiny-sure", "tiny-ar")  # the last is an AR target: see dllm.verify
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "*.model", "*.jinja"]

@@ -257,10 +257,8 @@ def test_resolve_bundled(tmp_path, monkeypatch):
 def test_resolve_neither(name):
     with pytest.raises(LoadError) as caught:
         resolve(name)
-    assert (
-        f"no model {name!r}: expected a bundled model (tiny, tiny-ar), an existing directory"
-        in str(caught.value)
-    )
+    bundled = "a bundled model (tiny, tiny-sure, tiny-ar)"
+    assert f"no model {name!r}: expected {bundled}, an existing directory" in str(caught.value)
 
 
 def test_resolve_file(tmp_path):
