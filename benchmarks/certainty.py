@@ -111,7 +111,7 @@ def equal(rows: list[dict[str, Any]]) -> str:
 
 
 def short(rule: str) -> str:
-    """ "threshold:threshold=0.9" as "threshold 0.9"."""
+    """As in "threshold 0.9"."""
     return f"{rule.partition(':')[0]} {rule.rpartition('=')[2]}"
 
 
