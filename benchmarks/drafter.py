@@ -1,7 +1,7 @@
 """DEER on the bundled pair: drafts accepted per round before and after each stage of alignment.
 
-One target, one search, no branches; every drafter decodes the same held-out prompts, in turn, and
-what it gives is compared with the target's own output.
+One target, no branches; every drafter decodes the same held-out prompts, in turn, and what it gives
+is compared with the target's own output. Counted beside them: drafts that are always right.
 
     python -m benchmarks.drafter --drafter stage1=runs/stage1/checkpoint --drafter ...
     python -m benchmarks.drafter --report          # the table of docs/training.md
@@ -29,6 +29,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED = 53
 SEARCHES = ("argmax", "product")
 SIZES = (16, 32)  # columns drafted and nodes verified a round
+BASE, PERFECT = "tiny, not aligned", "every draft right"
 
 
 def measure(drafters: dict[str, str], count: int) -> dict[str, Any]:
@@ -41,14 +42,16 @@ def measure(drafters: dict[str, str], count: int) -> dict[str, Any]:
     by_task: dict[Any, dict[str, list[int]]] = {each: {} for each in settings}
     seconds, same = dict.fromkeys(settings, 0.0), dict.fromkeys(settings, 0)
     questions = [(task, e) for task in TASKS for e in unseen(task, count, SEED)]
-    plain = 0.0
+    plain, lengths = 0.0, []
     for number, (task, example) in enumerate([questions[0], *track(questions)]):
         warm = number == 0  # the first prompt is decoded once before the clock counts
         any_engine = next(iter(engines.values()))
         ids = encode_prompt(any_engine.text, example.prompt)
         started = time.perf_counter()
         expected = alone(any_engine, ids, 0, 0.0)
-        plain += 0.0 if warm else time.perf_counter() - started
+        if not warm:
+            plain += time.perf_counter() - started
+            lengths.append(len(expected))
         for setting in settings:
             started = time.perf_counter()
             output = decode(engines[setting[0]], ids, *setting[1:])
@@ -74,6 +77,11 @@ def measure(drafters: dict[str, str], count: int) -> dict[str, Any]:
         }
         for setting in settings
     ]
+    rows += [
+        {"drafter": PERFECT, "search": search, "size": size, "accepted_per_round": most}
+        for size, most in ((size, perfect(lengths, size)) for size in SIZES)
+        for search in SEARCHES
+    ]
     return {"target": "tiny-ar", "prompts": len(questions), "rows": rows}
 
 
@@ -94,6 +102,19 @@ def accepted(outputs: list[SpecOutput]) -> float:
     return round(sum(each.accepted for each in rounds) / len(rounds), 3)
 
 
+def perfect(lengths: list[int], size: int) -> float:
+    """Accepted per round if no draft of `size` tokens were ever wrong, for answers so long.
+
+    The target adds a token of its own to every round but one that the end token closes.
+    """
+    accepted = rounds = 0
+    for left in lengths:
+        while left > 0:
+            rounds, accepted = rounds + 1, accepted + min(size, left)
+            left -= size + 1
+    return round(accepted / rounds, 3)
+
+
 def table(result: dict[str, Any]) -> str:
     """A line for each drafter: accepted per round and speed of every setting."""
     columns = [(search, size) for search in SEARCHES for size in SIZES]
@@ -105,7 +126,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name in names:
         row = [cells[name, *column] for column in columns]
-        shown = [f"{r['accepted_per_round']:.2f} ({r['speedup']:.1f}×)" for r in row]
+        speeds = [f" ({r['speedup']:.1f}×)" if "speedup" in r else "" for r in row]
+        shown = [f"{r['accepted_per_round']:.2f}{s}" for r, s in zip(row, speeds, strict=True)]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -120,7 +142,7 @@ def main() -> None:
         fill(PAGE, {NAME: table(json.loads((RESULTS / f"{NAME}.json").read_text()))})
         return
     named = dict(each.split("=", 1) for each in args.drafter)
-    result = measure({"not aligned (tiny)": "tiny", **named}, args.count)
+    result = measure({BASE: "tiny", **named}, args.count)
     write_result(NAME, result)
     print(table(result))
 
