@@ -29,7 +29,8 @@ class Drafter:
     tokens behind it are masked: all of them in a share `full` of the rows, as in a draft, a random
     number in the rest. Stage 2 (boundary refinement), a share `refine` of the steps at half the
     learning rate: 1 to `boundary` tokens behind the cut are masked, and of R the i-th weighs
-    decay^(R - i). separator: token put behind the masks, none if the drafter is used without.
+    decay^(R - i). opening: share of the rows cut where the answer begins, for answers so short that
+    most drafts are made there. separator: token put behind the masks, none if used without.
 
     An AR checkpoint, the target's own too, becomes a drafter in which block_length tokens see each
     other (0: all); mask_token: see `ar-to-block`.
@@ -45,6 +46,7 @@ class Drafter:
     refine: float = 0.5
     boundary: int = 96
     decay: float = 1.01
+    opening: float = 0.0
     separator: str | None = None
     block_length: int = 32
     mask_token: int | str | None = None
@@ -56,6 +58,7 @@ class Drafter:
         at_least("block_length", self.block_length, 0, "a whole number")
         probability("full", self.full)
         probability("refine", self.refine)
+        probability("opening", self.opening)
 
     def prepare(self, job: Job, report: Report) -> Run:
         """A student and answers of `job.distill_from` (or of the data), in two stages."""
@@ -76,7 +79,7 @@ class Drafter:
 
     def continuation(self, batch: Batch, generator: torch.Generator) -> Masks:
         """Stage 1: up to `reach` tokens behind a random cut, all of them masked or some."""
-        cut, rows = random_cut(batch, generator), len(batch.ids)
+        cut, rows = random_cut(batch, generator, self.opening), len(batch.ids)
         masks = Masks.behind(batch, cut, torch.full((rows,), self.reach))
         rank = torch.rand(masks.masked.shape, generator=generator)
         rank = rank.masked_fill(~masks.masked, 2.0).argsort(1).argsort(1)
@@ -87,17 +90,21 @@ class Drafter:
 
     def suffix(self, batch: Batch, generator: torch.Generator) -> Masks:
         """Stage 2: all of R ~ U{1..boundary} tokens behind a random cut, the first weigh most."""
-        cut = random_cut(batch, generator)
+        cut = random_cut(batch, generator, self.opening)
         count = 1 + (torch.rand(len(cut), generator=generator) * self.boundary).long()
         masks = Masks.behind(batch, cut, count)
         left = (cut + count)[:, None] - 1 - torch.arange(masks.ids.shape[1])  # R - i
         return masks.weighted(self.decay ** left.clamp(min=0))
 
 
-def random_cut(batch: Batch, generator: torch.Generator) -> Tensor:
-    """[B] a position in every answer, or that of the end token behind it if that is known."""
+def random_cut(batch: Batch, generator: torch.Generator, opening: float = 0.0) -> Tensor:
+    """[B] a position in every answer, or that of the end token behind it if that is known.
+
+    opening: with this probability the first.
+    """
     length = batch.end + batch.whole.long() - batch.start
-    return batch.start + (torch.rand(len(length), generator=generator) * length).long()
+    place, first = torch.rand(2, len(length), generator=generator)
+    return batch.start + (place * length).long() * (first >= opening)
 
 
 @dataclass(frozen=True)

@@ -126,3 +126,14 @@ def test_options_are_checked():
     ):
         with pytest.raises(ValueError, match=word):
             Drafter(**knobs)
+
+
+def test_an_opening_is_cut_where_the_answer_begins():
+    cuts = torch.stack([random_cut(BATCH, generator(seed), 0.5) for seed in range(400)])
+    plain = torch.stack([random_cut(BATCH, generator(seed)) for seed in range(400)])
+    opens = cuts == BATCH.start
+    assert ((cuts == plain) | opens).all()  # else a random place, as without
+    assert 0.45 < opens[:, 0].float().mean() < 0.85
+    assert (
+        torch.stack([random_cut(BATCH, generator(s), 1.0) for s in range(9)]) == BATCH.start
+    ).all()
