@@ -104,7 +104,8 @@ def random_cut(batch: Batch, generator: torch.Generator, opening: float = 0.0) -
     """
     length = batch.end + batch.whole.long() - batch.start
     place, first = torch.rand(2, len(length), generator=generator)
-    return batch.start + (place * length).long() * (first >= opening)
+    cut: Tensor = batch.start + (place * length).long()
+    return torch.where(first < opening, batch.start, cut)
 
 
 @dataclass(frozen=True)
