@@ -26,7 +26,7 @@ from dllm.verify.engine import SpecEngine, SpecOutput
 
 NAME = "drafter"
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
-SEED = 53
+SEED = 67
 SEARCHES = ("argmax", "product")
 SIZES = (16, 32)  # columns drafted and nodes verified a round
 BASE, PERFECT = "tiny, not aligned", "every draft right"
