@@ -122,6 +122,7 @@ def test_options_are_checked():
         ({"decay": 0.9}, "decay"),
         ({"full": 1.5}, "full"),
         ({"refine": -0.1}, "refine"),
+        ({"opening": 1.5}, "opening"),
         ({"boundary": 0}, "boundary"),
     ):
         with pytest.raises(ValueError, match=word):
