@@ -138,3 +138,11 @@ def test_an_opening_is_cut_where_the_answer_begins():
     assert (
         torch.stack([random_cut(BATCH, generator(s), 1.0) for s in range(9)]) == BATCH.start
     ).all()
+
+
+@pytest.mark.parametrize("stage", ["continuation", "suffix"])
+def test_both_stages_take_the_share_of_openings(stage):
+    recipe = Drafter(opening=1.0, full=1.0)
+    for seed in range(20):
+        masks = getattr(recipe, stage)(BATCH, generator(seed))
+        assert (masks.masked.long().argmax(1) == BATCH.start).all()
