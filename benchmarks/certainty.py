@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,14 @@ def equal(rows: list[dict[str, Any]]) -> str:
             and other.partition(":")[0] == rule.partition(":")[0]
             and each["accuracy"] >= base["accuracy"] - POINT
         ]
-        forwards, other, right = min(good, default=(math.inf, "none", 0.0))
+        mine = f"{short(rule)}: {base['accuracy']:.1%}, {base['forwards']:.2f}"
+        if not good:
+            lines.append(f"| {mine} | at no bar | |")
+            continue
+        forwards, other, right = min(good)
         lines.append(
-            f"| {short(rule)}: {base['accuracy']:.1%}, {base['forwards']:.2f} "
-            f"| {short(other)}: {right:.1%}, {forwards:.2f} | {base['forwards'] / forwards:.2f}× |"
+            f"| {mine} | {short(other)}: {right:.1%}, {forwards:.2f} "
+            f"| {base['forwards'] / forwards:.2f}× |"
         )
     return "\n".join(lines)
 
