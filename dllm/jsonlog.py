@@ -1,0 +1,171 @@
+"""Logs of JSON lines that survive a kill, a full disk and a second process.
+
+A line is in the file when `append` returns. A line that a kill cut off is repaired on opening; one
+that a full disk cut off is taken back at once. While a log is open no other process can open it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from dllm.files import (
+    FileError,
+    PathLike,
+    decode_text,
+    destination,
+    is_stream,
+    parse_json,
+    to_json,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+LINE_LIMIT = 2**28  # bytes
+
+
+class JsonLog:
+    """A file of JSON objects, one a line, opened to be continued.
+
+    header: the first line, which says what the others belong to; a log with another header is
+    refused. None: a log without one. fresh: whether what stands there is thrown away.
+    """
+
+    def __init__(
+        self, path: PathLike, header: Mapping[str, Any] | None = None, *, fresh: bool = False
+    ) -> None:
+        """Raises FileError where the log belongs to something else, is in use or is broken."""
+        self.name, self.header = os.fspath(path), header
+        self.path = destination(path)
+        if is_stream(self.path):
+            raise FileError(f"{self.name}: expected a regular file, found a pipe or a device")
+        self._file = _opened(self.path, self.name)
+        try:
+            if fresh:
+                self._file.truncate(0)
+            self._cut_torn_line()
+            if header is not None:
+                self._begin(header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The records so far, without the header."""
+        numbered = read_records(self.path, self.name)
+        if self.header is not None:
+            next(numbered)
+        return (record for _, record in numbered)
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Write `records`; all are in the file on return, or none and a FileError."""
+        lines = "".join(to_json(record) + "\n" for record in records)
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            _write(self._file.fileno(), lines.encode())
+        except BaseException as error:
+            self._file.truncate(before)
+            if isinstance(error, OSError):
+                raise FileError(f"{self.name}: {error.strerror}; what is in it is kept") from error
+            raise
+
+    def close(self) -> None:
+        """Let other processes open the log."""
+        self._file.close()
+
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        end = size
+        while end:  # from behind, a piece at a time: the file may be long
+            start = max(0, end - 2**16)
+            self._file.seek(start)
+            found = self._file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            self._file.truncate(end)
+
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        """Write the header of an empty log, or check that of another."""
+        first = next(read_records(self.path, self.name), None)
+        if first is None:
+            self.append(header)
+            return
+        check_header(first[1], header, self.name)
+
+
+def check_header(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
+    """FileError, naming what differs, unless a log's header is the `expected` one."""
+    expected = json.loads(json.dumps(expected))  # tuples come back from a file as lists
+    if found.get("format") != expected.get("format"):
+        raise FileError(f"{name}: expected a file of {expected.get('format')}, or none")
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise FileError(
+                f"{name}: made with another {key} ({found.get(key)!r} there, "
+                f"{expected.get(key)!r} here): choose another file, or delete it"
+            )
+
+
+def read_records(path: PathLike, name: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a log with the numbers of their lines; a torn last line is left out.
+
+    name: what errors call the file. Raises FileError for a line that is no JSON object.
+    """
+    name = name or os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            number = 0
+            while line := file.readline(LINE_LIMIT):
+                number += 1
+                if not line.endswith(b"\n"):
+                    if len(line) == LINE_LIMIT:
+                        raise FileError(f"{name}, line {number}: longer than {LINE_LIMIT} bytes")
+                    return
+                where = f"{name}, line {number}"
+                record = parse_json(decode_text(line, name, number), where)
+                if not isinstance(record, dict):
+                    raise FileError(f"{where}: expected a JSON object")
+                yield number, record
+    except OSError as error:
+        raise FileError(f"{name}: {error.strerror}") from error
+
+
+def _opened(path: Path, name: str) -> Any:
+    """The file, locked: this process alone writes it."""
+    while True:
+        try:
+            file = open(path, "a+b", buffering=0)  # noqa: SIM115 (close() closes it)
+        except OSError as error:
+            raise FileError(f"{name}: {error.strerror}") from error
+        if sys.platform == "win32":
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise FileError(f"{name}: another process is writing it") from error
+        # Whoever held the lock before may have moved or deleted the file meanwhile.
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return file
+        file.close()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all of `data`: a system call may take a part."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
