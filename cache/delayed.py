@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, due, entered
+from dllm.cache.policy import (
+    PolicyBase,
+    Query,
+    State,
+    Step,
+    check_count,
+    check_every,
+    due,
+    entered,
+)
 
 
 def settled(step: Step) -> Tensor:
@@ -29,9 +38,10 @@ def settled(step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class Delayed(PolicyBase):
-    """Compute what was not known one step earlier; all in a window's first two forwards.
+    """Compute what was not known one step earlier; all in a window's first `first` forwards.
 
-    refresh: every refresh-th forward of a window computes all (none: no later one does). mode:
+    first: 2 in the released loop for LLaDA, 1 in that for Dream. refresh: every refresh-th
+    forward of a window computes all (none: no later one does). mode:
     "decode" is that; "pd" never computes the prompt again after the row's first forward; "prefill"
     does not either, and computes the whole answer in every forward.
     """
@@ -39,14 +49,17 @@ class Delayed(PolicyBase):
     paper: ClassVar[str] = "dKV-Cache-Decode, arXiv 2505.15781"
     refresh: int | None = 8
     mode: Literal["decode", "prefill", "pd"] = "decode"
+    first: int = 2
 
     def __post_init__(self) -> None:
         check_every("refresh", self.refresh)
+        check_count("first", self.first, least=1)
         if self.mode not in ("decode", "prefill", "pd"):
             raise ValueError(f"mode={self.mode!r}: expected decode, prefill or pd")
 
     def query(self, step: Step, state: State) -> Query:
-        whole = entered(step, state) | (state["since"] == 1) | due(state["since"], self.refresh)
+        entered(step, state)
+        whole = (state["since"] < self.first) | due(state["since"], self.refresh)
         if self.mode == "prefill":
             whole = torch.ones_like(whole)
         pos = step.inside & (whole[:, None] | ~settled(step))

@@ -27,8 +27,10 @@ class Elastic(PolicyBase):
     paper has no blocks: use block_length=None). gamma: cosine below which attention has drifted; 0
     never widens, 2 does behind the first layer of every step, which is not yet exact: rows that
     were not queried go on from older inputs. tracked: tokens of each layer, those the window
-    attends to most. refresh: forwards between two that compute all from the first layer on (none:
-    only the first does; 1: exact). With guidance both branches track what the guided one chose.
+    attends to most. union: the test of every layer looks at the tracked tokens of all layers, as
+    the released code does, and not at the layer's own, as the paper says. refresh: forwards between
+    two that compute all from the first layer on (none: only the first does; 1: exact). With
+    guidance both branches track what the guided one chose.
     """
 
     paper: ClassVar[str] = "Elastic-Cache, arXiv 2510.14973"
@@ -36,6 +38,7 @@ class Elastic(PolicyBase):
     window: int = 32
     gamma: float = 0.9
     tracked: int = 1
+    union: bool = False
     refresh: int | None = None
 
     def __post_init__(self) -> None:
@@ -60,11 +63,12 @@ class Elastic(PolicyBase):
         masked = holes & (holes.cumsum(1) <= self.window)
         nothing = torch.zeros_like(masked)[None]
         tracked = step.extra.get("tracked", nothing) & step.inside  # [L, B, T]
+        tested = tracked.any(0).expand_as(tracked) if self.union else tracked
         whole = (step.index == 0) | due(step.index, self.refresh)
         return Query(
             pos=step.inside & (masked | step.changed | tracked.any(0) | whole[:, None]),
             want=masked | (step.want & known),
-            walk=Widening(self, step.inside, known, *positions(masked), *_each(tracked)),
+            walk=Widening(self, step.inside, known, *positions(masked), *_each(tested)),
         )
 
 

@@ -39,6 +39,10 @@ PRESETS: dict[str, Preset] = {
     "dream": Preset("2508.15487, one token per forward", {"sampler": "dream:alg=entropy", **WHOLE}),
     "fast-dllm": Preset("2505.22618, threshold", {"sampler": "threshold:threshold=0.9"}),
     "fast-dllm-factor": Preset("2505.22618, factor", {"sampler": "factor:factor=1.0"}),
+    "fast-dllm-factor-copied": Preset(
+        "2505.22618, factor as widely copied code has it",
+        {"sampler": "factor:factor=1.0,compat=true"},
+    ),
     "fast-dllm-cache": Preset(
         "2505.22618, threshold and dual cache",
         {"sampler": "threshold:threshold=0.9", "cache": "dual"},
@@ -95,12 +99,22 @@ PRESETS: dict[str, Preset] = {
         {"speculator": "freedave:length=8"},
     ),
     "dkv-cache": Preset(
-        "2505.15781", {**QUOTA, "cache": "delayed:refresh=8"}, {"cache": "delayed:refresh=4"}
+        "2505.15781, the released loops",
+        {**QUOTA, "cache": "delayed:refresh=8"},
+        {"cache": "delayed:refresh=4,first=1"},
     ),
     "dllm-cache": Preset("2506.06295", {**QUOTA, "cache": "interval:prompt=50,answer=7"}),
     "elastic-cache": Preset(
         "2510.14973",
         {"sampler": "threshold:threshold=0.9", "cache": "elastic:window=32,gamma=0.9", **WHOLE},
+    ),
+    "elastic-cache-released": Preset(
+        "2510.14973, its code: every layer tests what any layer tracks",
+        {
+            "sampler": "threshold:threshold=0.9",
+            "cache": "elastic:window=32,gamma=0.9,union=true",
+            **WHOLE,
+        },
     ),
     "sparse-dllm": Preset("2508.02558", {**QUOTA, "cache": "sparse:keep=0.5"}),
     "dinfer-vicinity": Preset(

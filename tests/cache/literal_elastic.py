@@ -47,9 +47,10 @@ def decode(
     window: int,
     gamma: float,
     tracked: int,
+    union: bool = False,
     refresh: int | None = None,
 ) -> Told:
-    """Decode `size` tokens behind `prompt`."""
+    """Decode `size` tokens behind `prompt`. union: every layer tests what any layer tracks."""
     spec, told = model.spec, Told()
     ids = prompt + [spec.mask_id] * size
     length, holes = len(ids), set(range(len(prompt), len(ids)))
@@ -64,7 +65,11 @@ def decode(
             rows = decoded | set(masked) | {r for layer in kept for r in layer.tracked}
             rows |= {max(p - spec.shift, 0) for p in masked}
             start = len(kept)
-        out, computed = _forward(model, ids, rows, start, kept, masked, holes, gamma, tracked)
+        every = sorted({r for layer in kept for r in layer.tracked})
+        tested = [every if union else layer.tracked for layer in kept]
+        out, computed = _forward(
+            model, ids, rows, start, kept, tested, masked, holes, gamma, tracked
+        )
         told.computed.append(computed)
         logits = [model.head(model.norm(out[max(p - spec.shift, 0)])) for p in masked]
         told.logits.append(torch.stack(logits))
@@ -98,6 +103,7 @@ def _forward(
     rows: set[int],
     start: int,
     kept: list[Kept],
+    tested: list[list[int]],
     masked: list[int],
     holes: set[int],
     gamma: float,
@@ -105,7 +111,8 @@ def _forward(
 ) -> tuple[dict[int, Tensor], list[set[int]]]:
     """Rows behind the last layer by position, and the positions each layer computed.
 
-    start: the layer from which everything is computed, as it stands before the first one.
+    start: the layer from which everything is computed, as it stands before the first one. tested:
+    by layer, the tokens whose attention is compared with what it was.
     """
     everything = range(len(ids))
     x = {p: model.embed.weight[ids[p]] for p in rows}
@@ -116,16 +123,16 @@ def _forward(
         if index == start:
             x = {p: own.x[p] for p in everything}
         computed.append(set(x))
-        before = [_row(own, own.q[:, r]) for r in own.tracked]  # a_old, by tracked token
+        before = [_row(own, own.q[:, r]) for r in tested[index]]  # a_old, by tested token
         for p in x:
             own.q[:, p], own.k[:, p], own.v[:, p] = _heads(layer, x[p], p)
         weights = {p: _row(own, own.q[:, p]) for p in x}  # [H, T] each
         for p in list(x):
             x[p] = x[p] + _branch(layer, weights[p], own.v)
             x[p] = x[p] + layer.feed(x[p])
-        if index < start and own.tracked:
+        if index < start and tested[index]:
             cosines = []  # across the heads, for every tracked row and key
-            for r, old in zip(own.tracked, before, strict=True):
+            for r, old in zip(tested[index], before, strict=True):
                 cosines += (old * weights[r]).sum(0) / old.norm(dim=0) / weights[r].norm(dim=0)
             if sum(cosines) / len(cosines) < gamma:
                 start = index + 1

@@ -27,17 +27,17 @@ def cached(row: Row) -> set[int]:
 
 
 @settings(max_examples=80)
-@given(cases, every(None, 2, 3, 4, 5), modes)
-def test_it_is_the_described_one(case, refresh, mode):
+@given(cases, every(None, 2, 3, 4, 5), modes, st.sampled_from([1, 2, 2, 3]))
+def test_it_is_the_described_one(case, refresh, mode, first):
     def method(row: Row) -> set[int]:
         if row.step == 0:
             return row.every
         frozen = set() if mode == "decode" else set(range(len(row.prompt) - row.shift))
-        if row.i in (0, 1) or nth(row.i, refresh) or mode == "prefill":
+        if row.i < first or nth(row.i, refresh) or mode == "prefill":
             return row.every - frozen
         return row.every - cached(row) - frozen
 
-    agree(case, whole(method), spec("delayed", refresh=refresh, mode=mode))
+    agree(case, whole(method), spec("delayed", refresh=refresh, mode=mode, first=first))
 
 
 @settings(max_examples=60)
@@ -75,6 +75,8 @@ def test_what_a_stop_rule_cut_off_is_settled():
 def test_bad_options_are_named():
     with pytest.raises(SpecError, match="refresh=0: expected a whole number of at least 1"):
         DecodeConfig(cache="delayed:refresh=0").make_cache()
+    with pytest.raises(SpecError, match="first=0: expected a whole number of at least 1"):
+        DecodeConfig(cache="delayed:first=0").make_cache()
     with pytest.raises(SpecError, match=r"mode.*decode.*prefill.*pd"):
         DecodeConfig(cache="delayed:mode=decoded").make_cache()
     with pytest.raises(ValueError, match="mode='x': expected decode, prefill or pd"):

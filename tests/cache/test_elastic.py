@@ -112,6 +112,7 @@ def test_it_is_the_literal_reference(cases):
         sampler = sorted(RULES)[seed // 2 % 2]
         model, prompt, size = deep(shift, seed % 5), prompt_of(seed, 6), 4 + seed % 5
         knobs = {"window": window, "gamma": gamma, "tracked": tracked, "refresh": refresh}
+        knobs["union"] = seed // 3 % 2 == 1
         with torch.no_grad():
             told = decode(model, prompt, size, RULES[sampler], **knobs)
         watched = Counted(model)
