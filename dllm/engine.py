@@ -15,7 +15,7 @@ from dllm.decoding import DecodeError, Decoding
 from dllm.models.protocol import Model
 from dllm.output import Event, Finished, Output, Started
 from dllm.presets import TUNED, preset_options
-from dllm.prompts import Chat, Message, Prompt, as_batch, encode_prompt
+from dllm.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
 
 
 class TextCodec(Codec, Protocol):
@@ -73,7 +73,9 @@ class Engine:
         prompt, token ids) that stand in its answer from the start. KeyboardInterrupt ends the rows
         that are left with finish_reason "interrupted". Raises DecodeError.
         """
-        self._check(prompts, config, row_ids, given)
+        prompts = as_ids(prompts)
+        row_ids = as_row_ids(row_ids, len(prompts))
+        self._check(prompts, config, given)
         if not prompts:
             return
         decoding = Decoding(self.model, self.text, prompts, config, row_ids, given)
@@ -91,7 +93,7 @@ class Engine:
 
     def stream(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Any,
         config: DecodeConfig | None = None,
         *,
         chat: Chat = "auto",
@@ -112,12 +114,10 @@ class Engine:
         self, prompts: str, config: DecodeConfig | None = ..., **options: Any
     ) -> Output: ...
     @overload
-    def generate(
-        self, prompts: Sequence[Any], config: DecodeConfig | None = ..., **options: Any
-    ) -> Any: ...
+    def generate(self, prompts: Any, config: DecodeConfig | None = ..., **options: Any) -> Any: ...
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Any,
         config: DecodeConfig | None = None,
         *,
         chat: Chat = "auto",
@@ -126,8 +126,9 @@ class Engine:
     ) -> Output | list[Output]:
         """Decode one prompt to an Output, or a list of prompts to a list of Outputs.
 
-        A prompt is text, a list of messages ({"role", "content"}) or a list of token ids. chat:
-        wrap text in the chat template ("auto": if there is one). row_ids: see `stream_steps`.
+        A prompt is text, a list of messages ({"role", "content"}) or token ids: a list, a tensor,
+        an array, or what a tokenizer returned. chat: wrap text in the chat template ("auto": if
+        there is one). row_ids: see `stream_steps`.
         Options are `preset` (see `config`) and DecodeConfig's fields; an unknown one is an error.
         Ctrl-C returns what is committed so far.
         """
@@ -139,7 +140,7 @@ class Engine:
                 done[event.row] = event.output
         return done[0] if single else [done[row] for row in range(len(batch))]
 
-    def encode(self, prompt: Prompt, chat: Chat = "auto") -> list[int]:
+    def encode(self, prompt: Any, chat: Chat = "auto") -> list[int]:
         """Token ids of a prompt; see `generate` for what it may be."""
         return encode_prompt(self.text, prompt, chat)
 
@@ -147,12 +148,10 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
-        row_ids: Sequence[int] | None,
         given: Sequence[Given] | None,
     ) -> None:
-        for name, each in (("row_ids", row_ids), ("given", given)):
-            if each is not None and len(each) != len(prompts):
-                raise DecodeError(f"{len(each)} {name} for {len(prompts)} prompts")
+        if given is not None and len(given) != len(prompts):
+            raise DecodeError(f"{len(given)} given for {len(prompts)} prompts")
         vocab, most = self.model.spec.vocab_size, getattr(self.model.spec, "max_positions", None)
         for row, prompt in enumerate(prompts):
             stands = [token for _, ids in (given[row] if given else ()) for token in ids]

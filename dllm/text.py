@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]  # {"role": ..., "content": ...}
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 REMOTE_QWEN = ("DreamTokenizer",)  # remote-code classes that are Qwen2's tokenizer, copied
 
 
@@ -64,7 +66,13 @@ class Text:
         self.family = family
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing added. A special token typed in the text becomes its id."""
+        """Ids of `text`, nothing added. A special token typed in the text becomes its id.
+
+        DllmError where the text holds half of a surrogate pair, which is no character.
+        """
+        if half := SURROGATE.search(text):
+            place, code = half.start(), half[0].encode("unicode-escape").decode()
+            raise DllmError(f"character {place} of the text is {code}, half of a surrogate pair: no UTF-8")
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -99,7 +99,7 @@ def test_more_positions_than_the_model_has():
 
 
 def test_row_ids_must_match_the_prompts():
-    with pytest.raises(DecodeError, match="1 row_ids for 2 prompts"):
+    with pytest.raises(DllmError, match="1 row_ids for 2 prompts"):
         list(Engine(FakeModel()).stream_steps([[3], [4]], DecodeConfig(4), row_ids=[7]))
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from dllm.errors import DllmError
-from dllm.prompts import Chat, Prompt, as_batch, encode_prompt
+from dllm.prompts import Chat, as_batch, as_ids, encode_prompt
 from dllm.text import Text
 from dllm.verify.config import PartsCache, SpecConfig
 from dllm.verify.loop import Request, Round, RowRound, speculate
@@ -98,12 +98,12 @@ class SpecEngine:
         if config.stop and self.text is None:
             raise DllmError(f"stop={config.stop!r}: this engine has no tokenizer to find them with")
         parts = self.parts.of(config)
-        requests = [self.request(row, ids, config) for row, ids in enumerate(prompts)]
+        requests = [self.request(row, ids, config) for row, ids in enumerate(as_ids(prompts))]
         yield from speculate(self.target, self.drafter, requests, parts)
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Any,
         config: SpecConfig | None = None,
         *,
         chat: Chat = "auto",
@@ -112,8 +112,9 @@ class SpecEngine:
     ) -> Any:
         """Decode one prompt to a SpecOutput, or a list of prompts, together, to a list of them.
 
-        A prompt is text, a list of messages ({"role", "content"}) or a list of token ids. chat:
-        wrap text in the chat template ("auto": if there is one). on_round: is given every round.
+        A prompt is text, a list of messages ({"role", "content"}) or token ids: a list, a tensor,
+        an array, or what a tokenizer returned. chat: wrap text in the chat template ("auto": if
+        there is one). on_round: is given every round.
         Options are SpecConfig's fields; an unknown one is an error. Ctrl-C returns what is emitted
         so far.
         """
