@@ -1,24 +1,18 @@
-"""Prompts in, answers out: the files and the progress bar of a run over many prompts.
-
-Knows lines and outputs; decodes nothing.
-"""
+"""Prompts in, progress out: the input and the bar of a run over many prompts. Decodes nothing."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm.errors import DllmError
+from dllm.files import parse_json, read_stdin, read_text
 from dllm.output import Event, Finished
-from dllm.streaming import output_to_dict
 
 Record = dict[str, Any]  # a line of the input: {"prompt": text or messages, ...}
 
@@ -29,12 +23,13 @@ def read_prompts(prompt: str | None, source: str | None) -> list[Record]:
         raise DllmError("expected a prompt or --input, not both")
     if prompt is not None:
         return [{"prompt": prompt}]
-    if source is None and sys.stdin.isatty():
+    if source is None and (sys.stdin is None or sys.stdin.isatty()):
         raise DllmError("no prompt: expected one, or --input FILE, or text on stdin")
-    if source in (None, "-"):
-        name, lines = "stdin", sys.stdin.read().split("\n")
+    if source is None or source == "-":
+        name, text = "stdin", read_stdin()
     else:
-        name, lines = str(source), Path(str(source)).read_text(encoding="utf-8").split("\n")
+        name, text = str(source), read_text(source, pipes=True)
+    lines = text.split("\n")
     as_json = name.endswith(".jsonl") or lines[0].startswith("{")
     read = read_record if as_json else lambda line, _: {"prompt": line}
     records = [read(line, f"{name}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
@@ -44,10 +39,9 @@ def read_prompts(prompt: str | None, source: str | None) -> list[Record]:
 
 
 def read_record(line: str, where: str) -> Record:
-    with suppress(ValueError):
-        record = json.loads(line)
-        if isinstance(record, dict) and isinstance(record.get("prompt"), (str, list)):
-            return record
+    record = parse_json(line, where)
+    if isinstance(record, dict) and isinstance(record.get("prompt"), (str, list)):
+        return record
     raise DllmError(f'{where}: expected a JSON object with "prompt", a text or a list of messages')
 
 
@@ -55,42 +49,6 @@ def title(record: Record) -> str:
     """A prompt on one line."""
     prompt = record["prompt"]
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
-
-
-class Answer(Protocol):
-    """The output of any engine."""
-
-    @property
-    def text(self) -> str: ...
-
-
-@contextmanager
-def answers_to(
-    path: Path | None,
-    as_json: bool,
-    silent: bool,
-    to_dict: Callable[[Any], dict[str, Any]] = output_to_dict,
-) -> Iterator[Callable[[Record, Answer], None]]:
-    """Where answers go: JSON lines to a file or stdout, texts to stdout, or nowhere.
-
-    to_dict: the fields of a line. A file is named ".partial" behind until all answers are in it.
-    """
-
-    def write(file: TextIO | None, record: Record, output: Answer) -> None:
-        line = json.dumps({**record, **to_dict(output)}, ensure_ascii=False)
-        print(line if as_json or path else output.text, file=file, flush=True)
-
-    if path is None:
-        yield (lambda *_: None) if silent else partial(write, None)
-        return
-    part = path.with_name(path.name + ".partial")
-    with part.open("w", encoding="utf-8") as file:
-        try:
-            yield partial(write, file)
-        except BaseException:
-            print(f"what was finished is in {part}", file=sys.stderr)
-            raise
-    part.replace(path)
 
 
 @contextmanager
@@ -107,7 +65,8 @@ def located(at: int, count: int, total: int) -> Iterator[None]:
 class Bar:
     """Progress of a batch run on stderr, and a line about it at the end."""
 
-    def __init__(self, total: int, hidden: bool) -> None:
+    def __init__(self, total: int, hidden: bool, done: int = 0) -> None:
+        """done: prompts whose answers an earlier run has found."""
         self.console = Console(stderr=True, highlight=False)
         self.hidden = hidden
         self.bar = Progress(
@@ -119,7 +78,7 @@ class Bar:
             disable=hidden or not self.console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task("", total=total, rate="–")
+        self.task = self.bar.add_task("", total=total, completed=done, rate="–")
         self.count = self.nfe = self.tokens = 0
 
     def __enter__(self) -> Self:

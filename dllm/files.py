@@ -52,18 +52,21 @@ def read_text(path: PathLike, *, limit: int = LIMIT, pipes: bool = False) -> str
 
 def read_stdin(*, limit: int = LIMIT) -> str:
     """All text on stdin, which is UTF-8 whatever the locale says."""
+    if sys.stdin is None:
+        raise FileError("stdin: is closed")
     return decode_text(_bounded(sys.stdin.buffer, "stdin", limit), "stdin")
 
 
 def decode_text(data: bytes, name: str, first_line: int = 1) -> str:
-    """The text of UTF-8 `data`, without a byte order mark. FileError says what is not UTF-8.
+    """The text of UTF-8 `data`, without a byte order mark, its lines ended by "\\n" alone.
 
-    first_line: the number, in the file called `name`, of the first line of `data`.
+    FileError says what is not UTF-8. first_line: the number, in the file called `name`, of the
+    first line of `data`.
     """
     if data.startswith(UTF16):
         raise FileError(f"{name}: expected UTF-8 text, found UTF-16; convert it first")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = first_line + data.count(b"\n", 0, error.start)
         raise FileError(
@@ -87,9 +90,9 @@ def parse_json(text: str, name: str) -> Any:
         raise FileError(f"{name}: expected JSON ({error})") from error
 
 
-def to_json(content: Any, indent: int | None = None) -> str:
+def to_json(content: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
     """`content` as JSON that can be written as UTF-8: half a surrogate pair is escaped."""
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -110,7 +113,8 @@ def destination(path: PathLike) -> Path:
             raise FileError(f"{name}: expected a file to write, found a directory")
         if not target.parent.is_dir():
             raise FileError(f"{name}: no directory {str(target.parent)!r} to write it in")
-        if not os.access(target if target.exists() else target.parent, os.W_OK):
+        needed = [target, target.parent] if target.exists() else [target.parent]
+        if not all(os.access(each, os.W_OK) for each in needed):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return target
 
@@ -159,7 +163,10 @@ def write_json(path: PathLike, content: Any, indent: int | None = 1) -> None:
 
 
 def _bounded(file: BinaryIO, name: str, limit: int) -> bytes:
-    data = file.read(limit + 1)
+    try:
+        data = file.read(limit + 1)
+    except OSError as error:
+        raise FileError(f"{name}: {error.strerror or error}") from error
     if len(data) > limit:
         raise FileError(f"{name}: expected at most {limit / 2**20:.0f} MiB")
     return data

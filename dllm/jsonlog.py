@@ -27,20 +27,27 @@ if sys.platform != "win32":
     import fcntl
 
 LINE_LIMIT = 2**28  # bytes
+REMEDY = "choose another file, or delete it"
 
 
 class JsonLog:
     """A file of JSON objects, one a line, opened to be continued.
 
     header: the first line, which says what the others belong to; a log with another header is
-    refused. None: a log without one. fresh: whether what stands there is thrown away.
+    refused. None: a log without one. fresh: whether what stands there is thrown away. remedy: what
+    the user may do about a log of something else.
     """
 
     def __init__(
-        self, path: PathLike, header: Mapping[str, Any] | None = None, *, fresh: bool = False
+        self,
+        path: PathLike,
+        header: Mapping[str, Any] | None = None,
+        *,
+        fresh: bool = False,
+        remedy: str = REMEDY,
     ) -> None:
         """Raises FileError where the log belongs to something else, is in use or is broken."""
-        self.name, self.header = os.fspath(path), header
+        self.name, self.header, self.remedy = os.fspath(path), header, remedy
         self.path = destination(path)
         if is_stream(self.path):
             raise FileError(f"{self.name}: expected a regular file, found a pipe or a device")
@@ -48,9 +55,11 @@ class JsonLog:
         try:
             if fresh:
                 self._file.truncate(0)
-            self._cut_torn_line()
             if header is not None:
-                self._begin(header)
+                self._check(header)
+            self._cut_torn_line()
+            if header is not None and not self._size():
+                self.append(header)
         except BaseException:
             self._file.close()
             raise
@@ -71,7 +80,7 @@ class JsonLog:
     def append(self, *records: Mapping[str, Any]) -> None:
         """Write `records`; all are in the file on return, or none and a FileError."""
         lines = "".join(to_json(record) + "\n" for record in records)
-        before = os.fstat(self._file.fileno()).st_size
+        before = self._size()
         try:
             _write(self._file.fileno(), lines.encode())
         except BaseException as error:
@@ -84,9 +93,11 @@ class JsonLog:
         """Let other processes open the log."""
         self._file.close()
 
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
     def _cut_torn_line(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        end = size
+        end = size = self._size()
         while end:  # from behind, a piece at a time: the file may be long
             start = max(0, end - 2**16)
             self._file.seek(start)
@@ -98,25 +109,55 @@ class JsonLog:
         if end < size:
             self._file.truncate(end)
 
-    def _begin(self, header: Mapping[str, Any]) -> None:
-        """Write the header of an empty log, or check that of another."""
+    def _check(self, header: Mapping[str, Any]) -> None:
+        """FileError unless the file begins with `header`, or with what a kill left of it."""
         first = next(read_records(self.path, self.name), None)
-        if first is None:
-            self.append(header)
-            return
-        check_header(first[1], header, self.name)
+        if first is not None:
+            check_header(first[1], header, self.name, self.remedy)
+        else:
+            line = to_json(header).encode()
+            self._file.seek(0)
+            if not line.startswith(self._file.read(len(line) + 1)):
+                check_header({}, header, self.name, self.remedy)
 
 
-def check_header(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
+class LineStream:
+    """A pipe or a device to which JSON lines are written as they come."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.name = os.fspath(path)
+        try:
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (__exit__ closes it)
+        except OSError as error:
+            raise FileError(f"{self.name}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Write `records`; FileError where nobody reads them."""
+        try:
+            for record in records:
+                _write(self._file.fileno(), (to_json(record) + "\n").encode())
+        except OSError as error:
+            raise FileError(f"{self.name}: {error.strerror}") from error
+
+
+def check_header(
+    found: Mapping[str, Any], expected: Mapping[str, Any], name: str, remedy: str = REMEDY
+) -> None:
     """FileError, naming what differs, unless a log's header is the `expected` one."""
     expected = json.loads(json.dumps(expected))  # tuples come back from a file as lists
     if found.get("format") != expected.get("format"):
-        raise FileError(f"{name}: expected a file of {expected.get('format')}, or none")
+        raise FileError(f"{name}: expected a file of {expected.get('format')}, or none: {remedy}")
     for key in sorted({*found, *expected}):
         if found.get(key) != expected.get(key):
             raise FileError(
                 f"{name}: made with another {key} ({found.get(key)!r} there, "
-                f"{expected.get(key)!r} here): choose another file, or delete it"
+                f"{expected.get(key)!r} here): {remedy}"
             )
 
 

@@ -72,7 +72,9 @@ class Text:
         """
         if half := SURROGATE.search(text):
             place, code = half.start(), half[0].encode("unicode-escape").decode()
-            raise DllmError(f"character {place} of the text is {code}, half of a surrogate pair: no UTF-8")
+            raise DllmError(
+                f"character {place} of the text is {code}, half of a surrogate pair: no UTF-8"
+            )
         return cast(list[int], self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

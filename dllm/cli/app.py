@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, NoReturn, cast
 
 import typer
@@ -11,6 +14,7 @@ from typer.core import TyperGroup
 from dllm.errors import DllmError
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])  # typer exports no name for it
 
 
@@ -18,24 +22,46 @@ class Commands(TyperGroup):
     """The verbs; whatever a user did wrong becomes one line on stderr and exit status 2."""
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # what its encoding lacks is spelled out
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(*args, **{**settings, "standalone_mode": False})
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except UsageError as error:
-            fail(usage_message(error))
+            status = told(usage_message(error))
         except DllmError as error:
-            fail(str(error))
+            status = told(str(error))
+        except BrokenPipeError:  # who read stdout has seen enough
+            status = BROKEN_PIPE
         except OSError as error:
-            if error.filename is None:
-                raise
-            fail(f"{error.filename}: {error.strerror}")
+            place = error.filename or ("stdout" if discard_stdout() else None)
+            status = told(f"{place}: {error.strerror}" if place else str(error))
         except typer.Abort:
             status = INTERRUPTED
+        discard_stdout()
         sys.exit(status)
 
 
-def fail(message: str) -> NoReturn:
+def told(message: str) -> int:
+    """Print what a user did wrong; the exit status of that."""
     print("error:", message.replace("\n", " "), file=sys.stderr)
-    sys.exit(2)
+    return 2
+
+
+def discard_stdout() -> bool:
+    """Whether stdout cannot be written; what it still holds is dropped, lest the interpreter try
+    again when it ends.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # no file, in tests
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def usage_message(error: Any) -> str:

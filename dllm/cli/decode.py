@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Option
 
-from dllm.batch import Bar, Record, answers_to, located, read_prompts, title
+from dllm.batch import Bar, Record, located, read_prompts, title
 from dllm.cli.app import INTERRUPTED, app
 from dllm.cli.options import (
     AsJson,
@@ -31,6 +33,7 @@ from dllm.cli.options import (
     MaxNewTokens,
     Model,
     OutputFile,
+    Overwrite,
     Planner,
     Preset,
     Record_,
@@ -48,8 +51,13 @@ from dllm.cli.options import (
     prepare,
 )
 from dllm.errors import DllmError
+from dllm.saving import answers_to, check_files
 from dllm.streaming import Follower, drive
 from dllm.view import DELAY, LiveView
+
+if TYPE_CHECKING:
+    from dllm.config import DecodeConfig
+    from dllm.engine import Engine
 
 
 @app.command()
@@ -82,6 +90,7 @@ def generate(
     chat: Chat = None,
     input: Input = None,
     output: OutputFile = None,
+    overwrite: Overwrite = False,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
     watch: Watch = None,
@@ -98,6 +107,7 @@ def generate(
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
     if record and len(records) > batch_size:
         raise DllmError(f"--record takes one batch: {len(records)} prompts, {batch_size=}")
+    check_files({"--input": input}, {"--output": output, "--record": record}, overwrite)
     with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params)
 
@@ -112,19 +122,33 @@ def generate(
             yield LiveView(Follower.of(engine), titles, delay=delay, live=live)
 
     template: bool | Literal["auto"] = "auto" if chat is None else chat
-    with answers_to(output, as_json, silent=with_view) as put, Bar(len(records), with_view) as bar:
-        for at in range(0, len(records), batch_size):
+    how = {"as_json": as_json, "silent": with_view, "overwrite": overwrite}
+    belongs = answers_of(engine, model, config, template) if output else {}
+    with (
+        answers_to(output, records, batch_size, belongs, **how) as answers,
+        Bar(len(records), with_view, answers.batches.start) as bar,
+    ):
+        for at in answers.batches:
             part = records[at : at + batch_size]
             with ExitStack() as stack, located(at, len(part), len(records)):
                 prompts = [engine.encode(item["prompt"], template) for item in part]
                 # the rows' own numbers, so that a draw does not depend on the size of a batch
                 events = engine.stream_steps(prompts, config, row_ids=range(at, at + len(part)))
                 done = drive(events, bar, *map(stack.enter_context, consumers(part)))
-            for row, answer in sorted(done.items()):
-                put(part[row], answer)
+            answers.put({at + row: answer for row, answer in done.items()})
             reasons = {answer.finish_reason for answer in done.values()}
             if "interrupted" in reasons or len(done) < len(part):
                 raise typer.Exit(INTERRUPTED)
+
+
+def answers_of(
+    engine: Engine, model: str, config: DecodeConfig, chat: bool | Literal["auto"]
+) -> dict[str, Any]:
+    """What the answers to a prompt depend on, by the words a user has for it."""
+    from dllm.models.fingerprint import fingerprint
+
+    options = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {"model": model, "weights": fingerprint(engine.model), "chat": chat, **options}
 
 
 @app.command(name="chat")
@@ -160,6 +184,10 @@ def chat_(
     with suppress(ImportError):
         import readline  # noqa: F401 (gives input() its arrow keys)
     in_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):  # a line that is no text is refused, not the session
+        sys.stdin.reconfigure(
+            encoding=None if in_terminal else "utf-8-sig", errors="surrogateescape"
+        )
     if in_terminal:
         print("/reset forgets the conversation, /exit ends it; Ctrl-C cuts an answer")
     messages: list[Mapping[str, str]] = []

@@ -63,7 +63,19 @@ Input = Annotated[
     str | None,
     option("Prompts: one a line, or JSON lines with a field prompt; - is stdin.", panel=FILES),
 ]
-OutputFile = Annotated[Path | None, option("Write JSON lines to this file.", panel=FILES)]
+OutputFile = Annotated[
+    Path | None,
+    option(
+        "Write JSON lines to this file; after an interruption the same command goes on.",
+        panel=FILES,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    option(
+        "Start anew, and replace the files to be written if they exist.", "--overwrite", panel=FILES
+    ),
+]
 BatchSize = Annotated[int, option("Prompts decoded together.", panel=FILES, min=1)]
 AsJson = Annotated[bool, option("Print a JSON line per prompt.", "--json", panel=FILES)]
 Watch = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from dllm.batch import answers_to, located, read_prompts
+from dllm.batch import located, read_prompts
 from dllm.cli.app import INTERRUPTED, app
 from dllm.cli.options import (
     MODEL,
@@ -24,6 +24,7 @@ from dllm.cli.options import (
     Input,
     MaxNewTokens,
     OutputFile,
+    Overwrite,
     Seed,
     Stop,
     Temperature,
@@ -33,6 +34,7 @@ from dllm.cli.options import (
     option,
 )
 from dllm.errors import DllmError
+from dllm.saving import answers_to, check_files
 from dllm.view import DELAY
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def speculate(
     chat: Chat = None,
     input: Input = None,
     output: OutputFile = None,
+    overwrite: Overwrite = False,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
     watch: Watch = None,
@@ -106,6 +109,7 @@ def speculate(
     as_text = not (as_json or output)
     if watch and not as_text:
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
+    check_files({"--input": input}, {"--output": output}, overwrite)
     config, engine = prepare(ctx.params, single=len(records) == 1)
     from dllm.spec_view import SpecView, as_dict
 
@@ -114,19 +118,42 @@ def speculate(
     if with_view:
         view = SpecView(engine.pieces, delay=delay, live=watch is not False)
     template: bool | Literal["auto"] = "auto" if chat is None else chat
-    with answers_to(output, as_json, silent=with_view, to_dict=as_dict) as put:
-        for at in range(0, len(records), batch_size):
+    how = {"as_json": as_json, "silent": with_view, "overwrite": overwrite, "to_dict": as_dict}
+    belongs = answers_of(engine, ctx.params, config, template) if output else {}
+    with answers_to(output, records, batch_size, belongs, **how) as answers:
+        for at in answers.batches:
             part = records[at : at + batch_size]
             with located(at, len(part), len(records)), view:
                 prompts = [record["prompt"] for record in part]
                 told = view.show if with_view else None
                 outputs = engine.generate(prompts, config, chat=template, on_round=told)
-            for record, answer in zip(part, outputs, strict=True):
-                put(record, answer)
-                if with_view:
-                    view.finish(answer)
+            answers.put(dict(enumerate(outputs, at)))
+            if with_view:
+                view.finish(outputs[0])
             if any(answer.finish_reason == "interrupted" for answer in outputs):
                 raise typer.Exit(INTERRUPTED)
+
+
+def answers_of(
+    engine: SpecEngine,
+    params: Mapping[str, Any],
+    config: SpecConfig,
+    chat: bool | Literal["auto"],
+) -> dict[str, Any]:
+    """What the answers to a prompt depend on, by the words a user has for it."""
+    from dllm.models.fingerprint import fingerprint
+
+    options = {f.name: getattr(config, f.name) for f in fields(config)}
+    drafter = getattr(engine.drafter, "drafter", engine.drafter)  # behind its translation
+    return {
+        "target": params["target"],
+        "drafter": params["drafter"],
+        "markov": params["markov"],
+        "weights": fingerprint(engine.target),
+        "drafter's weights": drafter and fingerprint(drafter),
+        "chat": chat,
+        **options,
+    }
 
 
 def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEngine]:

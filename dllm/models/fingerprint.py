@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dllm.models.loading import opened, shard_files
-from dllm.models.protocol import Model
 
 SOME = 64  # values of each tensor
 
@@ -22,10 +21,14 @@ class Sample(NamedTuple):
     values: Tensor
 
 
-def fingerprint(model: Model, *more: object) -> str:
-    """Hex digest of the model's spec, its dtype and some of each weight, and of `more`."""
-    found = hashlib.sha256(repr((*more, model.spec, model.dtype)).encode())
+def fingerprint(model: Any, *more: object) -> str:
+    """Hex digest of a model's spec, its dtype and some of each weight, and of `more`.
+
+    A target or a drafter of `dllm.verify` is told apart by the model in it.
+    """
     module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
+    told = model if hasattr(model, "spec") else module
+    found = hashlib.sha256(repr((*more, getattr(told, "spec", None), told.dtype)).encode())
     if isinstance(module, torch.nn.Module):
         for weight in module.parameters():
             found.update(_bytes(sample(weight).values))

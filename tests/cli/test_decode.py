@@ -17,6 +17,12 @@ from tests.cli.common import FIELDS, PROMPT, SUMMARY, fails, modules_after
 from tests.echo import echo
 
 
+def partial(target):
+    """The answers of an unfinished run that writes `target`."""
+    lines = target.with_name(target.name + ".partial").read_text().splitlines()[1:]
+    return [json.loads(line)["answer"] for line in lines]
+
+
 class TestGenerate:
     def test_text_on_stdout_and_a_summary_on_stderr(self, run):
         result = run("generate", PROMPT)
@@ -174,7 +180,7 @@ class TestGenerate:
         assert "out.jsonl.partial" in result.stderr
         assert "error: prompts 2 to 2: " in result.stderr
         assert not target.exists()
-        assert json.loads((tmp_path / "out.jsonl.partial").read_text())["text"] == "one"
+        assert [each["text"] for each in partial(target)] == ["one"]
 
 
 class TestInterrupt:
@@ -200,8 +206,7 @@ class TestInterrupt:
         result = cut("generate", "--batch-size", 1, "--output", target, input=lines)
         assert result.exit_code == 130
         assert not target.exists()
-        found = (tmp_path / "out.jsonl.partial").read_text().splitlines()
-        reasons = [json.loads(line)["finish_reason"] for line in found]
+        reasons = [each["finish_reason"] for each in partial(target)]
         assert reasons[-1] == "interrupted"
         assert "interrupted" not in reasons[:-1]
         assert len(reasons) < 4
