@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from dllm.environment import environment
 from dllm.eval.accuracy import held_out
 from dllm.eval.tasks import TASKS, Example, Task
+from dllm.files import read_text, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,19 +45,17 @@ def write_result(name: str, content: dict[str, Any], directory: Path = RESULTS) 
     """Write benchmarks/results/NAME.json, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
-    temp = path.with_suffix(".tmp")
-    temp.write_text(json.dumps({"environment": environment(), **content}, indent=2) + "\n")
-    temp.replace(path)
+    write_json(path, {"environment": environment(), **content}, indent=2)
     return path
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:
     """Put each text of `parts` between the two marks "<!-- name -->" that `page` has for it."""
-    text = page.read_text()
+    text = read_text(page)
     for name, part in parts.items():
         mark = f"<!-- {name} -->"
         pieces = text.split(mark)
         if len(pieces) != 3:
             raise SystemExit(f"{page.name}: expected {mark} twice")
         text = f"{pieces[0]}{mark}\n{part}\n{mark}{pieces[2]}"
-    page.write_text(text)
+    write_text(page, text)

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from dllm.errors import DllmError
 
 PathLike = str | os.PathLike[str]
@@ -174,8 +176,8 @@ def _bounded(file: BinaryIO, name: str, limit: int) -> bytes:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Turn an OSError about any file into a FileError about the one the user named."""
+    """Turn an error about any file, safetensors' own too, into one about what the user named."""
     try:
         yield
-    except OSError as error:
-        raise FileError(f"{name}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{name}: {getattr(error, 'strerror', None) or error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +89,17 @@ class JsonLog:
                 raise FileError(f"{self.name}: {error.strerror}; what is in it is kept") from error
             raise
 
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Cut the log before the first record that is not `wanted`."""
+        end = 0
+        with open(self.path, "rb") as file:
+            for number, record in read_records(self.path, self.name):
+                is_header = number == 1 and self.header is not None
+                if not is_header and not wanted(record):
+                    self._file.truncate(end)
+                    return
+                end += len(file.readline())
+
     def close(self) -> None:
         """Let other processes open the log."""
         self._file.close()
@@ -111,7 +122,10 @@ class JsonLog:
 
     def _check(self, header: Mapping[str, Any]) -> None:
         """FileError unless the file begins with `header`, or with what a kill left of it."""
-        first = next(read_records(self.path, self.name), None)
+        try:
+            first = next(read_records(self.path, self.name), None)
+        except FileError:  # no line of JSON
+            first = 1, {}
         if first is not None:
             check_header(first[1], header, self.name, self.remedy)
         else:

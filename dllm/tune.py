@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
+from dllm.jsonlog import JsonLog
 from dllm.memo import MEMO_BYTES, MemoModel
 from dllm.models.fingerprint import fingerprint
 from dllm.models.protocol import Model
@@ -97,19 +97,19 @@ def tune(
     configs, skipped = _configs(engine, ids, config, (REFERENCE, *grid))
     memo = MemoModel(engine.model, memo_bytes)
     decoder = Engine(memo, engine.text)
-    done = Log(log, _fingerprint(engine.model, model, ids, config))
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     total, finished = len(configs) * len(ids), 0
-    for at in range(0, len(ids), batch_size):
-        batch = by_length[at : at + batch_size]
-        for setting, how in configs:
-            missing = [i for i in batch if (setting.key, i) not in done.outputs]
-            done.add(setting, _decode(decoder, ids, missing, how))
-            if any((setting.key, i) not in done.outputs for i in batch):
-                raise KeyboardInterrupt
-            finished += len(batch)
-            if on_progress is not None:
-                on_progress(finished, total, setting)
+    with Log(log, _fingerprint(engine.model, model, ids, config)) as done:
+        for at in range(0, len(ids), batch_size):
+            batch = by_length[at : at + batch_size]
+            for setting, how in configs:
+                missing = [i for i in batch if (setting.key, i) not in done.outputs]
+                done.add(setting, _decode(decoder, ids, missing, how))
+                if any((setting.key, i) not in done.outputs for i in batch):
+                    raise KeyboardInterrupt
+                finished += len(batch)
+                if on_progress is not None:
+                    on_progress(finished, total, setting)
     answers = {s.key: [done.outputs[s.key, i] for i in range(len(ids))] for s, _ in configs}
     reference, *trials = (
         _trial(setting, answers[setting.key], answers[REFERENCE.key], score)
@@ -184,57 +184,40 @@ def _trial(
 class Log:
     """Answers by (setting key, prompt index), and the file they are kept in, if any.
 
-    The first line says what the answers belong to; DllmError names what is different. A torn last
-    line, of a run that was killed, is cut off.
+    Its header says what the answers belong to; FileError names what is different.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, str]) -> None:
-        self.path = path
         self.outputs: dict[tuple[str, int], Output] = {}
+        self.file: JsonLog | None = None
         if path is None:
             return
-        first = json.dumps({"format": LOG_FORMAT, **header}) + "\n"
-        text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole or not first.encode().startswith(text):
-            self._read(path, whole or text, header)
-        if len(whole) < len(text):
-            os.truncate(path, len(whole))
-        if not whole:
-            self._append(first)
+        self.file = JsonLog(path, {"format": LOG_FORMAT, **header})
+        for number, record in enumerate(self.file, 2):
+            try:
+                answer = {name: record[name] for name in LOGGED}
+                key = Setting("", record["setting"]).key, int(record["prompt"])
+            except (ValueError, KeyError, TypeError) as error:
+                self.file.close()
+                raise DllmError(f"{path}, line {number}: expected a log of dllm tune") from error
+            self.outputs[key] = Output(**answer, timings=Timings(0.0, 0.0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
 
     def add(self, setting: Setting, outputs: Mapping[int, Output]) -> None:
         """Keep the outputs of a setting by prompt index; they are in the file on return."""
-        lines = []
+        records = []
         for i, output in outputs.items():
             self.outputs[setting.key, i] = output
             record = {name: getattr(output, name) for name in LOGGED}
-            lines.append({"setting": dict(setting.options), "prompt": i, **record})
-        if self.path is not None and lines:
-            self._append("".join(json.dumps(line) + "\n" for line in lines))
-
-    def _append(self, text: str) -> None:
-        assert self.path is not None
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
-
-    def _read(self, path: Path, text: bytes, header: Mapping[str, str]) -> None:
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                if number > 1:
-                    answer = {name: record[name] for name in LOGGED}
-                    key = Setting("", record["setting"]).key, int(record["prompt"])
-                    self.outputs[key] = Output(**answer, timings=Timings(0.0, 0.0))
-                elif record["format"] != LOG_FORMAT:
-                    raise KeyError(LOG_FORMAT)
-            except (ValueError, KeyError, TypeError) as error:
-                raise DllmError(f"{path}, line {number}: expected a log of dllm tune") from error
-            if number == 1 and (other := [k for k in header if record.get(k) != header[k]]):
-                raise DllmError(
-                    f"{path}: made with another {' and another '.join(other)}: expected the same, "
-                    "or a log that does not exist yet"
-                )
+            records.append({"setting": dict(setting.options), "prompt": i, **record})
+        if self.file is not None and records:
+            self.file.append(*records)
 
 
 def _fingerprint(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from dllm.canvas import Canvas
+from dllm.files import replacing
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRule, Selection, at_least, probability, quota, top
@@ -133,7 +134,8 @@ def save_filter(path: str | Path, layers: Mapping[str, Tensor]) -> None:
     """
     block = check_layers(layers, f"filter={str(path)!r}")
     tensors = {name: layers[name].detach().float().cpu().contiguous() for name in NAMES}
-    save_file(tensors, path, {"format": FORMAT, "block_length": str(block)})
+    with replacing(path) as temp:
+        save_file(tensors, temp, {"format": FORMAT, "block_length": str(block)})
 
 
 def load_filter(path: str | Path) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ CONSOLE = (
     "dllm.view",
     "dllm.recording",
     "dllm.batch",
+    "dllm.saving",
     "dllm.listing",
     "dllm.memo",
     "dllm.spec_view",
@@ -76,7 +77,9 @@ RULES: dict[str, May] = {
     # no model, no tokenizer, no cache
     "dllm.samplers": May(("dllm.samplers", "dllm.canvas"), TENSORS),
     "dllm.samplers.pc": May(("dllm.samplers",), (*TENSORS, "safetensors")),
-    "dllm.samplers.learn2pd": May(("dllm.samplers", "dllm.canvas"), (*TENSORS, "safetensors")),
+    "dllm.samplers.learn2pd": May(
+        ("dllm.samplers", "dllm.canvas", "dllm.files"), (*TENSORS, "safetensors")
+    ),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models")),
@@ -86,7 +89,8 @@ RULES: dict[str, May] = {
     "dllm.config": May(BELOW_ENGINE, TENSORS),
     **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
     "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
-    **dict.fromkeys(("dllm.files", "dllm.jsonlog"), May(("dllm.errors", "dllm.files"), ())),
+    "dllm.files": May(("dllm.errors",), ("safetensors",)),
+    "dllm.jsonlog": May(("dllm.errors", "dllm.files"), ()),
     "dllm.intervals": May((), ()),
     "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     "dllm.trials": May((*ENGINE, "dllm.intervals")),
@@ -98,13 +102,16 @@ RULES: dict[str, May] = {
         (f"dllm.verify.{name}" for name in PURE),
         May(("dllm.verify",), TENSORS),
     ),
-    "dllm.verify.datastore": May(("dllm.errors", "dllm.verify"), (*TENSORS, "safetensors")),
+    "dllm.verify.datastore": May(
+        ("dllm.errors", "dllm.files", "dllm.verify"), (*TENSORS, "safetensors")
+    ),
     "dllm.text": May(BESIDE_ENGINE),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),
     "dllm.recording": May((*ENGINE, "dllm.streaming")),
     "dllm.spec_view": May(("dllm.verify", "dllm.view")),
     "dllm.batch": May((*GROUND, "dllm.streaming")),
+    "dllm.saving": May((*GROUND, "dllm.batch", "dllm.streaming")),
     "dllm.eval": May(
         (
             *BESIDE_ENGINE,
@@ -138,6 +145,7 @@ RULES: dict[str, May] = {
             "dllm.batch",
             "dllm.eval",
             "dllm.files",
+            "dllm.jsonlog",
             "dllm.train",
             "dllm.verify.target",
         )

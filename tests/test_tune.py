@@ -240,10 +240,10 @@ def test_a_log_of_something_else_is_refused_and_left_alone(tmp_path):
     same = {"config": CONFIG, "grid": FEW, "log": log, "model": "one"}
     shifted = Engine(FakeModel(shift=1), FakeText())
     for subject, prompts, change, message in [
-        (engine(), PROMPTS[1:], {}, "another set of prompts:"),
-        (engine(), PROMPTS, {"model": "two"}, "another model:"),
-        (shifted, PROMPTS, {}, "another model:"),
-        (engine(), PROMPTS, {"config": CONFIG.replace(block_length=3)}, "another base config:"),
+        (engine(), PROMPTS[1:], {}, "another set of prompts "),
+        (engine(), PROMPTS, {"model": "two"}, "another model "),
+        (shifted, PROMPTS, {}, "another model "),
+        (engine(), PROMPTS, {"config": CONFIG.replace(block_length=3)}, "another base config "),
     ]:
         with pytest.raises(DllmError, match=message):
             tune(subject, prompts, **same | change)
@@ -257,7 +257,7 @@ def test_a_log_of_something_else_is_refused_and_left_alone(tmp_path):
 def test_a_file_that_is_no_log_is_refused_and_left_alone(tmp_path, text):
     log = tmp_path / "log"
     log.write_text(text)
-    with pytest.raises(DllmError, match=r"line 1: expected a log of dllm tune"):
+    with pytest.raises(DllmError, match="expected a file of dllm-tune-1, or none"):
         tune(engine(), PROMPTS, config=CONFIG, grid=FEW, log=log)
     assert log.read_text() == text
 

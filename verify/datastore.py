@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dllm.errors import DllmError
+from dllm.files import replacing
 from dllm.verify.lattice import Branch
 from dllm.verify.sources import Array, Ids, Text, at_least
 
@@ -55,7 +56,8 @@ class Datastore:
                 raise DllmError(f"datastore: token {token}: expected a number from 0 to {largest}")
         tokens = np.array([token for text in texts for token in (*text, END)], np.int32)
         order = sorted_places(tokens)
-        save_file({"tokens": tokens, "order": order}, path, {"format": FORMAT})
+        with replacing(path) as temp:
+            save_file({"tokens": tokens, "order": order}, temp, {"format": FORMAT})
 
     def open(self) -> Lookup:
         return Lookup(self.table, self.least, self.samples)

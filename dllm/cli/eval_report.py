@@ -13,6 +13,7 @@ from typer import Option
 
 from dllm.cli.evaluation import eval_app
 from dllm.errors import DllmError
+from dllm.files import write_text
 
 if TYPE_CHECKING:
     from dllm.eval.tables import Table
@@ -58,7 +59,7 @@ def report(
 
         draw([*found, *([other] if other else [])], figure, tasks=words, n=sizes)
     if markdown is not None:
-        markdown.write_text("\n".join(table.markdown() for table in tables), encoding="utf-8")
+        write_text(markdown, "\n".join(table.markdown() for table in tables))
     show(tables)
 
 

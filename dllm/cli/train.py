@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dllm.cli.app import INTERRUPTED, app
 from dllm.cli.options import MODEL, Device, Dtype, option
 from dllm.errors import DllmError
+from dllm.saving import check_files
 
 if TYPE_CHECKING:
     from dllm.train.job import Run
@@ -102,6 +103,7 @@ def train(
 
     chosen = build_recipe(recipe)
     job = Job(**{name: value for name, value in ctx.params.items() if value is not None})
+    check_files({"--data": data}, {"--rollouts": rollouts}, overwrite=True)
     job.check()
     with Watch() as watch:
         try:

@@ -26,6 +26,7 @@ from dllm.cli.options import (
     prepare,
 )
 from dllm.errors import DllmError
+from dllm.saving import check_files
 
 if TYPE_CHECKING:
     from dllm.output import Output
@@ -59,6 +60,8 @@ def tune(
     """
     loss = share(max_loss)
     records = read_prompts(None, prompts)
+    log = output.with_suffix(".jsonl")
+    check_files({"--prompts": prompts}, {"--output": output, "its log": log}, overwrite=True)
     config, engine = prepare(ctx.params)
     from dllm.tune import tune as run
 
@@ -82,7 +85,7 @@ def tune(
                 config=config,
                 max_loss=loss,
                 batch_size=batch_size,
-                log=output.with_suffix(".jsonl"),
+                log=log,
                 memo_bytes=int(memo * 2**30),
                 score=None if None in answers else right,
                 chat="auto" if chat is None else chat,

@@ -88,7 +88,9 @@ class Job:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
 
     def check(self) -> None:
-        """DllmError if a run of something else is in `out`."""
+        """DllmError if a run of something else is in `out`, or if it can hold none."""
+        if self.out.exists() and not self.out.is_dir():
+            raise DllmError(f"--out {self.out}: expected a directory")
         if not (self.out / ASKED).exists():
             return
         there = read_json(self.out / ASKED)

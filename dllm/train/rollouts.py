@@ -6,7 +6,6 @@ question, reads them from there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,12 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.accuracy import batches
+from dllm.jsonlog import JsonLog, check_header, read_records
 from dllm.output import Commit, Finished
 from dllm.train.data import Pair
 
 FORMAT = "dllm-rollouts-1"
+REMEDY = "give another --rollouts file, or delete it"
 Report = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 Make = Callable[[Sequence[Sequence[int]]], Iterable[Pair]]  # prompts -> their answers, in order
 
@@ -85,42 +86,32 @@ class Rollouts:
     question: dict[str, Any]
 
     def read(self) -> list[Pair]:
-        """The answers so far; what a crash left of a last line is dropped."""
+        """The answers so far."""
         if not self.path.exists():
             return []
-        header, *lines = self.path.read_text().splitlines(keepends=True) or [""]
-        self.check(header)
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):
-            self.path.write_text("".join([header, *whole]))
-        return [Pair(**json.loads(line)) for line in whole]
+        (_, header), *lines = [*read_records(self.path)] or [(0, {})]
+        check_header(header, self.header, str(self.path), REMEDY)
+        return [self.pair(number, record) for number, record in lines]
 
-    def check(self, header: str) -> None:
-        """DllmError unless a file's first line holds the same question."""
-        try:
-            asked = json.loads(header)
-            known = asked.pop("format") == FORMAT
-        except (ValueError, KeyError, AttributeError, TypeError):
-            known = False
-        if not known:
-            raise DllmError(f"{self.path}: expected a file of {FORMAT}, or none")
-        for key in sorted({*asked, *self.question}):
-            if asked.get(key) != self.question.get(key):
-                raise DllmError(
-                    f"{self.path}: was made with {key}={asked.get(key)!r}, but this run has "
-                    f"{self.question.get(key)!r}: give another --rollouts file, or delete it"
-                )
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the file's first line says."""
+        return {"format": FORMAT, **self.question}
+
+    def pair(self, number: int, record: dict[str, Any]) -> Pair:
+        """The answer in a line; DllmError if there is none in it."""
+        ids, whole = [record.get(key) for key in ("prompt", "answer", "order")], record.get("whole")
+        numbers = all(isinstance(of, list) and all(type(n) is int for n in of) for of in ids)
+        if not numbers or not isinstance(whole, bool) or len(record) != len(Pair._fields):
+            raise DllmError(f"{self.path}, line {number}: expected an answer of {FORMAT}: {REMEDY}")
+        return Pair(**record)
 
     def complete(self, prompts: Sequence[Sequence[int]], make: Make, report: Report) -> None:
         """Add the answers that the file lacks, one by one."""
-        done = len(self.read())
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"format": FORMAT, **self.question}) + "\n")
-        if done == len(prompts):
-            return
-        with self.path.open("a") as file:
-            for number, pair in enumerate(make(prompts[done:]), done + 1):
-                file.write(json.dumps(pair._asdict()) + "\n")
-                file.flush()
-                report("answers", number, len(prompts))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with JsonLog(self.path, self.header, remedy=REMEDY) as log:
+            done = len(self.read())
+            if done < len(prompts):
+                for number, pair in enumerate(make(prompts[done:]), done + 1):
+                    log.append(pair._asdict())
+                    report("answers", number, len(prompts))

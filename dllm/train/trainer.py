@@ -6,19 +6,22 @@ and a run resumes bit for bit on the same machine.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dllm.eval.ranks import Ranks
+from dllm.files import FileError
+from dllm.jsonlog import JsonLog, read_records
+from dllm.train.state import FILE, load_state, save_state
+
+LOG = "log.jsonl"
 
 
 class Rows(Protocol):
@@ -125,8 +128,8 @@ class Trainer:
         ranks = Ranks.here()
         self.rank, self.processes = ranks.rank, ranks.count
         out.mkdir(parents=True, exist_ok=True)
-        if (out / "state.json").exists():
-            self.load()
+        if (out / FILE).exists():
+            self.step = load_state(out, trained(self.model), self.optimizers)
 
     @property
     def total_steps(self) -> int:
@@ -152,6 +155,15 @@ class Trainer:
 
         `on_log` is given the same numbers: step, loss (nats a row) and tokens_per_second.
         """
+        with self.log() as log:
+            self._run(log_every, on_log, log)
+
+    def _run(
+        self,
+        log_every: int,
+        on_log: Callable[[dict[str, float]], None] | None,
+        log: Callable[[Mapping[str, float]], None],
+    ) -> None:
         seen, started, losses = 0, time.perf_counter(), []
         while self.step < self.total_steps:
             losses.append(self.train_step())
@@ -160,9 +172,7 @@ class Trainer:
                 rate = seen / (time.perf_counter() - started)
                 mean = sum(losses) / len(losses)
                 numbers = {"step": self.step, "loss": mean, "tokens_per_second": rate}
-                if self.rank == 0:
-                    with (self.out / "log.jsonl").open("a") as f:
-                        f.write(json.dumps({k: round(v, 4) for k, v in numbers.items()}) + "\n")
+                log({k: round(v, 4) for k, v in numbers.items()})
                 if on_log is not None:
                     on_log(numbers)
                 seen, started, losses = 0, time.perf_counter(), []
@@ -210,42 +220,26 @@ class Trainer:
         return value
 
     def save(self) -> None:
-        """What is trained, optimizer moments and step, each file replaced whole; the step last."""
+        """What is trained, the optimizers' moments and the step, replaced in one go."""
+        if self.rank == 0:
+            state = {"step": self.step, "config": asdict(self.config)}
+            save_state(self.out, trained(self.model), self.optimizers, state)
+
+    @contextmanager
+    def log(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """What takes a line of log.jsonl; on all processes but the first it does nothing.
+
+        Lines of steps that came after the checkpoint leave the log: they will be run again. Another
+        run in this directory is refused meanwhile.
+        """
         if self.rank > 0:
+            yield lambda _: None
             return
-        moments: dict[str, Tensor] = {}
-        for i, opt in enumerate(self.optimizers):
-            for j, state in opt.state_dict()["state"].items():
-                moments |= {f"{i}.{j}.{key}": t.contiguous() for key, t in state.items()}
-        weights = {name: p.detach() for name, p in trained(self.model).items()}
-        for name, tensors in (("model", weights), ("optimizer", moments)):
-            save_file(tensors, self.out / f"{name}.tmp")
-            os.replace(self.out / f"{name}.tmp", self.out / f"{name}.safetensors")
-        state = {"step": self.step, "config": asdict(self.config)}
-        (self.out / "state.tmp").write_text(json.dumps(state))
-        os.replace(self.out / "state.tmp", self.out / "state.json")
-
-    def load(self) -> None:
-        self.step = json.loads((self.out / "state.json").read_text())["step"]
-        self.trim_log()
-        weights = load_file(self.out / "model.safetensors")
-        with torch.no_grad():
-            for name, p in trained(self.model).items():  # a tied head is listed once
-                p.copy_(weights[name])
-        moments = load_file(self.out / "optimizer.safetensors")
-        for i, opt in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in moments.items():
-                which, param, name = key.split(".")
-                if int(which) == i:
-                    state.setdefault(int(param), {})[name] = tensor
-            opt.load_state_dict({**opt.state_dict(), "state": state})
-
-    def trim_log(self) -> None:
-        """Drop the lines of steps that came after the checkpoint: they will be run again."""
-        log = self.out / "log.jsonl"
-        if self.rank == 0 and log.exists():
-            lines = log.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            (self.out / "log.tmp").write_text("".join(kept))
-            os.replace(self.out / "log.tmp", log)
+        with JsonLog(self.out / LOG) as log:
+            for left in self.out.glob(f".{FILE}.*.tmp"):  # by a run that was killed while saving
+                left.unlink()
+            for number, record in read_records(self.out / LOG):
+                if not isinstance(record.get("step"), int):
+                    raise FileError(f"{log.name}, line {number}: expected the numbers of a step")
+            log.keep(lambda record: record["step"] <= self.step)
+            yield log.append

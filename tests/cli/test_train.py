@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+from safetensors import safe_open
 
 import dllm
 import dllm.train.tiny
@@ -13,10 +14,16 @@ from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
 from dllm.train.oracle import Oracle
 from dllm.train.recipes import RECIPES
+from dllm.train.state import FILE
 from dllm.train.trainer import TrainConfig, Trainer
 from tests.cli.common import fails
 
 FEW = ("--data", "generators:copy", "--examples", 6, "--max-new-tokens", 8, "--batch-size", 2)
+
+
+def step_of(out):
+    with safe_open(out / FILE, framework="pt") as file:
+        return json.loads(file.metadata()["state"])["step"]
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def test_lists_every_recipe_with_its_options(run):
 def test_the_bundled_model_is_made_and_resumed(run, small, tmp_path, monkeypatch):
     first = run("train", "mdlm", "--out", tmp_path / "run")
     assert first.exit_code == 0, first.output
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["step"] == 3
+    assert step_of(tmp_path / "run") == 3
     monkeypatch.setattr(Trainer, "train_step", None)  # no step is run again
     again = run("train", "mdlm", "--out", tmp_path / "run")
     assert again.exit_code == 0, again.output
@@ -93,7 +100,7 @@ def test_interrupted_it_goes_on(run, folder, tmp_path, monkeypatch):
     assert "goes on from the last checkpoint" in result.stderr
     monkeypatch.setattr(Trainer, "train_step", step)
     assert run(*command).exit_code == 0
-    assert json.loads((tmp_path / "state.json").read_text())["step"] == 4
+    assert step_of(tmp_path) == 4
 
 
 def test_a_filter_is_trained_resumed_and_decodes(run, tmp_path, monkeypatch):
@@ -132,3 +139,27 @@ def test_errors(run, folder, tmp_path):
     assert "some that end within max_new_tokens=2" in run(*ends).stderr
     separator = ("train", "drafter:separator=<sep>", "--model", folder, "--out", tmp_path / "d")
     fails(run(*separator, *FEW), "no token '<sep>'", "<|mask|>")
+
+
+def test_what_cannot_be_written_is_told_before_a_model_is_loaded(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("dllm.train.student.load_model", None)
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n")
+    command = ("train", "mdlm", "--model", "tiny", "--data", file, "--out")
+    fails(run(*command, file), "--out", "expected a directory")
+    rollouts = ("--rollouts", file)
+    fails(run(*command, tmp_path / "run", *rollouts), "--rollouts", "that of --data")
+    fails(run(*command, tmp_path / "run", "--rollouts", tmp_path), "found a directory")
+    assert file.read_text() == "one\n"
+
+
+def test_a_broken_state_is_one_line(run, folder, tmp_path):
+    command = ("train", "mdlm", "--model", folder, "--out", tmp_path, "--steps", 1, *FEW)
+    assert run(*command).exit_code == 0
+    state = tmp_path / FILE
+    state.write_bytes(state.read_bytes()[:-9])
+    result = run(*command)
+    assert result.exit_code == 2
+    assert f"{state}: not the state of this run" in result.stderr
+    state.unlink()
+    assert run(*command).exit_code == 0

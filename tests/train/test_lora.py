@@ -8,6 +8,7 @@ from torch import nn
 import dllm.train.twin
 from dllm.models.decoder import Decoder
 from dllm.models.lora import Lora, attach, attached, disabled, merge
+from dllm.train.state import FILE
 from dllm.train.tiny import curriculum
 from dllm.train.trainer import TrainConfig, Trainer, make_optimizers, trained
 from tests.train.test_mdlm import MIX, OBJECTIVE, spec
@@ -92,10 +93,11 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, tmp_path):
 def test_only_the_adapter_is_stored(kind, tmp_path):
     run = trainer(kind, 1, tmp_path)
     run.run()
-    stored = load_file(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / FILE)
+    stored = {key[6:]: t for key, t in tensors.items() if key.startswith("model.")}
     assert stored.keys() == {n for n, _ in run.model.named_parameters() if "lora_" in n}
     assert stored.keys() == trained(run.model).keys()
-    moments = load_file(tmp_path / "optimizer.safetensors")
+    moments = {key: t for key, t in tensors.items() if key.startswith("optimizer.")}
     assert sum(t.numel() for t in moments.values()) == sum(t.numel() for t in stored.values())
 
 

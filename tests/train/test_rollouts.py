@@ -6,6 +6,7 @@ import torch
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
+from dllm.jsonlog import JsonLog
 from dllm.train.data import Pair
 from dllm.train.rollouts import Rollouts, own, target
 from tests.echo import Echo, echo, write_tiny
@@ -117,16 +118,42 @@ class TestFile:
     def test_another_question_is_refused(self, rollouts):
         rollouts.complete(self.PROMPTS, self.make, silent)
         other = Rollouts(rollouts.path, {"model": "other", "prompts": "p"})
-        with pytest.raises(DllmError, match=r"model='m', but this run has 'other'"):
+        with pytest.raises(DllmError, match=r"another model \('m' there, 'other' here\)"):
             other.read()
         more = Rollouts(rollouts.path, {"model": "m", "prompts": "p", "max_new_tokens": 3})
-        with pytest.raises(DllmError, match="max_new_tokens=None"):
+        with pytest.raises(
+            DllmError,
+            match=r"another max_new_tokens \(None there, 3 here\): give another --rollouts",
+        ):
             more.complete(self.PROMPTS, self.make, silent)
 
-    @pytest.mark.parametrize("text", ["", "no json\n", "[1]\n", json.dumps({"a": 1}) + "\n"])
+    @pytest.mark.parametrize("text", ["no json", "no json\n", "[1]\n", json.dumps({"a": 1}) + "\n"])
     def test_another_file_is_refused_and_left_alone(self, rollouts, text):
         rollouts.path.parent.mkdir()
         rollouts.path.write_text(text)
         with pytest.raises(DllmError, match="expected a file of"):
             rollouts.complete(self.PROMPTS, self.make, silent)
         assert rollouts.path.read_text() == text
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[1]",
+            "{}",
+            '{"prompt": [1], "answer": 3, "order": [], "whole": true}',
+            '{"prompt": [1], "answer": ["a"], "order": [], "whole": true}',
+            '{"prompt": [1], "answer": [1], "order": [], "whole": 1}',
+            '{"prompt": [1], "answer": [1], "order": [], "whole": true, "more": 1}',
+        ],
+    )
+    def test_a_line_that_is_no_answer_is_named(self, rollouts, line):
+        rollouts.complete(self.PROMPTS, self.make, silent)
+        with rollouts.path.open("a") as file:
+            file.write(line + "\n")
+        with pytest.raises(DllmError, match="line 5: expected a"):
+            rollouts.read()
+
+    def test_two_runs_do_not_write_one_file(self, rollouts):
+        rollouts.complete(self.PROMPTS, self.make, silent)
+        with JsonLog(rollouts.path), pytest.raises(DllmError, match="another process"):
+            rollouts.complete(self.PROMPTS, self.make, silent)
