@@ -149,6 +149,10 @@ class LineStream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Tell who reads it that there is no more."""
         self._file.close()
 
     def append(self, *records: Mapping[str, Any]) -> None:
@@ -158,6 +162,11 @@ class LineStream:
                 _write(self._file.fileno(), (to_json(record) + "\n").encode())
         except OSError as error:
             raise FileError(f"{self.name}: {error.strerror}") from error
+
+
+def new_log(path: PathLike) -> JsonLog | LineStream:
+    """A log that begins anew, or the pipe or device that stands there."""
+    return LineStream(path) if is_stream(path) else JsonLog(path, fresh=True)
 
 
 def check_header(
@@ -181,6 +190,8 @@ def read_records(path: PathLike, name: str | None = None) -> Iterator[tuple[int,
     name: what errors call the file. Raises FileError for a line that is no JSON object.
     """
     name = name or os.fspath(path)
+    if is_stream(path):
+        raise FileError(f"{name}: expected a regular file, found a pipe or a device")
     try:
         with open(path, "rb") as file:
             number = 0
@@ -197,6 +208,14 @@ def read_records(path: PathLike, name: str | None = None) -> Iterator[tuple[int,
                 yield number, record
     except OSError as error:
         raise FileError(f"{name}: {error.strerror}") from error
+
+
+def ends_whole(path: PathLike) -> bool:
+    """Whether the last line of a log is whole."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
 
 
 def _opened(path: Path, name: str) -> Any:

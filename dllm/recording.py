@@ -6,13 +6,14 @@ Line 1 describes the run; every further line is one event. Nothing here decodes 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from dllm.errors import DllmError
+from dllm.files import FileError
+from dllm.jsonlog import ends_whole, new_log, read_records
 from dllm.output import Commit, Event, Finished, Output, Started, Timings
 from dllm.streaming import Follower
 
@@ -40,7 +41,7 @@ class Recorder:
         prompts: Sequence[str] = (),
     ) -> None:
         self.follower = Follower.of(engine)
-        self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (__exit__ closes it)
+        self.lines = new_log(path)  # each in the file at once: a crash leaves all up to it
         options = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         plain = (str, int, float, tuple, type(None))  # the rest are parts given as objects
         self._write(
@@ -55,7 +56,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self.lines.close()
 
     def show(self, event: Event, seconds: float) -> None:
         """Append one event; `seconds`: what the engine has spent so far."""
@@ -69,8 +70,7 @@ class Recorder:
         self._write(event=kind, seconds=round(seconds, 6), **asdict(event), **extra)
 
     def _write(self, **fields: Any) -> None:
-        self.file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        self.file.flush()  # a crash later in the run leaves all lines up to it
+        self.lines.append(fields)
 
 
 class Recorded(NamedTuple):
@@ -97,19 +97,11 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
     """What a `Recorder` wrote to `path`. Raises RecordingError naming the line at fault."""
     name = os.fspath(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{name}: cannot be read ({error})") from error
-    objects, truncated = [], False
-    for number, line in enumerate(lines, 1):
-        try:
-            objects.append(json.loads(line))
-        except ValueError as error:
-            truncated = number == len(lines) and not line.endswith("\n")
-            if not truncated:
-                raise RecordingError(f"{name}, line {number}: no JSON") from error
-    header = objects[0] if objects and isinstance(objects[0], dict) else {}
+        objects = [record for _, record in read_records(path)]
+        truncated = not ends_whole(path)
+    except FileError as error:
+        raise RecordingError(str(error)) from error
+    header = objects[0] if objects else {}
     if header.get("dllm_recording") != SCHEMA:
         raise RecordingError(
             f"{name}: expected a recording (`dllm generate --record`) of version {SCHEMA}, "

@@ -1,7 +1,9 @@
 """The live view and recordings: what a terminal shows while a run goes on, and in its replay."""
 
 import io
+import os
 import re
+import threading
 import time
 
 import pytest
@@ -188,17 +190,24 @@ class TestRecording:
         assert cut.truncated
         assert cut.events == whole.events[:-1]
 
+    def test_a_cut_inside_a_character_is_no_other_cut(self, engine, tmp_path):
+        file = tmp_path / "run.jsonl"
+        record(engine, file, BYTES)
+        content = file.read_bytes()
+        file.write_bytes(content[: content.rindex("🙂".encode()) + 2])
+        assert read_recording(file).truncated
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda lines: [], "expected a recording.* found version None"),
-            (lambda lines: ["[]\n"], "expected a recording"),
+            (lambda lines: ["[]\n"], "line 1: expected a JSON object"),
             (lambda lines: ['{"dllm_recording": 99}\n'], "version 1, found version 99"),
             (lambda lines: ['{"dllm_recording": 1}\n'], "line 1: no 'model'"),
-            (lambda lines: [lines[0], "no json\n", *lines[2:]], "line 2: no JSON"),
+            (lambda lines: [lines[0], "no json\n", *lines[2:]], "line 2: expected JSON"),
             (lambda lines: [lines[0], *lines[2:]], "line 2: no event of this run"),
             (lambda lines: [*lines[:2], '{"event": "x", "seconds": 0}\n'], "line 3: no event"),
-            (lambda lines: [*lines[:2], "7\n"], "line 3: no event"),
+            (lambda lines: [*lines[:2], "7\n"], "line 3: expected a JSON object"),
         ],
     )
     def test_a_broken_file_is_told(self, engine, tmp_path, change, message):
@@ -210,8 +219,20 @@ class TestRecording:
             read_recording(file)
 
     def test_a_missing_file_is_told(self, tmp_path):
-        with pytest.raises(RecordingError, match=r"none\.jsonl: cannot be read"):
+        with pytest.raises(RecordingError, match=r"none\.jsonl: No such file"):
             read_recording(tmp_path / "none.jsonl")
+
+    def test_a_pipe_is_recorded_to_and_stays_and_is_none_to_replay(self, engine, tmp_path):
+        pipe, found = tmp_path / "pipe", []
+        os.mkfifo(pipe)
+        reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+        reader.start()
+        record(engine, pipe, SEVEN)
+        reader.join(10)
+        (tmp_path / "copy").write_bytes(found[0])
+        assert read_recording(tmp_path / "copy").prompts == [SEVEN]
+        with pytest.raises(RecordingError, match="found a pipe or a device"):
+            read_recording(pipe)
 
     def test_every_line_is_on_disk_at_once(self, engine, tmp_path):
         file = tmp_path / "run.jsonl"
