@@ -15,7 +15,7 @@ from dllm.options import check_numbers, check_top_p, checked_stop, replaced
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
 from dllm.samplers.rule import Rule
-from dllm.specs import build_part
+from dllm.specs import build_part, resolve
 
 # Options that are numbers: their kind and least value.
 NUMBERS: dict[str, tuple[type[Any], float]] = {
@@ -135,3 +135,18 @@ class DecodeConfig:
         for option in PARTS:
             if getattr(self, option) != AUTO:
                 self.make(option)
+
+    @classmethod
+    def from_file(cls, options: Mapping[str, Any]) -> DecodeConfig:
+        """The config of options that stand in a file, none of which may import code: see specs.py.
+
+        The files that parts name are not read yet. Raises ConfigError or SpecError.
+        """
+        config = cls().replace(**options)
+        for option, kind in PARTS.items():
+            spec = getattr(config, option)
+            if not isinstance(spec, str) and not (spec is None and kind.optional):
+                raise ConfigError(f"{option}={spec!r}: expected a spec, name:key=value")
+            if isinstance(spec, str) and (option, spec) != ("sampler", AUTO):
+                resolve(spec, kind.table, kind.group, imports=False)
+        return config

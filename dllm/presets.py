@@ -5,13 +5,14 @@ A preset is a dictionary of DecodeConfig options. `dllm tune` writes files of th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dllm.config import ConfigError, DecodeConfig
+from dllm.config import AUTO, ConfigError, DecodeConfig
+from dllm.errors import DllmError
+from dllm.files import FileError, read_json
 
 FORMAT = "dllm-preset-1"
 TUNED = "preset.json"  # beside a checkpoint: what sampler="auto" stands for
@@ -140,15 +141,20 @@ def preset_options(name: str, family: str = "llada") -> dict[str, Any]:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """The options of a preset file; see `preset_options`."""
+    """The options of a preset file; see `preset_options`. They import nothing: see specs.py."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the preset {str(path)!r}: {error}") from error
+        content = read_json(path)
+    except FileError as error:
+        raise ConfigError(f"cannot read the preset: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f'{str(path)!r} is no preset: expected "format": "{FORMAT}"')
     options = content.get("options")
     if not isinstance(options, dict):
         raise ConfigError(f"{str(path)!r} is no preset: it has no options")
-    DecodeConfig().replace(**options)
+    try:
+        config = DecodeConfig.from_file(options)
+    except DllmError as error:
+        raise ConfigError(f"preset {str(path)!r}: {error}") from error
+    if config.sampler == AUTO:
+        raise ConfigError(f"preset {str(path)!r}: sampler={AUTO!r} stands for a preset itself")
     return options

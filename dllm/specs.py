@@ -2,6 +2,11 @@
 
 A part is a dataclass. It is found in a table of this package, in an entry-point group, or as
 "module:Class"; its options are converted by the types of its fields.
+
+Whose word a spec is decides what it may name. What a user types or writes in Python may name any
+code. What stands in a file (a preset, the plan of a run) may name what is installed as a part: the
+tables, and entry points, by which a package that the user chose says that it brings one. It imports
+nothing else: no "module:Class", and no option that is an `ImportPath`.
 """
 
 from __future__ import annotations
@@ -11,10 +16,11 @@ import importlib
 import types
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 from dllm.errors import DllmError
 
+ImportPath = NewType("ImportPath", str)  # the type of an option that names code to import
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -27,8 +33,13 @@ def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=group)} | dict(table)
 
 
-def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
-    """The class behind a part's name or a "module:Class" path."""
+def part_class(
+    name: str, table: Mapping[str, str], group: str, *, imports: bool = True
+) -> type[Any]:
+    """The class behind a part's name or a "module:Class" path.
+
+    imports: False where the name stands in a file (see above): it is refused unless installed.
+    """
     kind = group.removeprefix("dllm.").removesuffix("s").replace("_", " ")
     if name in table:  # at once: looking for entry points reads the metadata of every package
         parts: Mapping[str, str] = table
@@ -36,6 +47,11 @@ def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
         parts = known_parts(table, group)
     path = parts.get(name, name)
     first, colon, rest = name.partition(":")
+    if name not in parts and not imports:
+        raise SpecError(
+            f"{kind} {name!r}: expected one of {', '.join(sorted(parts))}; a file may name no other "
+            "code, only you may"
+        )
     if colon and (first in parts or not first or not rest):
         raise SpecError(f"{kind} {name!r}: expected name:key=value, or module:Class")
     if ":" not in path:
@@ -45,7 +61,7 @@ def part_class(name: str, table: Mapping[str, str], group: str) -> type[Any]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise SpecError(f"cannot load {kind} {name!r} from {path!r}: {error}") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise SpecError(f"{kind} {name!r} is {found!r}: expected a dataclass")
@@ -58,20 +74,43 @@ def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any)
     `defaults` are given to the part where it has such a field and the spec does not set it.
     Raises SpecError naming the value and the known choices.
     """
-    name, options = split_spec(spec)
-    cls = part_class(name, table, group)
-    hints = get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-    values = {key: value for key, value in defaults.items() if key in fields}
-    for key, text in options.items():
-        if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
-        values[key] = convert(text, fields[key], f"{name}:{key}")
+    cls, options = resolve(spec, table, group)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    values = {key: value for key, value in defaults.items() if key in fields} | options
+    missing = [
+        key
+        for key, field in fields.items()
+        if key not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        name = split_spec(spec)[0]
+        raise SpecError(f"{spec!r}: {missing[0]} is missing: expected {name}:{missing[0]}=...")
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise SpecError(f"{spec!r}: {error}") from error
+
+
+def resolve(
+    spec: str, table: Mapping[str, str], group: str, *, imports: bool = True
+) -> tuple[type[Any], dict[str, Any]]:
+    """The class that `spec` names and its options, converted; nothing is made of them yet.
+
+    imports: as in `part_class`. Raises SpecError naming the value and the known choices.
+    """
+    name, options = split_spec(spec)
+    cls = part_class(name, table, group, imports=imports)
+    hints = get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    values = {}
+    for key, text in options.items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
+        if not imports and ImportPath in alternatives(fields[key]):
+            raise SpecError(f"{name}:{key}={text!r}: a file may name no code to import, only you may")
+        values[key] = convert(text, fields[key], f"{name}:{key}")
+    return cls, values
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
@@ -93,7 +132,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 def convert(text: str, hint: Any, name: str) -> Any:
     """`text` as a value of the type `hint`: int, float, bool, str, Literal, or a union of them."""
-    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    choices = alternatives(hint)
     for choice in choices:
         if get_origin(choice) is Literal:
             if text in get_args(choice):
@@ -107,6 +146,8 @@ def convert(text: str, hint: Any, name: str) -> Any:
                 return tuple(pieces)
             if pieces and all(piece.isdigit() for piece in pieces):
                 return tuple(map(int, pieces))
+        elif choice is ImportPath:
+            return text
         elif choice in (int, float, str):
             try:
                 return choice(text)
@@ -114,6 +155,11 @@ def convert(text: str, hint: Any, name: str) -> Any:
                 continue
     expected = " or ".join(describe(choice) for choice in choices)
     raise SpecError(f"{name}={text!r}: expected {expected}")
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows: those of a union, or the one it is."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def describe(hint: Any) -> str:
@@ -124,5 +170,13 @@ def describe(hint: Any) -> str:
         return f"{'names' if get_args(hint)[0] is str else 'whole numbers'} joined by +"
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in get_args(hint))
-    names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
-    return names.get(hint, "text" if hint is str else str(hint))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "none",
+        ImportPath: "module:Class",
+        Any: "an object",
+    }
+    return names.get(hint, str(hint))

@@ -15,6 +15,7 @@ from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform
 from dllm.samplers.parts import Vocabulary
 from dllm.samplers.rule import CommitRule, Selection
+from dllm.specs import ImportPath
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Scheduler(CommitRule):
     """
 
     paper = "diffusers schedulers, github.com/huggingface/diffusers"
-    scheduler: str | Any
+    scheduler: ImportPath | Any
     mask_token_id: int | None = None
 
     def __post_init__(self) -> None:

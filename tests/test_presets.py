@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
+from dllm import specs
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.presets import PRESETS, TUNED, preset_options, read_preset
+from dllm.samplers.fastdllm import Threshold
 from tests.cache.models import decoder
 from tests.echo import echo, write_tiny
 from tests.fakes import FakeModel, FakeText
 
 GOOD = {"format": "dllm-preset-1", "options": {"sampler": "threshold:threshold=0.7"}}
+
+
+class Ran(Threshold):
+    """Code that a file must not name."""
 
 
 @pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
@@ -85,8 +93,45 @@ class TestFile:
         with pytest.raises(ConfigError, match=message):
             read_preset(self.write(tmp_path, content))
 
+    @pytest.mark.parametrize(
+        ("option", "spec"),
+        [
+            ("sampler", "this:s"),
+            ("sampler", "this:s:threshold=0.5"),
+            ("sampler", "scheduler:scheduler=this.s"),
+            ("sampler", "scheduler:scheduler=this:s,mask_token_id=3"),
+            ("sampler", "dllm.samplers.quota:Quota"),
+            ("planner", "this:s"),
+            ("transform", "this:s"),
+            ("stop_rule", "this:s"),
+            ("speculator", "this:s"),
+            ("cache", "this:s"),
+            ("sampler", {"select": 1}),
+            ("sampler", None),
+            ("sampler", "auto"),
+        ],
+    )
+    def test_no_spec_in_it_names_code(self, tmp_path, option, spec):
+        path = self.write(tmp_path, {**GOOD, "options": {option: spec}})
+        with pytest.raises(ConfigError, match=r"mine\.json.*expected|may name no|stands for"):
+            read_preset(path)
+        (tmp_path / TUNED).write_text(path.read_text())
+        with pytest.raises(ConfigError):
+            read_preset(tmp_path / TUNED)
+        assert "this" not in sys.modules  # of the standard library; nobody else imports it
+
+    def test_the_users_own_word_still_names_code(self):
+        sampler = f"{__name__}:Ran"
+        assert isinstance(DecodeConfig(sampler=sampler).make_sampler(), Ran)
+
+    def test_it_may_name_what_an_installed_package_brings(self, tmp_path, monkeypatch):
+        point = EntryPoint("mine", f"{__name__}:Ran", "dllm.samplers")
+        monkeypatch.setattr(specs, "entry_points", lambda group: EntryPoints([point]))
+        path = self.write(tmp_path, {**GOOD, "options": {"sampler": "mine"}})
+        assert read_preset(path) == {"sampler": "mine"}
+
     def test_a_missing_file(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"cannot read the preset .*none\.json"):
+        with pytest.raises(ConfigError, match=r"cannot read the preset: .*none\.json"):
             preset_options(str(tmp_path / "none.json"))
 
 

@@ -197,9 +197,13 @@ def tasks_() -> None:
 @eval_app.command()
 def regrade(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task of your own (module:Class) that the run has; may be repeated."),
+    ] = None,
 ) -> None:
     """Grade the stored answers again, without a model, and write the summary anew."""
     from dllm.eval.regrade import regrade as again
 
-    changed, total = again(run)
+    changed, total = again(run, task or ())
     print(f"{total} answers graded, {changed} otherwise than before; written: {run}/summary.json")

@@ -81,10 +81,12 @@ def generation(config: DecodeConfig, given: Mapping[str, Any]) -> dict[str, Any]
     """What a task's generation arguments change in `config`.
 
     until is added to the stop strings; max_gen_toks is max_new_tokens; do_sample=False is
-    temperature 0; steps is the sampler's. All others are options of DecodeConfig. Raises DllmError.
+    temperature 0; steps is the sampler's. All others are options of DecodeConfig; they stand in the
+    task's file, so they name no code (dllm/specs.py). Raises DllmError.
     """
     refuse_unknown("generation argument", given, (*GENERATION, *DECODING))
     changes = decoding({name: given[name] for name in DECODING if name in given})
+    DecodeConfig.from_file(changes)
     until = given.get("until") or ()
     stop = changes.get("stop", config.stop)
     texts = [*([stop] if isinstance(stop, str) else stop)]

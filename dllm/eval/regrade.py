@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from dllm.errors import DllmError
 from dllm.eval.records import Row
 from dllm.eval.store import Store, write_summary
-from dllm.eval.suite import task_of
+from dllm.eval.suite import tasks_of
 from dllm.eval.summary import summarize
 
 
-def regrade(path: Path) -> tuple[int, int]:
+def regrade(path: Path, said: Collection[str] = ()) -> tuple[int, int]:
     """Rewrite the grades and the summary of the run in `path`; answers whose grade changed, and
-    all. DllmError where the run is not finished or of another version of the suite's files.
+    all. said: its tasks that may be imported, see `tasks_of`. DllmError where the run is not
+    finished or of another version of the suite's files.
     """
     store = Store(path)
     plan = store.plan()
     samples = dict(store.samples())
-    tasks = [task_of(spec) for spec in plan.tasks]
+    tasks = tasks_of(plan.tasks, said)
     rows: list[Row] = []
     changed = 0
     for row in store.rows():
@@ -31,5 +33,5 @@ def regrade(path: Path) -> tuple[int, int]:
         changed += new != row
         rows.append(new)
     store.rewrite(rows)
-    write_summary(path, summarize(plan, rows))
+    write_summary(path, summarize(plan, rows, tasks))
     return changed, len(rows)

@@ -19,7 +19,7 @@ from dllm.eval.ranks import Ranks
 from dllm.eval.records import Plan, Row, Setting, Skipped, Summary
 from dllm.eval.store import Store, write_summary
 from dllm.eval.subjects import Questions, Subject
-from dllm.eval.suite import SUITE, SuiteTask, draw, task_of
+from dllm.eval.suite import SUITE, SuiteTask, draw, task_of, tasks_of
 from dllm.eval.summary import summarize
 from dllm.output import Commit, Finished, Output
 
@@ -96,6 +96,7 @@ def run(
         store.begin(wanted)
     ranks.wait()
     plan = store.plan()
+    every = tasks_of(plan.tasks, said=sweep.tasks)  # now: a plan of two runs may name others
     index = {setting.identity: at for at, setting in enumerate(plan.settings)}
     without = {
         Skipped(index[setting.identity], plan.tasks.index(spec), n, why)
@@ -108,8 +109,8 @@ def run(
     if ranks.rank > 0:
         return None
     plan = replace(plan, skipped=tuple(sorted({*plan.skipped, *without})))
-    store.merge(plan)
-    summary = summarize(plan, store.rows())
+    store.merge(plan, every)
+    summary = summarize(plan, store.rows(), every)
     write_summary(out, summary)
     return summary
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dllm.errors import DllmError
 from dllm.eval.records import Plan, Row, Summary
-from dllm.eval.suite import Sample, draw, task_of
+from dllm.eval.suite import Sample, SuiteTask, draw
 from dllm.files import write_json
 
 RUN, RESULTS, SAMPLES, SUMMARY = "run.json", "results.jsonl", "samples.jsonl", "summary.json"
@@ -61,11 +61,10 @@ class Store:
                     seen.add(row.key)
                     yield row
 
-    def merge(self, plan: Plan) -> None:
-        """The plan, the samples that all rows answer, and one results.jsonl in order."""
+    def merge(self, plan: Plan, tasks: Sequence[SuiteTask]) -> None:
+        """The plan (`tasks` are its own), the samples that all rows answer, and one results.jsonl in order."""
         write_json(self.path / RUN, plan.as_dict())
         rows = sorted(self.rows(), key=lambda row: row.key)
-        tasks = [task_of(spec) for spec in plan.tasks]
         known = dict(self.samples())
         for which in sorted({row.key[:4] for row in rows}):
             task, n, seed, i = which

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dllm.eval.ceiling import chance
 from dllm.eval.records import Cell, OracleCell, Plan, Row, Summary
-from dllm.eval.suite import task_of
+from dllm.eval.suite import SuiteTask, tasks_of
 
 
 class Best(NamedTuple):
@@ -20,9 +20,11 @@ class Best(NamedTuple):
     tokens: int
 
 
-def summarize(plan: Plan, rows: Iterable[Row]) -> Summary:
-    """Count `rows` by setting, task and size."""
-    tasks = [task_of(spec) for spec in plan.tasks]
+def summarize(
+    plan: Plan, rows: Iterable[Row], tasks: Sequence[SuiteTask] | None = None
+) -> Summary:
+    """Count `rows` by setting, task and size. tasks: the plan's, None: as `tasks_of` makes them."""
+    tasks = tasks_of(plan.tasks) if tasks is None else tasks
     cells: dict[tuple[int, int, int], Cell] = {}
     best: dict[tuple[str, int, int], dict[tuple[int, int], Best]] = {}
     for row in rows:

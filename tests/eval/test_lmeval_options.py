@@ -154,3 +154,10 @@ def test_a_fingerprint_is_the_same_on_every_machine_and_fits_a_signed_number():
     found = {stable_id(text, n) for text in ("", "a", "b", "a0") for n in range(100)}
     assert len(found) == 400
     assert all(0 <= number < 2**63 for number in found)
+
+
+def test_a_task_file_names_no_code():
+    with pytest.raises(DllmError, match="a file may name no other code"):
+        generation(BASE, {"sampler": "this:s"})
+    own = DecodeConfig(sampler="dllm.samplers.quota:Quota")  # the user's model argument
+    assert generation(own, {"steps": 3})["sampler"] == "dllm.samplers.quota:Quota:steps=3"

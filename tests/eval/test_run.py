@@ -265,6 +265,17 @@ def test_regrading_sees_a_changed_text(subject, tmp_path):
     assert [row.score for row in store.rows()] == [False, True, True, True]
 
 
+def test_a_plan_in_a_file_imports_no_task_unless_the_user_names_it_too(subject, tmp_path):
+    out, of_mine = tmp_path / "run", Sweep([FINITE], SETTINGS[:1], count=2)
+    run(subject, of_mine, out)
+    with pytest.raises(DllmError, match=r"tests\.eval\.finite:Finite'.*a file may name no other"):
+        regrade(out)
+    with pytest.raises(DllmError, match="a file may name no other"):
+        run(subject, Sweep(TASKS[:1], SETTINGS[:1], count=2), out)
+    assert regrade(out, [FINITE]) == (0, 2)
+    assert run(subject, of_mine, out) is not None
+
+
 def test_an_unfinished_run_cannot_be_regraded(subject, tmp_path):
     def cut(done, total, setting):
         raise Stop

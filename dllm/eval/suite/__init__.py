@@ -1,7 +1,9 @@
 """The tasks that decoding methods are compared on, by name, and named lists of them."""
 
+from collections.abc import Collection, Sequence
+
 from dllm.eval.suite.base import REASONS, SUITE, Grade, Sample, SuiteTask, TaskBase, draw
-from dllm.specs import build_part
+from dllm.specs import build_part, resolve
 
 # Name a user types -> where it lives; third parties add theirs in the entry-point group.
 GROUP = "dllm.tasks"
@@ -68,6 +70,7 @@ __all__ = [
     "TaskBase",
     "draw",
     "task_of",
+    "tasks_of",
 ]
 
 
@@ -75,3 +78,12 @@ def task_of(spec: str) -> SuiteTask:
     """The task that `spec` ("name" or "name:key=value,key=value") describes; SpecError."""
     task: SuiteTask = build_part(spec, TASKS, GROUP)
     return task
+
+
+def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[SuiteTask]:
+    """The tasks of a plan that a file holds. Only the specs in `said`, which the user gave as well,
+    may import code ("module:Class"): see dllm/specs.py. SpecError.
+    """
+    for spec in specs:
+        resolve(spec, TASKS, GROUP, imports=spec in said)
+    return [task_of(spec) for spec in specs]
