@@ -49,8 +49,8 @@ def part_class(
     first, colon, rest = name.partition(":")
     if name not in parts and not imports:
         raise SpecError(
-            f"{kind} {name!r}: expected one of {', '.join(sorted(parts))}; a file may name no other "
-            "code, only you may"
+            f"{kind} {name!r}: expected one of {', '.join(sorted(parts))}; a file may name no "
+            "other code, only you may"
         )
     if colon and (first in parts or not first or not rest):
         raise SpecError(f"{kind} {name!r}: expected name:key=value, or module:Class")
@@ -108,7 +108,7 @@ def resolve(
             known = ", ".join(fields) or "none"
             raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
         if not imports and ImportPath in alternatives(fields[key]):
-            raise SpecError(f"{name}:{key}={text!r}: a file may name no code to import, only you may")
+            raise SpecError(f"{name}:{key}={text!r}: a file may name no code, only you may")
         values[key] = convert(text, fields[key], f"{name}:{key}")
     return cls, values
 

@@ -6,7 +6,6 @@ only when a tokenizer is loaded.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dllm.errors import DllmError, LoadError
+from dllm.files import is_stream, read_json
+from dllm.templates import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]  # {"role": ..., "content": ...}
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+TEXTS = (".json", ".jinja", ".model", ".txt")  # what a tokenizer's files are called
+LARGEST = 2**28  # bytes of one: seven times the largest known
+REASONING = ("reasoning_content", "thinking", "reasoning")
 REMOTE_QWEN = ("DreamTokenizer",)  # remote-code classes that are Qwen2's tokenizer, copied
 
 
@@ -125,20 +129,34 @@ class Text:
         return self.encode(reply)
 
     def _render(self, messages: Messages, begin: bool = True) -> str:
-        from jinja2 import TemplateError
-
-        try:  # transformers renders in jinja's sandbox: a template is data, not code
-            rendered = self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=begin
-            )
-        except TemplateError as error:
-            raise DllmError(f"the checkpoint's chat template refuses: {error}") from error
-        return cast(str, rendered)
+        try:
+            template = self.tokenizer.get_chat_template()
+        except ValueError as error:  # several templates, none of them the default
+            raise DllmError(str(error)) from error
+        values = {
+            **self.tokenizer.special_tokens_map,
+            "messages": [_as_template_sees(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": begin,
+        }
+        return render(template, values)
 
     def _family_format(self) -> Callable[[Messages, str], str] | None:
         published, needed = CHAT_FORMATS.get(self.family, (None, ()))
         vocab = self.tokenizer.get_vocab()
         return published if all(token in vocab for token in needed) else None
+
+
+def _as_template_sees(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers gives it to a template: without Nones; reasoning under all names
+    that templates know it by.
+    """
+    found = {key: value for key, value in message.items() if value is not None}
+    for name in REASONING:
+        if name in found:
+            return {"thinking": found[name], **found, "reasoning_content": found[name]}
+    return found
 
 
 def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
@@ -196,6 +214,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
     kind: Any = AutoTokenizer
+    for file in folder.iterdir() if folder.is_dir() else ():
+        _check_file(file)  # transformers opens whatever it finds, a pipe too
     try:
         if (folder / "tokenizer.json").is_file():
             kind = PreTrainedTokenizerFast
@@ -211,6 +231,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", loaded)
 
 
+def _check_file(file: Path) -> None:
+    """LoadError for a pipe or a device, and for a text that is too large to be a tokenizer's."""
+    if is_stream(file):
+        raise LoadError(f"{file}: expected a regular file, found a pipe or a device")
+    if file.suffix in TEXTS and file.is_file() and file.stat().st_size > LARGEST:
+        raise LoadError(f"{file}: expected at most {LARGEST / 2**20:.0f} MiB")
+
+
 def _declared_class(folder: Path) -> object:
     settings = folder / "tokenizer_config.json"
-    return json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
+    return read_json(settings).get("tokenizer_class") if settings.is_file() else None

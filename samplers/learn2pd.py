@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear, pad
@@ -17,6 +16,7 @@ from dllm.files import replacing
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRule, Selection, at_least, probability, quota, top
+from dllm.tensors import read_tensors
 
 FORMAT = "dllm-filter-1"
 NAMES = ("in.weight", "in.bias", "out.weight", "out.bias")
@@ -141,14 +141,7 @@ def save_filter(path: str | Path, layers: Mapping[str, Tensor]) -> None:
 def load_filter(path: str | Path) -> dict[str, Tensor]:
     """The layers of a filter that `save_filter` wrote; ValueError if the file is none."""
     name = f"filter={str(path)!r}"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            layers = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name}: expected a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{name}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
+    layers, metadata = read_tensors(path, NAMES, format=FORMAT, called=name)
     block = check_layers(layers, name)
     if metadata.get("block_length") != str(block):
         raise ValueError(
@@ -163,13 +156,15 @@ def check_layers(layers: Mapping[str, Tensor], name: str) -> int:
     if set(layers) != set(NAMES):
         raise ValueError(f"{name}: holds {sorted(layers)}, expected {sorted(NAMES)}")
     shapes = {key: list(layer.shape) for key, layer in layers.items()}
-    if len(shapes["in.weight"]) != 2:
+    if len(shapes["in.weight"]) != 2 or 0 in shapes["in.weight"]:
         raise ValueError(f"{name}: 'in.weight' has shape {shapes['in.weight']}, expected two sizes")
     hidden, block = shapes["in.weight"]
     expected = {"in.bias": [hidden], "out.weight": [block, hidden], "out.bias": [block]}
     for key, shape in expected.items():
         if shapes[key] != shape:
             raise ValueError(f"{name}: {key!r} has shape {shapes[key]}, expected {shape}")
+    if not all(layer.is_floating_point() for layer in layers.values()):
+        raise ValueError(f"{name}: expected weights that are floating-point numbers")
     if not all(layer.isfinite().all() for layer in layers.values()):
         raise ValueError(f"{name}: expected finite weights")
     return block

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from math import log
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import Vocabulary
 from dllm.samplers.rule import CommitRule, Selection, at_least, quota, top
+from dllm.tensors import read_tensors
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,8 @@ class PositionCalibrated(CommitRule):
 
 def read_frequency(path: str) -> Tensor:
     """The tensor "frequency" of a safetensors file as float64 [V]; ValueError if it is not one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if "frequency" not in file.keys():  # noqa: SIM118 (the file is no mapping)
-                raise ValueError(f"table={path!r}: expected a tensor named 'frequency'")
-            frequency: Tensor = file.get_tensor("frequency").double()
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"table={path!r}: expected a safetensors file: {error}") from error
+    tensors, _ = read_tensors(path, ["frequency"], called=f"table={path!r}")
+    frequency: Tensor = tensors["frequency"].double()
     if frequency.ndim != 1:
         raise ValueError(
             f"table={path!r}: 'frequency' has shape {list(frequency.shape)}, expected [V]"

@@ -75,16 +75,20 @@ RULES: dict[str, May] = {
     # ground floor: tensors and dataclasses only
     **dict.fromkeys(GROUND, May(GROUND, TENSORS)),
     # no model, no tokenizer, no cache
-    "dllm.samplers": May(("dllm.samplers", "dllm.canvas"), TENSORS),
-    "dllm.samplers.pc": May(("dllm.samplers",), (*TENSORS, "safetensors")),
+    "dllm.samplers": May(("dllm.samplers", "dllm.canvas", "dllm.options"), TENSORS),
+    "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.canvas", "dllm.files"), (*TENSORS, "safetensors")
+        ("dllm.samplers", "dllm.canvas", "dllm.files", "dllm.tensors"), (*TENSORS, "safetensors")
     ),
+    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.specs"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
-    "dllm.models": May((*GROUND, "dllm.models")),
+    "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
     **dict.fromkeys(("dllm.models.decoder", "dllm.models.lora"), May(GROUND, TENSORS)),
     "dllm.specs": May(("dllm.errors",), ()),
+    "dllm.tensors": May(("dllm.errors", "dllm.files"), ("safetensors",)),
+    "dllm.template_worker": May((), ("jinja2",)),
+    "dllm.templates": May(("dllm.errors",), ()),
     "dllm.api": May((*ENGINE, "dllm.text")),
     "dllm.config": May(BELOW_ENGINE, TENSORS),
     **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
@@ -103,9 +107,9 @@ RULES: dict[str, May] = {
         May(("dllm.verify",), TENSORS),
     ),
     "dllm.verify.datastore": May(
-        ("dllm.errors", "dllm.files", "dllm.verify"), (*TENSORS, "safetensors")
+        ("dllm.errors", "dllm.files", "dllm.tensors", "dllm.verify"), (*TENSORS, "safetensors")
     ),
-    "dllm.text": May(BESIDE_ENGINE),
+    "dllm.text": May((*BESIDE_ENGINE, "dllm.templates")),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),
     "dllm.recording": May((*ENGINE, "dllm.streaming")),

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dllm.errors import DllmError
 from dllm.files import replacing
+from dllm.tensors import read_tensors
 from dllm.verify.lattice import Branch
 from dllm.verify.sources import Array, Ids, Text, at_least
 
@@ -87,19 +87,17 @@ class Table:
     @classmethod
     def load(cls, path: str) -> Table:
         """Read a file that `Datastore.build` wrote; ValueError if it is not one."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise ValueError(f"path={path!r}: expected a file of Datastore.build")
-                tokens, order = file.get_tensor("tokens"), file.get_tensor("order")
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"path={path!r}: expected a file of Datastore.build: {error}"
-            ) from error
+        names = ("tokens", "order")
+        found, _ = read_tensors(
+            path, names, format=FORMAT, framework="numpy", called=f"path={path!r}"
+        )
+        tokens, order = found["tokens"], found["order"]
         if (
             tokens.ndim != 1
             or {tokens.dtype, order.dtype} != {np.dtype(np.int32)}
             or tokens[-1:].tolist() != [END]
+            or tokens.min() < END
+            or order.shape != tokens.shape
             or not np.array_equal(np.sort(order), np.arange(len(tokens)))
         ):
             raise ValueError(f"path={path!r}: expected one place for each of its tokens")

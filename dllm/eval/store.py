@@ -62,7 +62,9 @@ class Store:
                     yield row
 
     def merge(self, plan: Plan, tasks: Sequence[SuiteTask]) -> None:
-        """The plan (`tasks` are its own), the samples that all rows answer, and one results.jsonl in order."""
+        """The plan, the samples that all rows answer, and one results.jsonl in order. tasks: the
+        plan's.
+        """
         write_json(self.path / RUN, plan.as_dict())
         rows = sorted(self.rows(), key=lambda row: row.key)
         known = dict(self.samples())

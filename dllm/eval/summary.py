@@ -20,9 +20,7 @@ class Best(NamedTuple):
     tokens: int
 
 
-def summarize(
-    plan: Plan, rows: Iterable[Row], tasks: Sequence[SuiteTask] | None = None
-) -> Summary:
+def summarize(plan: Plan, rows: Iterable[Row], tasks: Sequence[SuiteTask] | None = None) -> Summary:
     """Count `rows` by setting, task and size. tasks: the plan's, None: as `tasks_of` makes them."""
     tasks = tasks_of(plan.tasks) if tasks is None else tasks
     cells: dict[tuple[int, int, int], Cell] = {}

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError, LoadError
+from dllm.files import FileError
+from dllm.tensors import read_tensors
 
 FILE = "markov.safetensors"
 FORMAT = "dllm-markov-1"
@@ -80,13 +81,9 @@ def load_markov(
     if not file.exists():
         return None
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise LoadError(f"{file}: expected a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise LoadError(f"{file}: format is {metadata.get('format')!r}, expected {FORMAT!r}")
+        tensors, _ = read_tensors(file, NAMES, format=FORMAT)
+    except FileError as error:
+        raise LoadError(str(error)) from error
     head = MarkovHead(vocab_size, check(tensors, vocab_size, file))
     head.load_state_dict(tensors)
     return head.to(device, dtype).eval()
@@ -94,8 +91,6 @@ def load_markov(
 
 def check(tensors: dict[str, Tensor], vocab_size: int, file: Path) -> int:
     """The rank of a head's tensors; LoadError unless they fit together and the vocabulary."""
-    if set(tensors) != set(NAMES):
-        raise LoadError(f"{file}: holds {sorted(tensors)}, expected {sorted(NAMES)}")
     shape = list(tensors[NAMES[0]].shape)
     rank = shape[1] if len(shape) == 2 else 0
     for name in NAMES:
@@ -105,6 +100,6 @@ def check(tensors: dict[str, Tensor], vocab_size: int, file: Path) -> int:
                 f"{file}: {name!r} has shape {found}, expected [{vocab_size}, {rank or 'rank'}] "
                 "(the drafter's vocabulary and the same rank)"
             )
-        if not tensors[name].isfinite().all():
+        if not tensors[name].is_floating_point() or not tensors[name].isfinite().all():
             raise LoadError(f"{file}: {name!r}: expected finite weights")
     return rank

@@ -133,7 +133,7 @@ def test_a_table_for_fewer_tokens_than_the_vocabulary_is_refused(table):
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({"counts": torch.ones(3)}, "named 'frequency'"),
+        ({"counts": torch.ones(3)}, r"expected \['frequency'\]"),
         ({"frequency": torch.ones(3, 1)}, r"shape \[3, 1\]"),
         ({"frequency": torch.tensor([0.5, 2.0])}, "frequencies from 0 to 1"),
         ({"frequency": torch.tensor([0.5, float("nan")])}, "frequencies from 0 to 1"),

@@ -99,16 +99,19 @@ def save(path, tokens, order, format=FORMAT):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: None, "expected a file of Datastore.build: "),
-        (lambda path: Path(path).write_bytes(b"text"), "expected a file of Datastore.build: "),
-        (lambda path: save_file({"a": np.zeros(1)}, path), "expected a file of Datastore.build"),
+        (lambda path: None, "expected a safetensors file: "),
+        (lambda path: Path(path).write_bytes(b"text"), "expected a safetensors file: "),
+        (
+            lambda path: save_file({"a": np.zeros(1)}, path),
+            "format is None, expected",
+        ),
         (
             lambda path: save(path, np.int32([1, -1]), np.int32([1, 0]), "other"),
-            "expected a file of Datastore.build",
+            "format is 'other', expected 'dllm datastore 1'",
         ),
         (
             lambda path: save_file({"a": np.zeros(1)}, path, {"format": FORMAT}),
-            "expected a file of Datastore.build: ",
+            r"holds 'a', expected \['order', 'tokens'\]",
         ),
         (lambda path: save(path, np.int32([1, -1]), np.int32([1, 1])), "expected one place"),
         (lambda path: save(path, np.int32([1, -1]), np.int32([1])), "expected one place"),
