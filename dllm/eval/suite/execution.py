@@ -1,12 +1,14 @@
 """Runs a program that nobody has read, and says how it ended.
 
 Every program gets a fresh interpreter with the standard library alone, an empty folder, no input,
-no environment, and limits on time, memory and file size. Sockets, other processes and changes of
-files outside the folder are refused by an audit hook, and on Linux the process has no network where
-the kernel allows that. This stops accidents and the tricks that models are known to try. It is no
-defence against a determined attacker, who can get around an audit hook from inside the interpreter
-and can read what the user can read: run such programs in a container or a virtual machine. Memory
-is not limited on macOS. A process that leaves its group outlives the program.
+no environment, and limits on time, memory and file size. The test that judges it runs in another
+process (`sandbox`), where the program's answers are all it sees. Around both stands a `Wall`: the
+system's own where it has one, so that there is no network, no other process, and of the files only
+the library, read-only; and everywhere an audit hook that refuses sockets, other processes, and
+files outside the folder. The hook alone stops accidents and the tricks that models are known to
+try. It is no defence against a determined attacker, who can get around it from inside the
+interpreter, then read and change what the user can: run such programs in a container or a virtual
+machine. Memory is not limited on macOS.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import errno
 import marshal
 import math
 import os
-import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -30,11 +35,16 @@ from typing import IO, Literal
 from dllm.errors import DllmError
 
 Outcome = Literal["ok", "fail", "syntax", "error", "timeout", "memory"]
-REPORTED: tuple[Outcome, ...] = ("fail", "syntax", "error")
+FAILED: tuple[Outcome, ...] = ("fail", "syntax", "error", "timeout", "memory")
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
-# no folder of the script, of the user or of site-packages in the path; no byte code written
-PYTHON = (sys.executable, "-P", "-s", "-S", "-B", str(SANDBOX))
+# No folder of the script, of the user or of site-packages in the path; no byte code written. The
+# script comes compiled: that takes as long as starting the interpreter.
+PYTHON = (sys.executable, "-P", "-s", "-S", "-B", "-c")
+START = "import marshal, os; exec(marshal.loads(os.read(0, {size})))"
+SHARED = ("typing",)  # slow to import, and read by most programs and their tests alike
+BEGUN = "+"  # as in `sandbox`: what comes before it is no program's fault
+LONGEST = 4096  # bytes of a report
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a program has one outcome
 
 
@@ -48,38 +58,126 @@ class Execution:
     error: str = ""
 
 
-def execute(
-    program: str, test: str = "", *, timeout: float = 10.0, memory: int = 2**30
-) -> Execution:
-    """Run `program`, then `test` in the same module.
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """What keeps programs in. about: in words; prefix: how a command begins that runs another one
+    inside, given an empty folder for it; None where the system lacks what that takes.
+    """
 
-    timeout: seconds of wall clock, start of the interpreter included. memory: bytes of address
-    space. Returns soon after the timeout at the latest, with all processes of the group dead.
+    name: str
+    about: str
+    prefix: Callable[[str], list[str] | None]
+
+
+def namespaces(home: str) -> list[str] | None:
+    """Namespaces of util-linux's unshare; `sandbox.enclose` does the rest."""
+    unshare = shutil.which("unshare") if sys.platform == "linux" else None
+    if unshare is None:
+        return None
+    kinds = ("--user", "--map-root-user", "--mount", "--pid", "--net", "--ipc", "--uts")
+    return [unshare, *kinds, "--fork", "--kill-child"]
+
+
+def bubblewrap(home: str) -> list[str] | None:
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return None
+    python = {sys.executable, os.path.realpath(sys.executable)}
+    shown = (*places(), *python)
+    binds = [word for place in shown for word in ("--ro-bind", place, place)]
+    rest = ("--dev-bind", os.devnull, os.devnull, "--bind", home, "/tmp", "--chdir", "/tmp")
+    return [bwrap, "--unshare-all", "--die-with-parent", "--as-pid-1", *binds, *rest]
+
+
+WALLS = (
+    Wall("namespaces", "namespaces of their own (unshare), and an audit hook", namespaces),
+    Wall("bubblewrap", "bubblewrap, and an audit hook", bubblewrap),
+    Wall(
+        "hook",
+        "an audit hook alone, which stops accidents and no attacker: neither unshare nor bwrap "
+        "works here",
+        lambda home: [],
+    ),
+)
+
+
+@cache
+def places() -> tuple[str, ...]:
+    """The folders and files that Python needs, none of them inside another one."""
+    libraries = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/gnu/store")
+    bases = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    python = [sysconfig.get_path(kind, vars=bases) for kind in ("stdlib", "platstdlib")]
+    data = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
+    found: list[str] = []
+    for place in sorted({*libraries, *python, f"{sys.base_prefix}/lib", *data}):
+        if os.path.exists(place) and not any(place.startswith(f"{outer}/") for outer in found):
+            found.append(place)
+    return tuple(found)
+
+
+@cache
+def compiled(script: Path) -> bytes:
+    return marshal.dumps(compile(script.read_text("utf-8"), str(script), "exec"))
+
+
+@cache
+def best_wall() -> Wall:
+    """The first of `WALLS` behind which a program runs here."""
+    for each in WALLS[:-1]:
+        with suppress(DllmError):
+            if execute("", wall=each) == Execution("ok"):
+                return each
+    return WALLS[-1]
+
+
+def execute(
+    program: str,
+    test: str = "",
+    function: str = "",
+    *,
+    timeout: float = 10.0,
+    memory: int = 2**30,
+    wall: Wall | None = None,
+) -> Execution:
+    """Run `program`, then `test`, which may call the program's `function` and sees no more of it.
+
+    What goes in and out of the function is handed over as plain values (`sandbox.pack`). timeout:
+    seconds of wall clock, start of the interpreter included. memory: bytes of address space. wall:
+    default: the best there is. Returns soon after the timeout at the latest, with all processes of
+    the group dead. DllmError where programs cannot be run.
     """
     if os.name != "posix":
         raise DllmError(f"cannot run programs on {sys.platform}: expected Linux or macOS")
-    token = secrets.token_hex(16)
-    request = {
-        "program": program,
-        "test": test,
-        "token": token,
-        "seconds": math.ceil(timeout) + 1,  # for a process whose parent was killed
-        "memory": memory,
-    }
+    wall = wall or best_wall()
     with (
         TemporaryDirectory(prefix="dllm-", ignore_cleanup_errors=True) as home,
         TemporaryFile() as stdin,  # a file never makes its writer wait
     ):
-        stdin.write(marshal.dumps(request))
+        prefix = wall.prefix(home)
+        if prefix is None:
+            raise DllmError(f"wall={wall.name}: expected one that this system has")
+        script = compiled(SANDBOX)
+        seconds = math.ceil(timeout) + 1  # for a process whose parent was killed
+        shared = ",".join(name for name in SHARED if name in program and name in test)
+        arguments = (wall.name, str(seconds), str(memory), shared, *places())
+        command = [*prefix, *PYTHON, START.format(size=len(script)), *arguments]
+        stdin.write(script + marshal.dumps((program, test, function)))
         stdin.seek(0)
-        return judge(*supervise(stdin, home, timeout), token)
+        report, status = supervise(command, stdin, home, timeout)
+    if status is not None and not report.startswith(BEGUN) and status != errno.ENOMEM:
+        raise DllmError(
+            f"cannot run programs behind {wall.about}: {report or f'exit status {status}'}"
+        )
+    return judge(report.removeprefix(BEGUN), status)
 
 
-def supervise(stdin: IO[bytes], home: str, timeout: float) -> tuple[str, int | None]:
-    """What the process reported, or "" and its exit status, None if it ran out of time."""
+def supervise(
+    command: list[str], stdin: IO[bytes], home: str, timeout: float
+) -> tuple[str, int | None]:
+    """What the processes reported, and their exit status, None if they ran out of time."""
     deadline = time.monotonic() + timeout
     process = subprocess.Popen(
-        PYTHON,
+        command,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -89,10 +187,10 @@ def supervise(stdin: IO[bytes], home: str, timeout: float) -> tuple[str, int | N
     )
     assert process.stdout is not None
     try:
-        report = read(process.stdout, timeout)
-        status = None if report else process.wait(deadline - time.monotonic())
+        report = read(process.stdout, deadline)
+        status = process.wait(max(deadline - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
-        return "", None
+        return report, None
     finally:
         with suppress(ProcessLookupError, PermissionError):  # nobody left; PermissionError on macOS
             os.killpg(process.pid, signal.SIGKILL)
@@ -101,23 +199,29 @@ def supervise(stdin: IO[bytes], home: str, timeout: float) -> tuple[str, int | N
     return report, status
 
 
-def read(pipe: IO[bytes], timeout: float) -> str:
-    """The first that comes out of `pipe`, or "" if it is closed or nothing comes in time."""
+def read(pipe: IO[bytes], deadline: float) -> str:
+    """What comes out of `pipe` until it is closed or time is over; no more than a report can be."""
+    report = b""
     with DefaultSelector() as selector:
         fd = selector.register(pipe, EVENT_READ).fd
-        return os.read(fd, 4096).decode(errors="replace") if selector.select(timeout) else ""
+        while len(report) < LONGEST and selector.select(max(deadline - time.monotonic(), 0)):
+            part = os.read(fd, LONGEST)
+            if not part:
+                break
+            report += part
+    return report.decode(errors="replace")
 
 
-def judge(report: str, status: int | None, token: str) -> Execution:
-    if report == token:
-        return Execution("ok")
-    for outcome in REPORTED:
-        if report.startswith(f"{outcome} "):
-            return Execution(outcome, report.removeprefix(f"{outcome} "))
-    if report:
-        return Execution("error", "wrote to the report")
-    if status in (None, -signal.SIGXCPU):
+def judge(report: str, status: int | None) -> Execution:
+    """The judge's word counts where its process ended well. It alone can write and end so."""
+    if status is None or status == -signal.SIGXCPU:
         return Execution("timeout")
+    if (report, status) == ("ok", 0):
+        return Execution("ok")
+    outcome, _, error = report.partition(" ")
+    for known in FAILED:
+        if outcome == known:
+            return Execution(known, error)
     if status in (errno.ENOMEM, -signal.SIGKILL):  # SIGKILL: by the kernel, memory ran out
         return Execution("memory")
     return Execution("error", f"ended early with exit status {status}")

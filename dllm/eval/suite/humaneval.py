@@ -131,7 +131,9 @@ class HumanEval(FileTask):
         program = extracted(prompt, name, reply) if self.chat else continued(prompt, reply)
         if program is None:
             return Grade.of("parse", strict=False)
-        outcome = execute(program, f"{test}\ncheck({name})", timeout=self.timeout).outcome
+        given = definition(name).split(prompt, maxsplit=1)[0]  # imports and helpers, for tests too
+        test = f"{given}\n{test}\ncheck({name})"
+        outcome = execute(program, test, name, timeout=self.timeout).outcome
         asked = SETUPS[self.setup].ask
         strict = not asked or any(map(definition(name).search, FENCE.findall(reply)))
         return Grade.of("parse" if outcome == "syntax" else outcome, strict=strict)

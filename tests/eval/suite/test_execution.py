@@ -2,27 +2,45 @@
 
 import errno
 import io
-import marshal
+import math
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections import Counter, deque, namedtuple
+from contextlib import suppress
+from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dllm.errors import DllmError
 from dllm.eval.suite import execution
-from dllm.eval.suite.execution import Execution, execute, judge, supervise
+from dllm.eval.suite.execution import WALLS, Execution, execute, judge
+from dllm.eval.suite.sandbox import Thing, pack, unpack
 
 TEST = "assert add(2, 3) == 5"
 RIGHT = "def add(a, b):\n    return a + b\n"
 WRONG = "def add(a, b):\n    return a - b\n"
+NAMESPACES, BUBBLEWRAP, HOOK = WALLS
 
 
-def test_the_right_program_is_ok():
-    assert execute(RIGHT, TEST) == Execution("ok")
+@pytest.fixture(params=WALLS, ids=[wall.name for wall in WALLS], scope="module")
+def wall(request):
+    """Each wall that this system has."""
+    try:
+        execute("", wall=request.param)
+    except DllmError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def test_the_right_program_is_ok(wall):
+    assert execute(RIGHT, TEST, "add", wall=wall) == Execution("ok")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +72,7 @@ def test_the_right_program_is_ok():
     ],
 )
 def test_every_other_end_is_told_apart(program, outcome, error):
-    done = execute(program, TEST)
+    done = execute(program, TEST, "add")
     assert done.outcome == outcome
     assert done.error.startswith(error)
     assert len(done.error) <= 500
@@ -66,8 +84,8 @@ def test_an_exception_that_cannot_be_put_in_words_is_an_error():
 
 
 def test_a_program_cannot_swallow_its_test():
-    assert execute(f"{RIGHT}x = '''", f"'''\n{TEST}").outcome == "syntax"
-    assert execute(f"{WRONG}x = (", f")\n{TEST}").outcome == "syntax"
+    assert execute(f"{RIGHT}x = '''", f"'''\n{TEST}", "add").outcome == "syntax"
+    assert execute(f"{WRONG}x = (", f")\n{TEST}", "add").outcome == "syntax"
 
 
 def test_modules_and_classes_behave_as_in_a_file():
@@ -97,19 +115,19 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("program", ENDLESS.values(), ids=ENDLESS)
-def test_what_does_not_end_is_stopped(program):
+def test_what_does_not_end_is_stopped(wall, program):
     start = time.monotonic()
-    assert execute(program, timeout=0.3) == Execution("timeout")
+    assert execute(program, timeout=0.3, wall=wall) == Execution("timeout")
     assert time.monotonic() - start < 5
 
 
 def test_a_thread_that_goes_on_does_not_hold_up_the_end():
     program = f"{RIGHT}import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)])"
-    assert execute(f"{program}.start()", TEST) == Execution("ok")
+    assert execute(f"{program}.start()", TEST, "add") == Execution("ok")
 
 
 def test_output_is_dropped():
-    assert execute(f"print('x' * 10 ** 6)\n{RIGHT}", TEST) == Execution("ok")
+    assert execute(f"print('x' * 10 ** 6)\n{RIGHT}", TEST, "add") == Execution("ok")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory elsewhere")
@@ -121,10 +139,19 @@ def test_memory_is_limited(program):
 
 
 def scripted(monkeypatch, tmp_path, text):
-    """Put a script without any guard in the place of the sandbox."""
+    """Put a script in the place of the sandbox's."""
     script = tmp_path / "script.py"
     script.write_text(text)
-    monkeypatch.setattr(execution, "PYTHON", (sys.executable, "-S", str(script)))
+    monkeypatch.setattr(execution, "SANDBOX", script)
+
+
+def without_hook(monkeypatch, tmp_path):
+    """The sandbox without its second wall."""
+    text = execution.SANDBOX.read_text()
+    for line in ("    hide()\n", "    sys.addaudithook(guard(os.getcwd(), tuple(shown)))\n"):
+        assert text.count(line) == 1
+        text = text.replace(line, "")
+    scripted(monkeypatch, tmp_path, text)
 
 
 @pytest.mark.parametrize("last", ["os._exit(0)", "time.sleep(60)"])
@@ -136,6 +163,7 @@ def test_processes_of_the_program_die_with_it(monkeypatch, tmp_path, last):
         tmp_path,
         f"""
 import os, signal, time
+os.write(1, b"+")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if os.fork():
     {last}
@@ -146,7 +174,7 @@ while True:
 """,
     )
     start = time.monotonic()
-    assert execute("", timeout=0.7).outcome in ("timeout", "error")
+    assert execute("", timeout=0.7, wall=HOOK).outcome in ("timeout", "error")
     assert time.monotonic() - start < 5
     size = beats.stat().st_size
     assert size > 0
@@ -154,24 +182,28 @@ while True:
     assert beats.stat().st_size == size
 
 
-def test_cpu_time_is_limited_where_nobody_watches(tmp_path):
-    request = {"program": "while 1: pass", "test": "", "token": "", "memory": 2**30, "seconds": 1}
-    with (tmp_path / "request").open("w+b") as stdin:
-        stdin.write(marshal.dumps(request))
-        stdin.seek(0)
-        report, status = supervise(stdin, str(tmp_path), 20)
-    assert (report, status) == ("", -signal.SIGXCPU)
+@pytest.mark.parametrize("program", ["while True: pass", "import time\ntime.sleep(60)"])
+def test_time_is_limited_where_nobody_watches(monkeypatch, wall, program):
+    monkeypatch.setattr(execution, "math", SimpleNamespace(ceil=lambda _: 0))
+    start = time.monotonic()
+    assert execute(program, timeout=60, wall=wall) == Execution("timeout")
+    assert time.monotonic() - start < 30
+    limits = "import resource\nassert resource.getrlimit(resource.RLIMIT_CPU) == (1, 2)"
+    assert execute(limits, timeout=60, wall=wall) == Execution("ok")
 
 
 @pytest.mark.parametrize(
     ("report", "status", "expected"),
     [
-        ("secret", None, Execution("ok")),
-        ("secret ", None, Execution("error", "wrote to the report")),
-        ("ok", None, Execution("error", "wrote to the report")),
-        ("ok ", 0, Execution("error", "wrote to the report")),
-        ("fail a b", None, Execution("fail", "a b")),
-        ("failsecret", None, Execution("error", "wrote to the report")),
+        ("ok", 0, Execution("ok")),
+        ("ok", 1, Execution("error", "ended early with exit status 1")),
+        ("ok", None, Execution("timeout")),
+        ("ok ", 0, Execution("error", "ended early with exit status 0")),
+        ("error ok", 0, Execution("error", "ok")),
+        ("fail a b", 0, Execution("fail", "a b")),
+        ("failok", 0, Execution("error", "ended early with exit status 0")),
+        ("timeout", 0, Execution("timeout")),
+        ("memory", 0, Execution("memory")),
         ("", None, Execution("timeout")),
         ("", -signal.SIGXCPU, Execution("timeout")),
         ("", -signal.SIGKILL, Execution("memory")),
@@ -181,7 +213,26 @@ def test_cpu_time_is_limited_where_nobody_watches(tmp_path):
     ],
 )
 def test_what_a_report_and_a_status_mean(report, status, expected):
-    assert judge(report, status, "secret") == expected
+    assert judge(report, status) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["raise OSError", "import os\nos.write(1, b'mount: not permitted')\nos._exit(1)"]
+)
+def test_a_wall_that_falls_is_no_answer_of_the_program(monkeypatch, tmp_path, text):
+    """It is an error of its own, and not of the program; the next wall is taken."""
+    scripted(monkeypatch, tmp_path, text)
+    said = r"cannot run programs behind an audit hook.*: (exit status 1|mount: not permitted)"
+    with pytest.raises(DllmError, match=said):
+        execute(RIGHT, TEST, "add", wall=HOOK)
+    assert execution.best_wall.__wrapped__() == HOOK
+
+
+def test_a_system_without_namespaces_has_the_hook(monkeypatch):
+    monkeypatch.setattr(execution.shutil, "which", lambda _: None)
+    assert execution.best_wall.__wrapped__() == HOOK
+    with pytest.raises(DllmError, match="wall=namespaces: expected one that this system has"):
+        execute(RIGHT, wall=NAMESPACES)
 
 
 CHEATS = {
@@ -189,13 +240,11 @@ CHEATS = {
     "write": "import os\nos.write = os._exit = lambda *a: 0",
     "exceptions": "import builtins\nbuiltins.AssertionError = builtins.BaseException = OSError",
     "names": "import os, sys\nfor m in list(sys.modules.values()):\n"
-    "    for n in ('run', 'end', 'exit', '_exit', 'loads', 'put', 'get'):\n"
+    "    for n in ('run', 'end', 'exit', '_exit', 'loads', 'put', 'get', 'reply'):\n"
     "        if hasattr(m, n): setattr(m, n, lambda *a, **k: None)",
     "frames": "import sys\nf = sys._getframe()\nwhile f:\n"
-    "    for n in ('finish', 'leave'): f.f_locals[n] = lambda *a: None\n"
+    "    for n in ('reply', 'leave'): f.f_locals[n] = lambda *a: None\n"
     "    f.f_globals.clear() if f.f_back is None else 0\n    f = f.f_back",
-    "codes": "import sys\nf = sys._getframe()\nwhile f:\n    for v in f.f_locals.values():\n"
-    "        if isinstance(v, list): v.clear()\n    f = f.f_back",
     "reports": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ok')\n"
     "    except OSError: pass",
     "closed": f"import os\n{RIGHT}os.closerange(3, 64)",
@@ -203,55 +252,213 @@ CHEATS = {
     "audit": "import sys\nsys.addaudithook(lambda *a: None)",
     "hook": "try: open('/new', 'w')\nexcept PermissionError as e:\n"
     "    e.__traceback__.tb_frame.f_globals.clear()",
+    "equal": "class Five:\n    def __eq__(self, other): return True\n"
+    "def add(a, b): return Five()",
+    "builtins": "import builtins\nbuiltins.add = builtins.check = lambda *a: 5",
+    "exit": "import os\nadd = lambda a, b: os._exit(0)",
+    "replies": "import sys\nframe = sys._getframe(1)\n"
+    "for _ in range(9): frame.f_globals['send'](frame.f_locals['answers'], 'value', 6)",
+    "end": "import sys\nsys._getframe(1).f_globals['end'](1, 'ok')",
+    "judge": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
 }
 
 
+def wrong(cheat):
+    return cheat if "def add" in cheat else f"{WRONG}{cheat}"
+
+
 @pytest.mark.parametrize("program", CHEATS.values(), ids=CHEATS)
-def test_tricks_do_not_pass(program):
-    if "def add" not in program:
-        program = f"{WRONG}{program}"
-    assert execute(program, TEST, timeout=0.5).outcome in ("fail", "error", "timeout")
+def test_tricks_do_not_pass(wall, program):
+    done = execute(wrong(program), TEST, "add", timeout=0.7, wall=wall)
+    assert done.outcome in ("fail", "error", "timeout")
 
 
-SPY = """
-import re, sys
-def texts(frame):
-    while frame:
-        yield from (repr(v) for s in (frame.f_locals, frame.f_globals) for v in list(s.values()))
-        frame = frame.f_back
-def attempts():
-    yield from texts(sys._getframe())
+@pytest.mark.parametrize("wall", WALLS[::2], ids=["namespaces", "nothing"])
+@pytest.mark.parametrize("program", CHEATS.values(), ids=CHEATS)
+def test_nor_do_they_where_the_hook_is_got_around(monkeypatch, tmp_path, wall, program):
+    without_hook(monkeypatch, tmp_path)
     try:
-        open("/new", "w")
-    except PermissionError as error:
-        yield from texts(error.__traceback__.tb_next.tb_frame)
-    for module in list(sys.modules.values()):
-        yield from (repr(v) for v in list(vars(module).values()) if type(v) in (str, bytes, dict))
-    for stream in (sys.stdin, sys.__stdin__):
-        for source in (stream, stream.buffer):
-            try:
-                source.seek(0)
-            except OSError:
-                pass
-            yield str(source.read())
-    yield repr(sys.argv + sys.orig_argv)
-    for file in ("cmdline", "environ"):
-        try:
-            yield open(f"/proc/self/{file}").read()
-        except OSError:
-            pass
-found = [hit for text in attempts() for hit in re.findall(TOKEN, text)]
-raise ValueError(f"found {found}")
+        done = execute(wrong(program), TEST, "add", timeout=0.7, wall=wall)
+    except DllmError as error:
+        pytest.skip(str(error))
+    assert done.outcome != "ok"
+
+
+def test_what_the_test_uses_is_its_own():
+    """Not what the program makes of builtins, of modules and of the test's helpers."""
+    test = "import math\ndef half(x): return x / 2\n"
+    test += "assert abs(half(add(2, 3)) - math.floor(2.5)) < 1"
+    assert execute(RIGHT, test, "add") == Execution("ok")
+    change = "import builtins, math\nbuiltins.abs = math.floor = half = lambda x: 0\n"
+    assert execute(change + WRONG, test, "add").outcome == "fail"
+
+
+HUNT = """
+import re
+found = set()
+mine = "SIGN" + str(2) + "ED"
+with open("/proc/self/maps") as file:
+    maps = [line.split() for line in file]
+with open("/proc/self/mem", "rb", 0) as memory:
+    for place, rights, *_, in maps:
+        start, end = (int(word, 16) for word in place.split("-"))
+        if rights.startswith("rw") and end - start < 2**26:
+            memory.seek(start)
+            found |= set(re.findall(rb"SIGN[0-9]ED", memory.read(end - start)))
+raise ValueError(sorted(found))
 """
 
 
-def test_the_token_is_not_in_sight(monkeypatch):
-    """Nor in frames, modules, streams or arguments; the spy does find what is in sight."""
-    monkeypatch.setattr(execution.secrets, "token_hex", lambda _: "5eed" * 8)
-    hidden = f"TOKEN = r'\\b(?:5eed){{8}}\\b'{SPY}"
-    assert execute(hidden) == Execution("error", "ValueError: found []")
-    seen = execute("TOKEN = 'SIGN[0-9]ED'" + SPY, "'SIGN1ED'")
-    assert seen.error.startswith("ValueError: found ['SIGN1ED'")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/mem")
+def test_the_test_is_nowhere_in_the_memory_of_the_program(monkeypatch, tmp_path):
+    """Even where the program may read all of it."""
+    without_hook(monkeypatch, tmp_path)
+    done = execute(HUNT, "answer = 'SIGN1ED'", wall=HOOK)
+    if "Permission denied" in done.error:
+        pytest.skip("the system itself keeps a process from reading this")
+    assert done == Execution("error", "ValueError: [b'SIGN2ED']")
+
+
+ESCAPES = {
+    "dir_fd": "fd = os.open(OUT, 0)\n"
+    "os.close(os.open('new', os.O_WRONLY | os.O_CREAT, dir_fd=fd))",
+    "mkfifo": "os.mkfifo(f'{OUT}/new')",
+    "mknod": "os.mknod(f'{OUT}/new')",
+    "posix": "import sys\ndel sys.modules['posix']\nimport posix\nposix.mkfifo(f'{OUT}/new')",
+    "process": """
+import _posixsubprocess
+late = f'sleep 0.3; echo > {OUT}/new'.encode()
+shell = [b'/bin/sh', b'-c', late]
+read, write = os.pipe()
+rest = [*(-1,) * 6, read, write, True, True, -1, None, None, None, -1, None, True]
+for last in (None, -1):
+    try:
+        _posixsubprocess.fork_exec(shell, shell[:1], True, (write,), None, None, *rest[:last])
+    except TypeError:
+        pass
+""",
+    "interpreter": """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+interpreters.run_string(interpreters.create(), f"open('{OUT}/new', 'w')")
+""",
+    "string": """
+class Path(str):
+    def rfind(self, *_): return -1
+    def rpartition(self, _): return '', '', self
+    def __getitem__(self, _): return ''
+open(Path(f'{OUT}/new'), 'w')
+""",
+    "path": """
+class Path:
+    calls = 0
+    def __fspath__(self):
+        Path.calls += 1
+        return 'new' if Path.calls == 2 else f'{OUT}/new'
+for i in range(4):
+    Path.calls = i
+    try: os.close(os.open(Path(), os.O_WRONLY | os.O_CREAT))
+    except OSError: pass
+""",
+    "functions": "os.path.dirname = lambda _: ''\nopen(f'{OUT}/new', 'w')",
+    "builtins": "import builtins\nbuiltins.bool = lambda _: False\nopen(f'{OUT}/new', 'w')",
+    "globals": """
+try: os.mkdir(f'{OUT}/new')
+except PermissionError as error:
+    frame = error.__traceback__.tb_next.tb_frame
+    frame.f_globals['REFUSED'] = frame.f_locals['prefixes'] = ()
+os.mkdir(f'{OUT}/new')
+""",
+    "opener": "open('new', 'w', opener=lambda _, flags: os.open(f'{OUT}/new', flags))",
+    "link": "os.symlink(OUT, 'out')\nopen('out/new', 'w')",
+    "shared": "import _posixshmem\n_posixshmem.shm_open(NAME, os.O_CREAT | os.O_EXCL | os.O_RDWR)",
+}
+
+
+@pytest.fixture
+def escape(tmp_path, monkeypatch):
+    """Runs one of `ESCAPES`; whether it came out: a new file, its name in `tmp_path` or in shared
+    memory.
+    """
+    out, name = tmp_path / "out", f"/dllm-test-{os.getpid()}"
+    out.mkdir()
+    shared = Path(f"/dev/shm{name}")
+
+    def run(which, wall):
+        program = f"import os\nOUT, NAME = {str(out)!r}, {name!r}\n{ESCAPES[which]}"
+        try:
+            execute(program, wall=wall)
+        except DllmError as error:
+            pytest.skip(str(error))
+        if which == "process":
+            time.sleep(0.5)
+        return bool(list(out.iterdir())) or shared.exists()
+
+    yield run
+    shared.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("which", ESCAPES)
+def test_an_escape_is_stopped_by_both_walls(escape, wall, which):
+    assert not escape(which, wall)
+
+
+@pytest.mark.parametrize("which", ESCAPES)
+def test_an_escape_is_stopped_by_the_system(monkeypatch, tmp_path, escape, which):
+    """With the first wall alone, whether that is namespaces or bubblewrap."""
+    if execution.best_wall() == HOOK:
+        pytest.skip("no wall of the system here")
+    without_hook(monkeypatch, tmp_path)
+    assert not escape(which, execution.best_wall())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux has them")
+@pytest.mark.parametrize("which", set(ESCAPES) - {"path", "globals"})
+def test_an_escape_is_one_where_nothing_stops_it(monkeypatch, tmp_path, escape, which):
+    without_hook(monkeypatch, tmp_path)
+    assert escape(which, HOOK)
+
+
+ALONE = """
+import ctypes, os, socket
+assert os.getcwd() == "/tmp", os.getcwd()
+assert os.listdir() == []
+assert os.listdir("/dev") == ["null"], os.listdir("/dev")
+assert {"home", "root", "proc", "sys", "var", "work", "bin"}.isdisjoint(set(os.listdir("/")) - SHOWN)
+assert not os.path.exists(SECRET), SECRET
+assert {name for _, name in socket.if_nameindex()} <= {"lo"}
+assert os.getppid() in (0, 1)
+for place in ("/new", os.path.dirname(os.__file__) + "/new", "/dev/new"):
+    try:
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY))
+    except OSError as error:
+        assert error.errno in (30, 13, 1), error  # EROFS
+    else:
+        raise ValueError(place)
+for call in (lambda: os.chroot("/tmp"), lambda: os.setuid(1), lambda: os.mount):
+    try:
+        call()
+    except (OSError, AttributeError):
+        continue
+    raise ValueError("capabilities")
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == -1
+assert ctypes.get_errno() == 1  # EPERM
+assert libc.ptrace(16, 1, 0, 0) == -1  # PTRACE_ATTACH to the judge
+open("mine", "w").write("text")
+"""
+
+
+def test_there_is_nothing_but_the_library(monkeypatch, tmp_path, wall):
+    """No network, no files, no processes, nothing that can be changed, no way to change that."""
+    if wall == HOOK:
+        pytest.skip("this is what it cannot do")
+    without_hook(monkeypatch, tmp_path)
+    shown = {place.split("/")[1] for place in execution.places()}
+    program = f"SHOWN, SECRET = {shown!r}, {str(Path(__file__))!r}\n{ALONE}"
+    assert execute(program, wall=wall) == Execution("ok")
 
 
 REFUSED = """
@@ -306,8 +513,8 @@ done = []
 for statement in STATEMENTS.strip().splitlines():
     try:
         exec(statement)
-    except PermissionError as error:
-        if str(error).endswith(" is not allowed here"):
+    except (ImportError, PermissionError) as error:
+        if " is not allowed here" in str(error):
             continue
     except BaseException:
         pass
@@ -329,7 +536,7 @@ def test_what_is_refused(tmp_path, statements):
     assert (old.stat().st_mode, old.stat().st_mtime) == (before.st_mode, before.st_mtime)
 
 
-def test_the_folder_is_new_writable_and_gone_afterwards():
+def test_the_folder_is_new_writable_and_gone_afterwards(wall):
     program = """
 import os
 home = os.getcwd()
@@ -341,11 +548,15 @@ assert open("a").read() == "text"
 assert sorted(os.listdir()) == ["a", "b", "c"]
 raise ValueError(home)
 """
-    done = execute(program)
+    done = execute(program, wall=wall)
     kind, _, home = done.error.partition(": ")
     assert kind == "ValueError", done
-    assert Path(home).is_absolute()
-    assert not Path(home).exists()
+    if wall == HOOK:
+        assert Path(home).is_absolute()
+        assert not Path(home).exists()
+    else:
+        assert home == "/tmp"
+        assert not any(Path(f"/tmp/{name}").exists() for name in ("a", "b", "c"))
 
 
 def test_a_file_has_a_largest_size():
@@ -367,29 +578,96 @@ def test_the_order_of_sets_is_the_same_every_time():
     assert len({execute(program).error for _ in range(2)}) == 1
 
 
-def test_there_is_no_network():
-    """But in a kernel that gives nobody a network of his own."""
-    probe = "import ctypes\nraise SystemExit(ctypes.CDLL(None).unshare(0x50000000) != 0)"
-    if sys.platform != "linux" or subprocess.run([sys.executable, "-c", probe]).returncode:
-        pytest.skip("no network namespaces here")
-    devices = "open('/proc/self/net/dev').read().splitlines()[2:]"
-    assert execute(f"raise ValueError([line.split()[0] for line in {devices}])").error in (
-        "ValueError: []",
-        "ValueError: ['lo:']",
-    )
-    inside = execute("import os\nraise ValueError(os.stat('/proc/self/ns/net').st_ino)").error
-    assert inside != f"ValueError: {os.stat('/proc/self/ns/net').st_ino}"
-
-
 def test_a_system_without_process_groups_is_named(monkeypatch):
     monkeypatch.setattr(execution.os, "name", "nt")
     with pytest.raises(DllmError, match=r"cannot run programs on .*expected Linux or macOS"):
         execute(RIGHT)
 
 
-def test_the_pipe_is_read_once():
+def test_a_report_has_an_end():
     read, write = os.pipe()
     os.write(write, b"x" * 5000)
     with io.FileIO(read) as pipe:
-        assert execution.read(pipe, 1) == "x" * 4096
+        assert execution.read(pipe, time.monotonic() + 1) == "x" * 4096
     os.close(write)
+
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text(st.characters(exclude_categories=()))
+    | st.binary()
+    | st.fractions()
+    | st.builds(range, st.integers(), st.integers(), st.integers(min_value=1)),
+    lambda inner: st.lists(inner)
+    | st.lists(inner).map(tuple)
+    | st.dictionaries(st.integers() | st.text(), inner)
+    | st.sets(st.integers() | st.text())
+    | st.frozensets(st.binary()),
+    max_leaves=20,
+)
+
+
+def typed(value):
+    """Tells 1, 1.0 and True apart, and -0.0 from 0.0."""
+    inner = [typed(each) for each in value] if isinstance(value, (list, tuple)) else repr(value)
+    if isinstance(value, dict):
+        inner = {key: typed(each) for key, each in value.items()}
+    if isinstance(value, (set, frozenset)):
+        inner = value
+    return type(value), inner
+
+
+@given(PLAIN)
+def test_plain_values_come_over_as_they_are(value):
+    (back,) = unpack(memoryview(pack(value)))
+    assert typed(back) == typed(value)
+
+
+def test_other_values_become_plain_ones_or_nothing_at_all():
+    class Odd:
+        def __eq__(self, other):
+            return True
+
+    point = namedtuple("Point", "x y")(1, 2)
+    values = [point, Counter("aab"), bytearray(b"x"), Decimal("2.5"), HTTPStatus.OK, math.nan]
+    odd = [Odd(), print, Odd, Decimal("nan"), Decimal("inf")]
+    ((*back, nan),) = unpack(memoryview(pack(values)))
+    assert back == [(1, 2), {"a": 2, "b": 1}, b"x", 2.5, 200]
+    assert [type(each) for each in back[:3]] == [tuple, dict, bytes]
+    assert math.isnan(nan)
+    assert {type(each) for each in unpack(memoryview(pack(odd)))[0]} == {Thing}
+    ((items, keys, found),) = unpack(memoryview(pack([map(abs, [-1]), {2: 3}.keys(), deque([4])])))
+    assert [list(items), list(keys), list(found)] == [[1], [2], [4]]
+
+
+@given(st.binary() | st.lists(st.sampled_from([b"l", b"d", b"q", b"S", bytes(8)])).map(b"".join))
+def test_what_is_no_value_is_an_exception(data):
+    with suppress(Exception):
+        unpack(memoryview(data))
+
+
+def test_a_program_that_hands_over_too_much_is_an_error():
+    nested = "def add(a, b):\n    x = []\n    for _ in range(10 ** 5): x = [x]\n    return x"
+    assert execute(nested, TEST, "add").error.startswith("RecursionError")
+    itself = "def add(a, b):\n    x = []\n    x.append(x)\n    return x"
+    assert execute(itself, TEST, "add").error.startswith("RecursionError")
+    forged = "import os\nfor fd in range(3, 16):\n    try: os.write(fd, b't' + b'\\xff' * 64)\n"
+    forged += "    except OSError: pass"
+    done = execute(f"{RIGHT}{forged}", TEST, "add", timeout=0.7)
+    assert done.outcome in ("memory", "error", "timeout")
+
+
+def test_what_a_program_raises_is_what_the_test_can_catch():
+    program = "class Odd(KeyError): pass\ndef add(a, b): raise Odd('no such sum')"
+    test = "try: add(2, 3)\nexcept KeyError as error: assert str(error) == {!r}"
+    assert execute(program, test.format("'no such sum'"), "add") == Execution("ok")
+    assert execute(program, "add(2, 3)", "add") == Execution("error", "Odd: 'no such sum'")
+    number = "def add(a, b): return b'\\xff'.decode()"
+    assert execute(number, "add(2, 3)", "add").error.startswith("UnicodeDecodeError: 'utf-8'")
+    assert execute("", "add(2, 3)", "add").error == "NameError: name 'add' is not defined"
+    options = "def add(a, *, b): return a + b"
+    assert execute(options, "assert add(2, b=3) == 5", "add") == Execution("ok")
