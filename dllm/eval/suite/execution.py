@@ -37,11 +37,17 @@ from dllm.errors import DllmError
 Outcome = Literal["ok", "fail", "syntax", "error", "timeout", "memory"]
 FAILED: tuple[Outcome, ...] = ("fail", "syntax", "error", "timeout", "memory")
 
-SANDBOX = Path(__file__).with_name("sandbox.py")
+INSIDE = ("plain", "guard", "enclosure", "sandbox")  # modules of this folder, in this order
 # No folder of the script, of the user or of site-packages in the path; no byte code written. The
-# script comes compiled: that takes as long as starting the interpreter.
+# modules come compiled: that takes as long as starting the interpreter.
 PYTHON = (sys.executable, "-P", "-s", "-S", "-B", "-c")
-START = "import marshal, os; exec(marshal.loads(os.read(0, {size})))"
+START = """
+import marshal, os, sys
+for name, code in marshal.loads(os.read(0, {size})):
+    module = sys.modules[name] = type(sys)(name)
+    exec(code, module.__dict__)
+module.main()
+"""
 SHARED = ("typing",)  # slow to import, and read by most programs and their tests alike
 BEGUN = "+"  # as in `sandbox`: what comes before it is no program's fault
 LONGEST = 4096  # bytes of a report
@@ -83,10 +89,10 @@ def bubblewrap(home: str) -> list[str] | None:
     if bwrap is None:
         return None
     python = {sys.executable, os.path.realpath(sys.executable)}
-    shown = (*places(), *python)
-    binds = [word for place in shown for word in ("--ro-bind", place, place)]
-    rest = ("--dev-bind", os.devnull, os.devnull, "--bind", home, "/tmp", "--chdir", "/tmp")
-    return [bwrap, "--unshare-all", "--die-with-parent", "--as-pid-1", *binds, *rest]
+    binds = [word for place in (*places(), *python) for word in ("--ro-bind", place, place)]
+    binds += ["--dev-bind", os.devnull, os.devnull, "--bind", home, "/tmp", "--remount-ro", "/"]
+    alone = ("--unshare-all", "--cap-drop", "ALL", "--die-with-parent", "--as-pid-1")
+    return [bwrap, *alone, *binds, "--chdir", "/tmp"]
 
 
 WALLS = (
@@ -115,9 +121,15 @@ def places() -> tuple[str, ...]:
     return tuple(found)
 
 
+def source(module: str) -> str:
+    return Path(__file__).with_name(f"{module}.py").read_text("utf-8")
+
+
 @cache
-def compiled(script: Path) -> bytes:
-    return marshal.dumps(compile(script.read_text("utf-8"), str(script), "exec"))
+def compiled() -> bytes:
+    """The names and the code of `INSIDE`."""
+    names = {module: f"{__package__}.{module}" for module in INSIDE}
+    return marshal.dumps([(names[m], compile(source(m), f"<{m}>", "exec")) for m in INSIDE])
 
 
 @cache
@@ -156,7 +168,7 @@ def execute(
         prefix = wall.prefix(home)
         if prefix is None:
             raise DllmError(f"wall={wall.name}: expected one that this system has")
-        script = compiled(SANDBOX)
+        script = compiled()
         seconds = math.ceil(timeout) + 1  # for a process whose parent was killed
         shared = ",".join(name for name in SHARED if name in program and name in test)
         arguments = (wall.name, str(seconds), str(memory), shared, *places())
