@@ -31,7 +31,8 @@ def chance(
     Raises ValueError unless `sets` hold every item of the answer once.
     """
     size = slots(form, n)
-    if not all(sets) or sorted(chain(*sets)) != list(range(size)):
+    placed = sorted(chain(*sets))
+    if not all(sets) or len(placed) != size or placed != list(range(size)):
         raise ValueError(
             f"sets={[list(items) for items in sets]}: expected non-empty sets that hold each of "
             f"the {size} items of {form} n={n} once"

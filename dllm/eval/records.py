@@ -8,11 +8,14 @@ summary.json   Plan and Cells
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
+
+from dllm.eval.shapes import shaped
 
 SCHEMA = "dllm-eval-1"
 PHASES = ("prompt", "forward", "sampler", "other")
@@ -77,22 +80,34 @@ class Plan:
         return {"schema": SCHEMA, **asdict(self), "settings": settings}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
-        """What `as_dict` gave, possibly with more; KeyError or TypeError for anything else."""
-        if fields["schema"] != SCHEMA:
-            raise KeyError(SCHEMA)
-        return cls(
-            suite=fields["suite"],
-            model=fields["model"],
-            tasks=tuple(fields["tasks"]),
-            settings=tuple(Setting(**setting) for setting in fields["settings"]),
-            seeds=tuple(fields["seeds"]),
-            count=fields["count"],
-            batch_size=fields["batch_size"],
-            memo=fields["memo"],
-            environment=fields["environment"],
-            skipped=tuple(Skipped(**skipped) for skipped in fields["skipped"]),
-        )
+    def from_dict(cls, fields: object) -> Plan:
+        """What `as_dict` gave, possibly with more; ValueError names what is wrong."""
+        found = fields.get("schema") if isinstance(fields, dict) else None
+        if found != SCHEMA:
+            raise ValueError(f"expected the schema {SCHEMA}, found {found!r:.60}")
+        plan = shaped(cls, fields)
+        for setting in plan.settings:
+            shaped(Temperature, dict(setting.options), f"setting {setting.name!r:.60}: options")
+        for at, skipped in enumerate(plan.skipped):
+            plan.check(f"skipped[{at}]", skipped.task, skipped.setting)
+        return plan
+
+    def check(self, where: str, task: int, setting: int | None = None) -> None:
+        """ValueError unless these are numbers of a task and of a setting."""
+        for name, value, known in (("task", task, self.tasks), ("setting", setting, self.settings)):
+            if value is not None and value >= len(known):
+                raise ValueError(f"{where}.{name}={value}: expected one of the run's {len(known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """What counting needs to know of a setting's options."""
+
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: expected at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +141,19 @@ class Row:
     steps: list[int]
     slots: list[int] | None
     seconds: list[float]
+
+    @classmethod
+    def from_dict(cls, fields: object, plan: Plan) -> Row:
+        """A row of `plan`; ValueError names what is wrong."""
+        row = shaped(cls, fields)
+        plan.check("row", row.task, row.setting)
+        if len(row.steps) != len(row.ids):
+            raise ValueError(f"steps: expected one for each of {len(row.ids)} ids")
+        if len(row.seconds) != len(PHASES):
+            raise ValueError(f"seconds: expected {len(PHASES)}, for {', '.join(PHASES)}")
+        if row.slots and max(row.slots) >= len(row.ids):
+            raise ValueError(f"slots: expected places below {len(row.ids)}, the number of ids")
+        return row
 
     @property
     def key(self) -> tuple[int, int, int, int, int]:
@@ -169,6 +197,19 @@ class Cell:
     ordered: int = 0
     seconds: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
 
+    def check(self, where: str) -> None:
+        """ValueError where these cannot be sums over `count` answers."""
+        ordered(where, strict=self.strict, right=self.right, count=self.count)
+        ordered(where, ceiled_right=self.ceiled_right, ceiled=self.ceiled, count=self.count)
+        ordered(where, ordered=self.ordered, count=self.count)
+        ordered(where, reasons=sum(self.reasons.values()), count=self.count)
+        if not 0 <= self.ceiling <= self.ceiled * (1 + 1e-9):
+            raise ValueError(f"{where}.ceiling={self.ceiling}: expected at most {self.ceiled}")
+        if not abs(self.tau) <= self.ordered * (1 + 1e-9):
+            raise ValueError(f"{where}.tau={self.tau}: expected at most {self.ordered}")
+        if len(self.seconds) != len(PHASES) or min(self.seconds) < 0:
+            raise ValueError(f"{where}.seconds: expected {len(PHASES)} of at least 0")
+
 
 @dataclass(frozen=True, slots=True)
 class OracleCell:
@@ -201,8 +242,30 @@ class Summary:
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Summary:
-        """What `as_dict` gave; KeyError or TypeError where it is something else."""
+    def from_dict(cls, fields: object) -> Summary:
+        """What `as_dict` gave; ValueError names what is wrong in anything else."""
         plan = Plan.from_dict(fields)
-        cells = tuple(Cell(**cell) for cell in fields["cells"])
-        return cls(plan, cells, tuple(OracleCell(**oracle) for oracle in fields["oracles"]))
+        assert isinstance(fields, dict)  # else it is no plan
+        counts = shaped(Counts, fields)
+        for at, cell in enumerate(counts.cells):
+            plan.check(f"cells[{at}]", cell.task, cell.setting)
+            cell.check(f"cells[{at}]")
+        for at, oracle in enumerate(counts.oracles):
+            plan.check(f"oracles[{at}]", oracle.task)
+            ordered(f"oracles[{at}]", right=oracle.right, count=oracle.count)
+        return cls(plan, counts.cells, counts.oracles)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """summary.json beside its plan."""
+
+    cells: tuple[Cell, ...]
+    oracles: tuple[OracleCell, ...]
+
+
+def ordered(where: str, **counts: float) -> None:
+    """ValueError unless no count is larger than the one behind it."""
+    for (less, few), (more, many) in itertools.pairwise(counts.items()):
+        if few > many:
+            raise ValueError(f"{where}.{less}={few}: expected at most {more}={many}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +18,15 @@ from dllm.eval.frontier import (
     parallelism_at,
     pareto,
 )
+from dllm.eval.packed import read_packed
 from dllm.eval.records import PHASES, SCHEMA, Summary
 from dllm.eval.suite.base import REASONS
 from dllm.eval.tables import NONE, Table, number, percent, signed, span
+from dllm.files import parse_json
 
 Run = tuple[str, Summary]  # what to call it, and its numbers
 LEVELS = (90.0, 80.0, 70.0)  # the x of PBx
 RATES = (1, 2, 4, 8)  # tokens per forward at which methods are compared task by task
-UNREADABLE = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, IndexError)
 SHOWN = 20  # changed cells that are listed one by one
 CURVE_NOTES = (
     "forwards: the geometric mean over the scores that both reach; score: the mean over log "
@@ -57,22 +55,16 @@ CHANGE_NOTES = (
 
 
 def read_summary(path: Path) -> Summary:
-    """The summary of a run's directory, or of a summary.json or .json.gz; DllmError, OSError."""
+    """The summary of a run's directory, or of a summary.json or .json.gz; DllmError."""
     if path.is_dir():
         plain = path / "summary.json"
         packed = path / "summary.json.gz"
         path = packed if packed.exists() and not plain.exists() else plain
-    data = path.read_bytes()
+    data = parse_json(read_packed(path), str(path))
     try:
-        text = gzip.decompress(data) if path.suffix == ".gz" else data
-        summary = Summary.from_dict(json.loads(text))
-        for cell in summary.cells:
-            summary.plan.settings[cell.setting], summary.plan.tasks[cell.task]
-    except UNREADABLE as error:
-        raise DllmError(
-            f"{path}: expected a run's summary of schema {SCHEMA} ({type(error).__name__}: {error})"
-        ) from error
-    return summary
+        return Summary.from_dict(data)
+    except ValueError as error:
+        raise DllmError(f"{path}: expected a run's summary of schema {SCHEMA} ({error})") from error
 
 
 def report(

@@ -93,6 +93,23 @@ def run(
     if len(skipped) == len(wanted.settings) * sum(len(task.n) for task in tasks.values()):
         raise DllmError(f"nothing can be run: {skipped[0][3]}")
     if ranks.rank == 0:
+        store.fits(wanted)
+    with store:
+        return _run(subject, sweep, store, wanted, tasks, skipped, ranks, on_progress)
+
+
+def _run(
+    subject: Subject,
+    sweep: Sweep,
+    store: Store,
+    wanted: Plan,
+    tasks: Mapping[str, SuiteTask],
+    skipped: Sequence[tuple[Setting, str, int, str]],
+    ranks: Ranks,
+    on_progress: Progress | None,
+) -> Summary | None:
+    """`run` with its store open and what cannot be run known."""
+    if ranks.rank == 0:
         store.begin(wanted)
     ranks.wait()
     plan = store.plan()
@@ -111,7 +128,7 @@ def run(
     plan = replace(plan, skipped=tuple(sorted({*plan.skipped, *without})))
     store.merge(plan, every)
     summary = summarize(plan, store.rows(), every)
-    write_summary(out, summary)
+    write_summary(store.path, summary)
     return summary
 
 

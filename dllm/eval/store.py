@@ -1,62 +1,91 @@
 """The files of a run (see records.py): continued after an interruption, merged at the end.
 
 A row is written once its batch is decoded. A torn last line, of a run that was killed, is dropped;
-a row that stands in several files counts once.
+a row that stands in several files counts once. Nobody else has written these files, but anybody may
+have: what is not as it should be is a DllmError that names the file.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from dllm.errors import DllmError
 from dllm.eval.records import Plan, Row, Summary
+from dllm.eval.shapes import shaped
 from dllm.eval.suite import Sample, SuiteTask, draw
-from dllm.files import write_json
+from dllm.files import FileError, read_json, replacing, to_json, write_json
+from dllm.jsonlog import JsonLog, read_records
 
+T = TypeVar("T")
 RUN, RESULTS, SAMPLES, SUMMARY = "run.json", "results.jsonl", "samples.jsonl", "summary.json"
 Which = tuple[int, int, int, int]  # task, n, seed, i
-FIELDS = {field.name for field in fields(Row)}
 
 
 class Store:
-    """The directory of one run, as one of its processes sees it."""
+    """The directory of one run, as one of its processes sees it.
+
+    As a context it is the only one with its rank: another process with the same directory gets a
+    DllmError. Processes that share a run have a rank each.
+    """
 
     def __init__(self, path: Path, rank: int = 0) -> None:
         self.path = path
         self.mine = path / f"results.{rank}.jsonl"
+        self._log: JsonLog | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{self.path}: {error.strerror}") from error
+        self._log = JsonLog(self.mine)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._log is not None
+        with suppress(OSError):  # there is none once all is merged
+            if not self.mine.stat().st_size:
+                self.mine.unlink()
+        self._log.close()
+
+    def fits(self, plan: Plan) -> None:
+        """DllmError where `plan` cannot be begun or joined here. Nothing is written."""
+        if (self.path / RUN).exists():
+            joined(self.plan(), plan, self.path)
+        elif self.path.exists() and not (
+            self.path.is_dir() and all(map(_nothing, self.path.iterdir()))
+        ):
+            raise DllmError(f"{self.path}: expected a new directory, or one of `dllm eval run`")
 
     def begin(self, plan: Plan) -> None:
         """Create the run or join its plan with `plan`; DllmError where they do not go together."""
+        self.fits(plan)
         if (self.path / RUN).exists():
             plan = joined(self.plan(), plan, self.path)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise DllmError(f"{self.path}: expected a new directory, or one of `dllm eval run`")
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / RUN, plan.as_dict())
 
     def plan(self) -> Plan:
         """The plan in the directory; DllmError where there is none."""
-        try:
-            return Plan.from_dict(json.loads((self.path / RUN).read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DllmError(f"{self.path}: no run of `dllm eval run` in it ({error})") from error
+        path = self.path / RUN
+        if not path.exists():
+            raise DllmError(f"{self.path}: no run of `dllm eval run` in it (no {RUN})")
+        return checked(path, Plan.from_dict, read_json(path))
 
     def append(self, rows: Sequence[Row]) -> None:
         """Keep `rows`; they are in the file on return."""
-        cut_torn_line(self.mine)
-        with self.mine.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        assert self._log is not None, "only inside the context"
+        self._log.append(*map(asdict, rows))
 
     def rows(self) -> Iterator[Row]:
         """All rows of all processes, each once."""
-        seen = set()
+        plan, seen = self.plan(), set()
         for path in sorted(self.path.glob("results*.jsonl")):
-            for row in read_rows(path):
+            for row in read_rows(path, plan):
                 if row.key not in seen:
                     seen.add(row.key)
                     yield row
@@ -68,9 +97,12 @@ class Store:
         write_json(self.path / RUN, plan.as_dict())
         rows = sorted(self.rows(), key=lambda row: row.key)
         known = dict(self.samples())
-        for which in sorted({row.key[:4] for row in rows}):
+        for which in sorted({row.key[:4] for row in rows} - known.keys()):
             task, n, seed, i = which
-            known.setdefault(which, draw(tasks[task], n, seed, i))
+            count = tasks[task].count(n)
+            if n not in tasks[task].n or (count is not None and i >= count):
+                raise DllmError(f"{self.path}: no sample {i} of size {n} in {plan.tasks[task]!r}")
+            known[which] = draw(tasks[task], n, seed, i)
         lines = (
             {"task": task, "n": n, "seed": seed, "i": i, **sample.as_dict()}
             for (task, n, seed, i), sample in sorted(known.items(), key=lambda item: item[0])
@@ -85,9 +117,36 @@ class Store:
             part.unlink()
 
     def samples(self) -> Iterator[tuple[Which, Sample]]:
-        for fields_ in read_lines(self.path / SAMPLES):
-            which = fields_["task"], fields_["n"], fields_["seed"], fields_["i"]
-            yield which, Sample.from_dict(fields_)
+        plan, path = self.plan(), self.path / SAMPLES
+        if not path.exists():
+            return
+        for number, fields in read_records(path):
+            where = f"{path}, line {number}"
+            which = checked(where, lambda given: Key.of(given, plan), fields)
+            yield which, checked(where, Sample.from_dict, fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which sample a line of samples.jsonl is."""
+
+    task: int
+    n: int
+    seed: int
+    i: int
+
+    @classmethod
+    def of(cls, fields: object, plan: Plan) -> Which:
+        key = shaped(cls, fields)
+        plan.check("sample", key.task)
+        return key.task, key.n, key.seed, key.i
+
+
+def _nothing(path: Path) -> bool:
+    """Whether a file is left of a run that was killed before it began."""
+    return path.name.endswith(".tmp") or (
+        re.fullmatch(r"results\.\d+\.jsonl", path.name) is not None and not path.stat().st_size
+    )
 
 
 def joined(old: Plan, new: Plan, path: Path) -> Plan:
@@ -95,8 +154,8 @@ def joined(old: Plan, new: Plan, path: Path) -> Plan:
     for name in ("suite", "model"):
         if getattr(old, name) != getattr(new, name):
             raise DllmError(
-                f"{path}: a run with {name}={getattr(old, name)!r}: expected the same, found "
-                f"{getattr(new, name)!r}; choose another directory"
+                f"{path}: a run with {name}={getattr(old, name)!r:.300}: expected the same, found "
+                f"{getattr(new, name)!r:.300}; choose another directory"
             )
     known = {setting.identity for setting in old.settings}
     return replace(
@@ -114,37 +173,21 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_json(path / SUMMARY, summary.as_dict())
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    for fields_ in read_lines(path):
-        if fields_.keys() != FIELDS:
-            raise DllmError(f"{path}: a row with {sorted(fields_)}: expected {sorted(FIELDS)}")
-        yield Row(**fields_)
+def read_rows(path: Path, plan: Plan) -> Iterator[Row]:
+    """The rows of one file of a run with this plan."""
+    for number, fields in read_records(path):
+        yield checked(f"{path}, line {number}", lambda given: Row.from_dict(given, plan), fields)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, none if there is no file; a torn last line is left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
-                return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DllmError(f"{path}, line {number}: no JSON") from error
-
-
-def cut_torn_line(path: Path) -> None:
-    if path.exists():
-        text = path.read_bytes()
-        os.truncate(path, text.rfind(b"\n") + 1)
+def checked(where: object, read: Callable[[Any], T], given: object) -> T:
+    """What `read` makes of `given`, its ValueErrors with the place in front."""
+    try:
+        return read(given)
+    except ValueError as error:
+        raise FileError(f"{where}: {error}") from error
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """A JSONL file, whole or not at all."""
-    temp = path.with_name(path.name + ".tmp")
-    with temp.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temp, path)
+    with replacing(path) as temp, temp.open("w", encoding="utf-8") as file:
+        file.writelines(to_json(line) + "\n" for line in lines)

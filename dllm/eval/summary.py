@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dllm.eval.ceiling import chance
 from dllm.eval.records import Cell, OracleCell, Plan, Row, Summary
@@ -83,6 +84,15 @@ def kendall(steps: list[int]) -> float | None:
     """
     order = np.array([step for step in steps if step])
     pairs = len(order) * (len(order) - 1) // 2
-    if not pairs:
-        return None
-    return float(np.triu(np.sign(order[None, :] - order[:, None]), 1).sum() / pairs)
+    return rising(order) / pairs if pairs else None
+
+
+def rising(order: NDArray[np.int64]) -> int:
+    """Pairs that rise minus pairs that fall; by halves, since answers may be long."""
+    if len(order) <= 64:
+        return int(np.triu(np.sign(order[None, :] - order[:, None]), 1).sum())
+    first, second = np.split(order, [len(order) // 2])
+    below = np.sort(first)
+    rise = np.searchsorted(below, second, "left").sum()
+    fall = (len(below) - np.searchsorted(below, second, "right")).sum()
+    return int(rise - fall) + rising(first) + rising(second)

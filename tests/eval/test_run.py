@@ -15,7 +15,7 @@ from dllm.eval.ranks import Ranks
 from dllm.eval.records import Row, Setting, Summary
 from dllm.eval.regrade import regrade
 from dllm.eval.run import Sweep, configure, made, pieces, run
-from dllm.eval.store import Store, read_rows
+from dllm.eval.store import Store
 from dllm.eval.subjects import Checkpoint, OracleSubject
 from dllm.eval.suite import draw, task_of
 from dllm.output import Commit, Output, Timings
@@ -46,7 +46,7 @@ def whole(subject, tmp_path_factory):
 
 def untimed(path):
     """The rows of a finished run without their seconds, in file order."""
-    return [dataclasses.replace(row, seconds=[]) for row in read_rows(path / "results.jsonl")]
+    return [dataclasses.replace(row, seconds=[]) for row in Store(path).rows()]
 
 
 def counted(path):
@@ -82,7 +82,7 @@ def test_the_summary_counts_the_rows_and_survives_json(whole):
         "seeds": [0, 3],
         "skipped": [],
     }
-    rows = list(read_rows(whole / "results.jsonl"))
+    rows = list(Store(whole).rows())
     for cell in summary.cells:
         mine = [r for r in rows if (r.setting, r.task, r.n) == (cell.setting, cell.task, cell.n)]
         assert cell.count == len(mine) == 10
@@ -96,7 +96,7 @@ def test_the_summary_counts_the_rows_and_survives_json(whole):
 
 
 def test_the_parts_of_the_time_are_none_of_them_negative(whole):
-    for row in read_rows(whole / "results.jsonl"):
+    for row in Store(whole).rows():
         prompt, _, sampler, other = row.seconds
         assert min(row.seconds) >= 0
         assert prompt > 0
@@ -310,6 +310,7 @@ def test_a_sweep_of_nothing_is_an_error(change):
 
 def test_a_row_in_two_files_counts_once(whole, tmp_path):
     """As after a kill between writing the merged file and removing the parts."""
+    (tmp_path / "run.json").write_bytes((whole / "run.json").read_bytes())
     for name in ("results.jsonl", "results.0.jsonl", "results.1.jsonl"):
         (tmp_path / name).write_bytes((whole / "results.jsonl").read_bytes())
     assert len(list(Store(tmp_path).rows())) == len(untimed(whole))
@@ -352,9 +353,10 @@ def test_a_task_says_how_it_is_put(subject, tmp_path):
 def test_a_row_of_another_version_is_told(whole, tmp_path):
     line = json.loads((whole / "results.jsonl").read_text().splitlines()[0])
     del line["slots"]
+    (tmp_path / "run.json").write_bytes((whole / "run.json").read_bytes())
     (tmp_path / "results.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(DllmError, match="expected"):
-        list(read_rows(tmp_path / "results.jsonl"))
+    with pytest.raises(DllmError, match=r"results\.jsonl, line 1: row: expected the key 'slots'"):
+        list(Store(tmp_path).rows())
 
 
 def test_a_token_counts_where_it_was_committed_for_good():

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+from dllm.eval.shapes import shaped
+
 SUITE = "dllm-suite-1"  # changes whenever a sample or a grade of any task does
 
 # What is wrong with an answer. Reasons that only some tasks have come last.
@@ -68,9 +70,12 @@ class Sample:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Sample:
-        shots = tuple((question, answer) for question, answer in fields["shots"])
-        return cls(fields["prompt"], fields["answer"], fields["facts"], shots)
+    def from_dict(cls, fields: object) -> Sample:
+        """What `as_dict` gave, possibly with more; ValueError names what is wrong."""
+        sample = shaped(cls, fields)
+        if any(len(shot) != 2 for shot in sample.shots):
+            raise ValueError("shots: expected pairs of a question and an answer")
+        return sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from dllm.errors import DllmError
+from dllm.eval.packed import read_packed
 from dllm.eval.suite.base import Surface, TaskBase
+from dllm.files import FileError, parse_json
 
 Row = dict[str, str]
 Setup = Literal["llada", "llada-instruct", "dream", "dream-instruct", "fast-dllm", "dparallel"]
@@ -34,19 +32,18 @@ def read_rows(path: str, patterns: Mapping[str, str], source: str) -> list[Row]:
     source: where such a file comes from. DllmError names it, or the line that is wrong.
     """
     try:
-        raw = Path(path).read_bytes()
-        lines = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode().split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = read_packed(path)
+    except FileError as error:
         raise DllmError(f"cannot read {path!r} ({error}): expected {source}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise DllmError(f"no questions in {path!r}: expected {source}")
     return [read_row(line, patterns, f"{path}, line {number}") for number, line in numbered]
 
 
 def read_row(line: str, patterns: Mapping[str, str], where: str) -> Row:
-    with suppress(ValueError):
-        row = json.loads(line)
+    with suppress(FileError):
+        row = parse_json(line, where)
         if isinstance(row, dict) and all(
             isinstance(row.get(key), str) and re.search(pattern, row[key])
             for key, pattern in patterns.items()
