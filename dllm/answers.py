@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.binding import Codec
 from dllm.canvas import Canvas
 from dllm.output import Commit, FinishReason, Output, Timings
+from dllm.spelling import Codec
 
 
 @dataclass(frozen=True, slots=True)

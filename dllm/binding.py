@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from dllm.cache.policy import CachePolicy
 from dllm.canvas import Given
@@ -13,13 +13,7 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.models.protocol import TokenIds
 from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
 from dllm.samplers.rule import Rule
-
-
-class Codec(Protocol):
-    """Text to ids and back."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
+from dllm.spelling import Codec
 
 
 @lru_cache(maxsize=2)  # a vocabulary of 126,464 takes a second to spell

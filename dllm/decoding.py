@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm.answers import Answers
-from dllm.binding import Codec, Parts, check_given, encode_given
+from dllm.binding import Parts, check_given, encode_given
 from dllm.canvas import Canvas, Given, Windows
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
@@ -32,6 +32,7 @@ from dllm.samplers.candidates import (
     score,
 )
 from dllm.samplers.rule import Selection, commits
+from dllm.spelling import Codec
 
 State = dict[str, Tensor]
 

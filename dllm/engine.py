@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, overload
 
-from dllm.binding import Codec
 from dllm.canvas import Given
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding import DecodeError, Decoding
@@ -16,6 +15,7 @@ from dllm.models.protocol import Model
 from dllm.output import Event, Finished, Output, Started
 from dllm.presets import TUNED, preset_options
 from dllm.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
+from dllm.spelling import Codec
 
 
 class TextCodec(Codec, Protocol):

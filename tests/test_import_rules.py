@@ -22,6 +22,7 @@ GROUND = (
     "dllm.options",
     "dllm.output",
     "dllm.prompts",
+    "dllm.spelling",
 )
 TENSORS = ("torch", "numpy", "einops")
 BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")

@@ -23,7 +23,7 @@ from dllm.eval.suite import Sample, SuiteTask, draw
 from dllm.eval.suite.base import Span
 from dllm.models.fingerprint import fingerprint
 from dllm.output import Output
-from dllm.streaming import Speller
+from dllm.spelling import Speller
 from dllm.text import Text
 
 MEASURED = 64  # answers that are looked at to choose the size of a canvas
