@@ -20,16 +20,21 @@ class ConfigError(DllmError):
 def check_numbers(
     config: object, numbers: Mapping[str, tuple[type[Any], float]], may_be_none: Sequence[str] = ()
 ) -> None:
-    """ConfigError for an option that is not of its kind or below its least value."""
+    """ConfigError for an option that is not of its kind, below its least value, or a whole number
+    of more than 63 bits.
+    """
     for name, (kind, least) in numbers.items():
         value = getattr(config, name)
         if name in may_be_none and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < inf:
+        most = 2**63 if kind is Integral else inf
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < most:
             number = "a whole number" if kind is Integral else "a number"
-            above = "" if least == -inf else f" of at least {least}"
+            below = " and below 2**63" if isinstance(value, Integral) and int(value) >= most else ""
             none = ", or None" if name in may_be_none else ""
-            raise ConfigError(f"{name}={value!r}: expected {number}{above}{none}")
+            raise ConfigError(
+                f"{name}={value!r}: expected {number} of at least {least}{below}{none}"
+            )
 
 
 def check_top_p(top_p: float) -> None:

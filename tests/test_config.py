@@ -24,7 +24,8 @@ from dllm.samplers.quota import Quota
         ("top_k", [-1, 0.5, None], "a whole number of at least 0"),
         ("top_p", [0, 1.01], "a number above 0 and at most 1"),
         ("top_p", [-0.1, math.nan, "x"], "a number of at least 0"),
-        ("seed", [1.5, None, "x"], "a whole number$"),
+        ("seed", [1.5, None, "x", -1], "a whole number of at least 0$"),
+        ("seed", [2**63, 10**30], r"a whole number of at least 0 and below 2\*\*63$"),
         ("stop", [[""], ["a", ""], "", [1], None, 3], "non-empty strings"),
     ],
 )
@@ -41,7 +42,7 @@ def test_good_values():
         max_new_tokens=np.int64(3),
         temperature=np.float32(0.5),
         top_p=1,
-        seed=-(2**70),
+        seed=2**63 - 1,
         block_length=None,
     )
     assert (config.max_new_tokens, config.top_p) == (3, 1)

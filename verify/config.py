@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,7 +16,7 @@ NUMBERS: dict[str, tuple[type[Any], float]] = {
     "temperature": (Real, 0),
     "top_p": (Real, 0),
     "top_k": (Integral, 0),
-    "seed": (Integral, -inf),
+    "seed": (Integral, 0),
     "reuse": (Integral, 0),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,17 @@ class Rng(Protocol):
     def flip(self, prob: float) -> bool:
         """True with probability `prob`; never where it is 0, always where it is 1."""
         ...
+
+
+def row_seed(seed: int, row: int) -> int:
+    """What the generator of row number `row` is seeded with in a run of that seed (not negative).
+
+    torch's CPU generator takes 32 bits of a seed: so all bits of the run's are hashed to them, and
+    no two of 2**32 rows that are numbered one after another get the same.
+    """
+    words = (seed % 2**32, seed >> 32, (row >> 32) % 2**32)
+    (hashed,) = np.random.SeedSequence(words).generate_state(1)
+    return (int(hashed) + row) % 2**32
 
 
 class TorchRng:

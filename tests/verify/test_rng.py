@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dllm.verify.rng import TorchRng
+from dllm.verify.rng import TorchRng, row_seed
 
 DEVICES = [
     "cpu",
@@ -45,3 +45,22 @@ def test_coins(device):
     heads = [rng.flip(0.25) for _ in range(2000)]
     assert 400 < sum(heads) < 600  # 5 standard deviations
     assert any(a != b for a, b in itertools.pairwise(heads))
+
+
+def test_no_two_rows_of_a_run_and_no_two_runs_are_seeded_alike():
+    """torch's generator takes 32 bits, so that a seed of more has to be hashed."""
+    seeds = [0, 1, 2, 1000, 2**32, 2**32 + 1, 10**14, 2**63 - 1]
+    rows = [*range(200), 2**32, 2**33, 2**62]
+    found = {row_seed(seed, row) for seed in seeds for row in rows}
+    assert len(found) == len(seeds) * len(rows)
+    assert all(0 <= each < 2**32 for each in found)
+    first = {float(torch.rand((), generator=torch.Generator().manual_seed(each))) for each in found}
+    assert len(first) > 0.999 * len(found)
+
+
+def test_a_row_is_seeded_as_ever():
+    assert [row_seed(0, 0), row_seed(0, 1), row_seed(10**14, 7)] == [
+        2968811710,
+        2968811711,
+        2405481527,
+    ]
