@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typer.core import TyperGroup
 from dllm.errors import DllmError
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF)  # cannot be written
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])  # typer exports no name for it
 
 
@@ -34,13 +35,13 @@ class Commands(TyperGroup):
         except DllmError as error:
             status = told(str(error))
         except BrokenPipeError:  # who read stdout has seen enough
-            status = BROKEN_PIPE
-        except OSError as error:
-            place = error.filename or ("stdout" if discard_stdout() else None)
+            status = 1
+        except OSError as error:  # all files but stdout have their names
+            place = error.filename or ("stdout" if error.errno in FULL else None)
             status = told(f"{place}: {error.strerror}" if place else str(error))
         except typer.Abort:
             status = INTERRUPTED
-        discard_stdout()
+        drop_unwritten()
         sys.exit(status)
 
 
@@ -50,18 +51,14 @@ def told(message: str) -> int:
     return 2
 
 
-def discard_stdout() -> bool:
-    """Whether stdout cannot be written; what it still holds is dropped, lest the interpreter try
-    again when it ends.
-    """
+def drop_unwritten() -> None:
+    """Empty stdout, into nothing if it cannot be written: the interpreter would tell at its end."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
         with suppress(OSError):  # no file, in tests
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def usage_message(error: Any) -> str:
