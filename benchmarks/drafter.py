@@ -22,7 +22,8 @@ from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.eval.tasks import TASKS
 from dllm.prompts import encode_prompt
-from dllm.verify.engine import SpecEngine, SpecOutput
+from dllm.verify.engine import SpecEngine
+from dllm.verify.output import SpecOutput
 
 NAME = "drafter"
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"

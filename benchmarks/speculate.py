@@ -26,7 +26,9 @@ from benchmarks.common import RESULTS, fill, unseen, write_result
 from dllm.eval.tasks import TASKS, Example, examples
 from dllm.prompts import encode_prompt
 from dllm.verify.datastore import Datastore
-from dllm.verify.engine import SpecEngine, SpecOutput
+from dllm.verify.engine import SpecEngine
+from dllm.verify.output import SpecOutput
+from dllm.verify.rng import row_seed
 
 NAME = "speculate_{dtype}_t{temperature:g}"
 PAGE = Path(__file__).parent.parent / "docs" / "verify.md"
@@ -124,8 +126,7 @@ def measure(args: argparse.Namespace) -> None:
         ids = encode_prompt(engine.text, example.prompt)
         seed = args.seed + number
         started = time.perf_counter()
-        # a request's generator is seeded with seed * 1000003 + row: see SpecEngine.request
-        expected = alone(engine, ids, seed * 1_000_003, args.temperature)
+        expected = alone(engine, ids, row_seed(seed, 0), args.temperature)
         spent = time.perf_counter() - started
         if not warm:
             seconds["transformers generate"].append(spent)

@@ -332,7 +332,7 @@ class Decoding:
             self.commits[row].append(commit)
             yield commit
 
-    def _finish_rows(self, reasons: Sequence[FinishReason | None]) -> Iterator[Finished]:
+    def _finish_rows(self, reasons: Sequence[FinishReason | None]) -> Iterator[Event]:
         """Finish every row that has ended and take it out of the batch."""
         for i, reason in enumerate(reasons):
             if reason is not None:
@@ -342,7 +342,7 @@ class Decoding:
             self._keep(torch.tensor(stay, dtype=torch.long, device=self.model.device))
             self.active = [self.active[i] for i in stay]
 
-    def _finished(self, i: int, reason: FinishReason) -> Finished:
+    def _finished(self, i: int, reason: FinishReason) -> Event:
         output = self.answers.output(
             self.canvas,
             i,

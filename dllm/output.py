@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 FinishReason = Literal["eos", "stop", "length", "interrupted"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,11 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A row left the batch."""
+class Finished(Generic[Result]):
+    """A row left the batch; the result is that of the engine that decoded it."""
 
     row: int
-    output: Output
+    output: Result
 
 
-Event = Started | Commit | Finished
+Event = Started | Commit | Finished[Output]

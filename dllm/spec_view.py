@@ -1,28 +1,26 @@
 """Speculation on a screen: which tokens a draft gave, and which the target itself.
 
-Knows rounds and outputs; knows no model.
+Knows the rows that a `SpecFollower` rebuilds; knows no model.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from dllm.verify.engine import SpecOutput
-from dllm.verify.loop import Round, RowRound
+from dllm.spec_streaming import SpecFollower, SpecRow
+from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 from dllm.view import CONTROLS
 
 DRAFTED, OWN = "bright_green", "bold"
 LEGEND = Text.assemble(("accepted from the draft", DRAFTED), "  ", ("the target's own", OWN))
-
-Pieces = Callable[[Sequence[int]], list[str]]  # token ids -> what each adds to the text
 
 
 def as_dict(output: SpecOutput) -> dict[str, Any]:
@@ -46,14 +44,19 @@ def as_dict(output: SpecOutput) -> dict[str, Any]:
     }
 
 
-def coloured(rounds: Sequence[RowRound], shown: int, pieces: Pieces) -> Text:
-    """The first `shown` tokens of a row, accepted drafts and the target's own told apart."""
-    tokens = [token for each in rounds for token in each.tokens]
-    drafted = [i < each.accepted for each in rounds for i in range(len(each.tokens))]
+def coloured(row: SpecRow) -> Text:
+    """The answer of a row, accepted drafts and the target's own told apart.
+
+    It is what is returned: a stop string may begin inside a token.
+    """
     text = Text()
-    for piece, from_draft in zip(pieces(tokens[:shown]), drafted):
+    for piece, from_draft in zip(row.pieces, row.drafted()):
         text.append(piece.translate(CONTROLS), DRAFTED if from_draft else OWN)
-    return text
+    if row.output is None:
+        return text
+    answer = row.output.text.translate(CONTROLS)
+    # not so where a decoder changes what its tokens spell one by one
+    return text[: len(answer)] if text.plain.startswith(answer) else Text(answer)
 
 
 def summary(output: SpecOutput) -> str:
@@ -71,15 +74,24 @@ def summary(output: SpecOutput) -> str:
 
 
 class SpecView:
-    """One answer while it is decoded, and its text and numbers when it is done.
+    """The rows of a batch while they are decoded, and their texts and numbers when they are done.
 
-    In a terminal, when `live`, every round stays for at least `delay` seconds.
+    In a terminal, when `live`, a round stays for at least `delay` seconds; `speed` divides that.
     """
 
-    def __init__(self, pieces: Pieces, *, delay: float, live: bool) -> None:
-        self.pieces, self.delay = pieces, delay
+    def __init__(
+        self,
+        follower: SpecFollower,
+        titles: Sequence[str] = (),
+        *,
+        delay: float,
+        speed: float = 1.0,
+        live: bool = True,
+    ) -> None:
+        """titles: of the rows; shown where there are several."""
+        self.follower, self.titles, self.delay, self.speed = follower, titles, delay, speed
         self.console = Console(highlight=False)
-        self.rounds: list[RowRound] = []
+        self.began, self.seconds = time.perf_counter(), 0.0  # of the round on the screen
         self.live: Live | None = None
         if live and self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
@@ -89,30 +101,60 @@ class SpecView:
             self.live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
+        if kind is None and self.follower.rows:
+            self._print_result()
 
-    def show(self, each: Round) -> None:
-        """Take in a round of the first row, and draw."""
-        self.rounds += [row for row in each.rows if row.row == 0]
-        if self.live is None or not self.rounds:
+    def show(
+        self, event: SpecEvent, seconds: float, pieces: Mapping[int, str] | None = None
+    ) -> None:
+        """Take in an event; draw where it completes a round of all rows that still run."""
+        self.follower.apply(event, seconds, pieces)
+        if self.live is None or not isinstance(event, RowRound):
             return
-        last, tokens = self.rounds[-1], sum(len(row.tokens) for row in self.rounds)
-        text = coloured(self.rounds, tokens, self.pieces)
-        note = (
-            f"round {len(self.rounds)}: {last.drafts} drafts verified, {last.accepted} accepted"
-            f" · {tokens} tokens"
-        )
-        self.live.update(Group(text, Text(note, "dim"), LEGEND), refresh=True)
-        time.sleep(self.delay)
+        running = [row for row in self.follower.rows.values() if row.output is None]
+        if len({len(row.rounds) for row in running}) == 1:
+            wait = max(self.delay, seconds - self.seconds) / self.speed
+            time.sleep(max(0.0, self.began + wait - time.perf_counter()))
+            self.live.update(self.render(), refresh=True)
+            self.began, self.seconds = time.perf_counter(), seconds
 
-    def finish(self, output: SpecOutput) -> None:
-        """Print the answer on stdout and its numbers on stderr."""
+    def render(self) -> RenderableType:
+        """The rows as they are now."""
+        parts: list[RenderableType] = []
+        for number, row in self.follower.rows.items():
+            parts += [*self._title(number), coloured(row), Text(progress(row), "dim")]
+        return Group(*parts, LEGEND)
+
+    def _title(self, number: int) -> list[Text]:
+        if len(self.follower.rows) == 1 or number >= len(self.titles):
+            return []
+        title = " ".join(self.titles[number].translate(CONTROLS).split())
+        return [Text(f"› {title}", "dim", no_wrap=True, overflow="ellipsis")]
+
+    def _print_result(self) -> None:
+        """Answers on stdout, their numbers on stderr."""
+        errors = Console(stderr=True, highlight=False)
+        for number, row in self.follower.rows.items():
+            if self.console.is_terminal:
+                self.console.print(*self._title(number), coloured(row), sep="\n", soft_wrap=True)
+            else:
+                print(row.output.text if row.output else "".join(row.pieces))
         if self.console.is_terminal:
-            text = coloured(output.rounds, len(output.token_ids), self.pieces)
-            self.console.print(text, soft_wrap=True)
             self.console.print(LEGEND)
-        else:
-            print(output.text)
-        Console(stderr=True, highlight=False).print(summary(output), soft_wrap=True, markup=False)
+        for row in self.follower.rows.values():
+            if row.output is not None:
+                errors.print(summary(row.output), soft_wrap=True, markup=False)
+
+
+def progress(row: SpecRow) -> str:
+    """One line of numbers about the last round of a row."""
+    if not row.rounds:
+        return "round 0"
+    last = row.rounds[-1]
+    return (
+        f"round {len(row.rounds)}: {last.drafts} drafts verified, {last.accepted} accepted"
+        f" · {len(row.tokens)} tokens"
+    )

@@ -103,18 +103,18 @@ class Follower:
 
 
 class Consumer(Protocol):
-    """Is shown every event, with the seconds that the engine has spent so far."""
+    """Is shown every event of an engine, with the seconds that it has spent so far."""
 
-    def show(self, event: Event, seconds: float) -> None: ...
+    def show(self, event: Any, seconds: float) -> None: ...
 
 
-def drive(events: Iterator[Event], *consumers: Consumer) -> dict[int, Output]:
+def drive(events: Iterator[Any], *consumers: Consumer) -> dict[int, Any]:
     """Show all events to all consumers; return the outputs by row.
 
     Ctrl-C while a consumer draws or waits ends the rows as Ctrl-C in the engine does: with what is
     committed.
     """
-    done: dict[int, Output] = {}
+    done: dict[int, Any] = {}
     spent, pending = 0.0, events
     while True:
         began = time.perf_counter()
@@ -131,9 +131,9 @@ def drive(events: Iterator[Event], *consumers: Consumer) -> dict[int, Output]:
             pending = chain(_interrupted(events), events)
 
 
-def _interrupted(events: Iterator[Event]) -> Iterator[Event]:
+def _interrupted(events: Iterator[Any]) -> Iterator[Any]:
     try:  # the engine's streams are generators: what is thrown in is raised where they stand
-        yield cast("Generator[Event, None, None]", events).throw(KeyboardInterrupt())
+        yield cast("Generator[Any, None, None]", events).throw(KeyboardInterrupt())
     except StopIteration:
         return
 

@@ -41,6 +41,7 @@ CONSOLE = (
     "dllm.recording",
     "dllm.batch",
     "dllm.saving",
+    "dllm.spec_streaming",
     "dllm.listing",
     "dllm.memo",
     "dllm.spec_view",
@@ -61,6 +62,7 @@ PURE = (  # of verify
     *("sources", "ngram", "recycling", "suffix"),
     *("control", "costs", "goodput", "protocol", "chain"),
 )
+SPEC_OUTPUT = "dllm.verify.output"
 LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
 
 
@@ -107,14 +109,18 @@ RULES: dict[str, May] = {
         (f"dllm.verify.{name}" for name in PURE),
         May(("dllm.verify",), TENSORS),
     ),
+    SPEC_OUTPUT: May(("dllm.output",), ()),
     "dllm.verify.datastore": May(
         ("dllm.errors", "dllm.files", "dllm.tensors", "dllm.verify"), (*TENSORS, "safetensors")
     ),
     "dllm.text": May((*BESIDE_ENGINE, "dllm.templates")),
     "dllm.streaming": May(BESIDE_ENGINE),
     "dllm.view": May(("dllm.output", "dllm.streaming")),
-    "dllm.recording": May((*ENGINE, "dllm.streaming")),
-    "dllm.spec_view": May(("dllm.verify", "dllm.view")),
+    "dllm.recording": May(
+        (*ENGINE, "dllm.spec_streaming", "dllm.streaming", "dllm.verify.config", SPEC_OUTPUT)
+    ),
+    "dllm.spec_streaming": May((SPEC_OUTPUT, "dllm.output", "dllm.verify.engine")),
+    "dllm.spec_view": May((SPEC_OUTPUT, "dllm.spec_streaming", "dllm.view")),
     "dllm.batch": May((*GROUND, "dllm.streaming")),
     "dllm.saving": May((*GROUND, "dllm.batch", "dllm.streaming")),
     "dllm.eval": May(

@@ -143,7 +143,10 @@ def record(engine, path, prompt, **options):
     prompts = [prompt] if isinstance(prompt, str) else prompt
     screen = Screen()
     view = LiveView(Follower.of(engine), prompts, delay=0, console=screen.console)
-    with view, Recorder(path, engine, config, model="echo", prompts=prompts) as recorder:
+    with (
+        view,
+        Recorder(path, Follower.of(engine), config, model="echo", prompts=prompts) as recorder,
+    ):
         drive(engine.stream(prompt, config), recorder, view)
     return screen.final()
 
@@ -155,7 +158,7 @@ class TestRecording:
         run = read_recording(tmp_path / "run.jsonl")
         screen = Screen()
         with LiveView(
-            Follower(run.stop_ids), run.prompts, delay=0, speed=100, console=screen.console
+            run.follower(), run.prompts, delay=0, speed=100, console=screen.console
         ) as view:
             replay(run, view)
         assert screen.final() == before
@@ -202,8 +205,8 @@ class TestRecording:
         [
             (lambda lines: [], "expected a recording.* found version None"),
             (lambda lines: ["[]\n"], "line 1: expected a JSON object"),
-            (lambda lines: ['{"dllm_recording": 99}\n'], "version 1, found version 99"),
-            (lambda lines: ['{"dllm_recording": 1}\n'], "line 1: no 'model'"),
+            (lambda lines: ['{"dllm_recording": 99}\n'], "version 2, found version 99"),
+            (lambda lines: ['{"dllm_recording": 2}\n'], "line 1: no 'verb'"),
             (lambda lines: [lines[0], "no json\n", *lines[2:]], "line 2: expected JSON"),
             (lambda lines: [lines[0], *lines[2:]], "line 2: no event of this run"),
             (lambda lines: [*lines[:2], '{"event": "x", "seconds": 0}\n'], "line 3: no event"),
@@ -236,7 +239,7 @@ class TestRecording:
 
     def test_every_line_is_on_disk_at_once(self, engine, tmp_path):
         file = tmp_path / "run.jsonl"
-        with Recorder(file, engine, DecodeConfig(), model="echo") as recorder:
+        with Recorder(file, Follower.of(engine), DecodeConfig(), model="echo") as recorder:
             for count, event in enumerate(engine.stream(SEVEN), 2):
                 recorder.show(event, 0.0)
                 assert len(file.read_text().splitlines()) == count

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from dllm.verify.api import load, load_drafter
     from dllm.verify.config import SpecConfig
     from dllm.verify.drafter import ModelDrafter
-    from dllm.verify.engine import SpecEngine, SpecOutput
+    from dllm.verify.engine import SpecEngine
     from dllm.verify.hf import generate
+    from dllm.verify.output import SpecOutput
     from dllm.verify.target import HFTarget
 
 _HOME = {
@@ -30,7 +31,7 @@ _HOME = {
     "SpecConfig": "config",
     "ModelDrafter": "drafter",
     "SpecEngine": "engine",
-    "SpecOutput": "engine",
+    "SpecOutput": "output",
     "generate": "hf",
     "HFTarget": "target",
 }

@@ -1,14 +1,13 @@
 """What a user holds: an AR target, a drafter, texts in, `SpecOutput`s out. The loop is in loop.py.
 
-stream (rounds) -> generate (outputs).
+rounds (ids) -> stream (events) -> generate (outputs).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,56 +19,15 @@ from transformers import (
 )
 
 from dllm.errors import DllmError
-from dllm.prompts import Chat, as_batch, as_ids, encode_prompt
+from dllm.output import Finished, FinishReason
+from dllm.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
+from dllm.spelling import Speller
 from dllm.text import Text
 from dllm.verify.config import PartsCache, SpecConfig
-from dllm.verify.loop import Request, Round, RowRound, speculate
+from dllm.verify.loop import Request, speculate
+from dllm.verify.output import Round, RowRound, SpecEvent, SpecOutput, Standing
 from dllm.verify.protocol import Drafter, Target
-from dllm.verify.rng import TorchRng
-
-FinishReason = Literal["eos", "stop", "length", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class SpecOutput:
-    """The result of one prompt.
-
-    text: the answer, cut where a stop string begins.  token_ids: its tokens, without the end token
-    or those that reach into the stop string.  rounds: one per pass of the target, in order.
-    target_passes, drafter_passes: those this row took part in.  seconds: of those rounds, all rows
-    of the batch together.  lossless: whether the acceptance rule leaves the target's law as it is.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    rounds: tuple[RowRound, ...]
-    seconds: float
-    rule: str
-    lossless: bool
-
-    @property
-    def emitted(self) -> int:
-        """Tokens that the target's passes gave, the one that ended the text included."""
-        return sum(len(each.tokens) for each in self.rounds)
-
-    @property
-    def target_passes(self) -> int:
-        return len(self.rounds)
-
-    @property
-    def drafter_passes(self) -> int:
-        return sum(each.depth > 0 for each in self.rounds)
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Tokens emitted per pass of the target; plain decoding has 1."""
-        return self.emitted / max(1, self.target_passes)
-
-    @property
-    def accepted_per_round(self) -> float:
-        """Draft tokens accepted per pass of the target: passes saved."""
-        return sum(each.accepted for each in self.rounds) / max(1, self.target_passes)
+from dllm.verify.rng import TorchRng, row_seed
 
 
 class SpecEngine:
@@ -85,21 +43,68 @@ class SpecEngine:
         """`eos`: the target's end tokens."""
         self.target, self.text, self.drafter, self.eos = target, text, drafter, frozenset(eos)
         self.parts = PartsCache()
+        self.speller = Speller(text) if text else None
 
     def config(self, config: SpecConfig | None = None, **options: Any) -> SpecConfig:
         """`config` with `options` put over it."""
         return (config or SpecConfig()).replace(**options)
 
-    def stream(
-        self, prompts: Sequence[Sequence[int]], config: SpecConfig | None = None, **options: Any
+    def rounds(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SpecConfig,
+        *,
+        row_ids: Sequence[int] | None = None,
     ) -> Iterator[Round]:
-        """Decode token ids together; a `Round` after every pass of the target."""
-        config = self.config(config, **options)
+        """Decode token ids together; a `Round` after every pass of the target.
+
+        row_ids: the identity of each row in random draws (default: its index), so that a row
+        samples the same alone, in a batch, or on another machine.
+        """
         if config.stop and self.text is None:
             raise DllmError(f"stop={config.stop!r}: this engine has no tokenizer to find them with")
+        prompts = as_ids(prompts)
+        row_ids = as_row_ids(row_ids, len(prompts))
         parts = self.parts.of(config)
-        requests = [self.request(row, ids, config) for row, ids in enumerate(as_ids(prompts))]
-        yield from speculate(self.target, self.drafter, requests, parts)
+        requests = [
+            self.request(row, ids, config, row_id)
+            for row, (ids, row_id) in enumerate(zip(prompts, row_ids, strict=True))
+        ]
+        return speculate(self.target, self.drafter, requests, parts)
+
+    def stream(
+        self,
+        prompts: Any,
+        config: SpecConfig | None = None,
+        *,
+        chat: Chat = "auto",
+        row_ids: Sequence[int] | None = None,
+        on_round: Callable[[Round], None] | None = None,
+        **options: Any,
+    ) -> Iterator[SpecEvent]:
+        """Decode text, messages or ids; Started, RowRound and Finished events as they happen.
+
+        KeyboardInterrupt ends the rows that are left with finish_reason "interrupted". Arguments
+        are those of `generate`.
+        """
+        config = self.config(config, **options)
+        batch, _ = as_batch(prompts)
+        ids = [encode_prompt(self.text, prompt, chat) for prompt in batch]
+        if not ids:
+            return
+        output = partial(self.output, config=config)
+        standing = Standing.at_start(ids, config.max_new_tokens)
+        try:
+            rounds = self.rounds(ids, config, row_ids=row_ids)
+            yield from standing.untold
+            for each in rounds:
+                standing = standing.after(each, output)
+                yield from standing.untold
+                if on_round is not None:
+                    on_round(each)
+        except KeyboardInterrupt:
+            standing = standing.interrupted(output)
+            yield from standing.untold
 
     def generate(
         self,
@@ -107,6 +112,7 @@ class SpecEngine:
         config: SpecConfig | None = None,
         *,
         chat: Chat = "auto",
+        row_ids: Sequence[int] | None = None,
         on_round: Callable[[Round], None] | None = None,
         **options: Any,
     ) -> Any:
@@ -114,29 +120,17 @@ class SpecEngine:
 
         A prompt is text, a list of messages ({"role", "content"}) or token ids: a list, a tensor,
         an array, or what a tokenizer returned. chat: wrap text in the chat template ("auto": if
-        there is one). on_round: is given every round.
-        Options are SpecConfig's fields; an unknown one is an error. Ctrl-C returns what is emitted
-        so far.
+        there is one). row_ids: see `rounds`. on_round: is given every round. Options are
+        SpecConfig's fields; an unknown one is an error. Ctrl-C returns what is emitted so far.
         """
-        config = self.config(config, **options)
         batch, single = as_batch(prompts)
-        ids = [encode_prompt(self.text, prompt, chat) for prompt in batch]
-        rounds: list[list[RowRound]] = [[] for _ in batch]
-        seconds = [0.0] * len(batch)
-        try:
-            for each in self.stream(ids, config):
-                for row in each.rows:
-                    rounds[row.row].append(row)
-                    seconds[row.row] += each.draft + each.verify + each.host
-                if on_round is not None:
-                    on_round(each)
-        except KeyboardInterrupt:
-            pass
-        outputs = [self.output(*of, config) for of in zip(rounds, seconds, strict=True)]
-        return outputs[0] if single else outputs
+        asked: Any = {"chat": chat, "row_ids": row_ids, "on_round": on_round, **options}
+        events = self.stream(batch, config, **asked)
+        done = {event.row: event.output for event in events if isinstance(event, Finished)}
+        return done[0] if single else [done[row] for row in range(len(batch))]
 
-    def request(self, row: int, ids: Sequence[int], config: SpecConfig) -> Request:
-        """One row as the loop wants it. Its draws depend on the seed and its number alone."""
+    def request(self, row: int, ids: Sequence[int], config: SpecConfig, row_id: int) -> Request:
+        """One row as the loop wants it. Its draws depend on the seed and `row_id` alone."""
         vocab = self.target.vocab_size
         if not ids:
             raise DllmError(f"row {row}: an empty prompt; the target needs at least one token")
@@ -144,7 +138,7 @@ class SpecEngine:
             raise DllmError(
                 f"row {row}: token id {outside[0]} is outside the target's vocabulary [0, {vocab})"
             )
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + row)
+        generator = torch.Generator().manual_seed(row_seed(config.seed, row_id))
         return Request(
             ids=list(ids),
             room=config.max_new_tokens,
@@ -164,11 +158,10 @@ class SpecEngine:
         return None
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """What each token adds to the text."""
-        if self.text is None:
+        """What each token adds to the text; a character of several is the piece of the last."""
+        if self.speller is None:
             raise DllmError("this engine has no tokenizer, so there is no text to show")
-        texts = [self.text.decode(ids[:end]) for end in range(len(ids) + 1)]
-        return [after[len(before) :] for before, after in pairwise(texts)]
+        return self.speller.pieces(ids)
 
     def output(self, rounds: Sequence[RowRound], seconds: float, config: SpecConfig) -> SpecOutput:
         """What the rounds of a row came to."""

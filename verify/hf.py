@@ -17,7 +17,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dllm.errors import DllmError
 from dllm.verify.config import PARTS, PartsCache, SpecConfig
-from dllm.verify.loop import Request, Round, speculate
+from dllm.verify.loop import Request, speculate
+from dllm.verify.output import Round
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng
 from dllm.verify.target import HFTarget

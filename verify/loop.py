@@ -18,6 +18,7 @@ from torch import Tensor
 from dllm.verify.accept import Emit, Greedy, Rule, Scores, Walk, go_on
 from dllm.verify.control import Control, ControlPart, Observed, Spent
 from dllm.verify.lattice import Lattice
+from dllm.verify.output import Round, RowRound
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
 from dllm.verify.rng import Rng
 from dllm.verify.search import Search
@@ -58,40 +59,6 @@ class Request:
     rng: Rng
     ended: Callable[[Sequence[int]], str | None]
     process: Callable[[Sequence[int], Tensor], Tensor] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RowRound:
-    """What a round came to in one row.
-
-    tokens: emitted.  sources: who had proposed each accepted one (the first of `tokens`).
-    drafts: verified nodes.  depth: columns that the drafter was asked for, 0 if it did not run.
-    """
-
-    row: int
-    tokens: tuple[int, ...]
-    sources: tuple[str, ...]
-    drafts: int
-    depth: int
-    finish_reason: str | None
-
-    @property
-    def accepted(self) -> int:
-        """Draft tokens that were emitted."""
-        return len(self.sources)
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One pass of the target.
-
-    draft, verify, host: seconds in the drafter, in the target and the walk, elsewhere.
-    """
-
-    rows: tuple[RowRound, ...]
-    draft: float
-    verify: float
-    host: float
 
 
 def memory_of(parts: Parts) -> Memory:
@@ -147,10 +114,12 @@ class Row:
 def speculate(
     target: Target, drafter: Drafter | None, requests: Sequence[Request], parts: Parts
 ) -> Iterator[Round]:
-    """Go on with all requests until each has ended; one `Round` per pass of the target."""
+    """Go on with all requests until each has ended; one `Round` per pass of the target.
+
+    The requests are checked at once, before the first round is asked for.
+    """
     loop = Loop(target, drafter, requests, parts)
-    while loop.rows:
-        yield loop.round()
+    return loop.rounds()
 
 
 class Loop:
@@ -173,6 +142,11 @@ class Loop:
         self.target: TargetSession = target.open(prompts, rooms)
         self.drafter: DraftSession | None = drafter.open(totals) if drafter else None
         self.control: Control = parts.control.open(len(requests))
+
+    def rounds(self) -> Iterator[Round]:
+        """One after another, while rows are left."""
+        while self.rows:
+            yield self.round()
 
     def round(self) -> Round:
         """Draft, grow, verify, emit; finished rows leave."""

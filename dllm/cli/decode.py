@@ -52,6 +52,7 @@ from dllm.cli.options import (
 )
 from dllm.errors import DllmError
 from dllm.saving import answers_to, check_files
+from dllm.spec_view import SpecView
 from dllm.streaming import Follower, drive
 from dllm.view import DELAY, LiveView
 
@@ -116,7 +117,7 @@ def generate(
         if record:  # first, since Ctrl-C mostly hits the view while it waits
             from dllm.recording import Recorder
 
-            yield Recorder(record, engine, config, model=model, prompts=titles)
+            yield Recorder(record, Follower.of(engine), config, model=model, prompts=titles)
         if with_view:
             live = watch is not False
             yield LiveView(Follower.of(engine), titles, delay=delay, live=live)
@@ -227,5 +228,7 @@ def replay(
     run = recordings.read_recording(recording)
     if run.truncated:
         print(f"warning: the last line of {recording} is cut off and left out", file=sys.stderr)
-    with LiveView(Follower(run.stop_ids), run.prompts, delay=delay, speed=speed) as view:
+    follower: Any = run.follower()
+    kind: Any = LiveView if run.verb == "generate" else SpecView
+    with kind(follower, run.prompts, delay=delay, speed=speed) as view:
         recordings.replay(run, view)

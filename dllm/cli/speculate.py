@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from dllm.batch import located, read_prompts
+from dllm.batch import Record, located, read_prompts, title
 from dllm.cli.app import INTERRUPTED, app
 from dllm.cli.options import (
     MODEL,
@@ -22,9 +22,9 @@ from dllm.cli.options import (
     Device,
     Dtype,
     Input,
-    MaxNewTokens,
     OutputFile,
     Overwrite,
+    Record_,
     Seed,
     Stop,
     Temperature,
@@ -35,6 +35,7 @@ from dllm.cli.options import (
 )
 from dllm.errors import DllmError
 from dllm.saving import answers_to, check_files
+from dllm.streaming import drive
 from dllm.view import DELAY
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ Sources = Annotated[
     option("A model-free source of drafts, or none; may be repeated.", "--source", metavar=PART),
 ]
 Reuse = Annotated[int | None, option("Use the rest of a draft again while it has so many columns.")]
+MaxNewTokens = Annotated[int | None, option("Tokens of an answer at most.")]
 Lossy = Annotated[
     bool, option("Let --accept change the target's output.", "--lossy", panel="Decoding")
 ]
@@ -100,6 +102,7 @@ def speculate(
     as_json: AsJson = False,
     watch: Watch = None,
     delay: Delay = DELAY,
+    record: Record_ = None,
 ) -> None:
     """Draft with a diffusion model, verify with an autoregressive one: its own output, sooner.
 
@@ -109,28 +112,40 @@ def speculate(
     as_text = not (as_json or output)
     if watch and not as_text:
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
-    check_files({"--input": input}, {"--output": output}, overwrite)
+    if record and len(records) > batch_size:
+        raise DllmError(f"--record takes one batch: {len(records)} prompts, {batch_size=}")
+    check_files({"--input": input}, {"--output": output, "--record": record}, overwrite)
+    with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params, single=len(records) == 1)
+    from dllm.spec_streaming import SpecFollower
     from dllm.spec_view import SpecView, as_dict
 
-    with_view = as_text and len(records) == 1
-    view: Any = nullcontext()
-    if with_view:
-        view = SpecView(engine.pieces, delay=delay, live=watch is not False)
+    def consumers(part: Sequence[Record]) -> Iterator[Any]:
+        titles = [title(item) for item in part]
+        if record:  # first, since Ctrl-C mostly hits the view while it waits
+            from dllm.recording import Recorder
+
+            follower = SpecFollower.of(engine)
+            yield Recorder(record, follower, config, model=target, prompts=titles)
+        if with_view:
+            live = watch is not False
+            yield SpecView(SpecFollower.of(engine), titles, delay=delay, live=live)
+
     template: bool | Literal["auto"] = "auto" if chat is None else chat
     how = {"as_json": as_json, "silent": with_view, "overwrite": overwrite, "to_dict": as_dict}
     belongs = answers_of(engine, ctx.params, config, template) if output else {}
     with answers_to(output, records, batch_size, belongs, **how) as answers:
         for at in answers.batches:
             part = records[at : at + batch_size]
-            with located(at, len(part), len(records)), view:
+            with ExitStack() as stack, located(at, len(part), len(records)):
                 prompts = [record["prompt"] for record in part]
-                told = view.show if with_view else None
-                outputs = engine.generate(prompts, config, chat=template, on_round=told)
-            answers.put(dict(enumerate(outputs, at)))
-            if with_view:
-                view.finish(outputs[0])
-            if any(answer.finish_reason == "interrupted" for answer in outputs):
+                # the rows' own numbers, so that a draw does not depend on the size of a batch
+                rows = range(at, at + len(part))
+                events = engine.stream(prompts, config, chat=template, row_ids=rows)
+                done = drive(events, *map(stack.enter_context, consumers(part)))
+            answers.put({at + row: answer for row, answer in done.items()})
+            reasons = {answer.finish_reason for answer in done.values()}
+            if "interrupted" in reasons or len(done) < len(part):
                 raise typer.Exit(INTERRUPTED)
 
 

@@ -3,12 +3,16 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 import dllm.spec_view
 import dllm.verify.api
+from dllm.recording import read_recording
+from dllm.spec_streaming import SpecFollower
+from dllm.streaming import drive
 from tests.cli.common import fails, modules_after
 
 PROMPT = "Reverse the list: pear, fig, plum"
@@ -109,9 +113,17 @@ def test_errors(run, arguments, words):
         assert re.search(word, result.stderr)
 
 
+def followed(pair, *prompts, **options):
+    """A follower that has seen a whole run."""
+    follower = SpecFollower.of(pair)
+    for event in pair.stream(list(prompts), **options):
+        follower.apply(event)
+    return follower
+
+
 def test_drafts_and_own_tokens_have_two_colours(pair):
-    output = pair.generate(PROMPT, control="fixed:depth=4,nodes=4")
-    text = dllm.spec_view.coloured(output.rounds, len(output.token_ids), pair.pieces)
+    follower = followed(pair, PROMPT, control="fixed:depth=4,nodes=4")
+    text = dllm.spec_view.coloured(follower.rows[0])
     assert text.plain == ANSWER
     console = Console(force_terminal=True, color_system="standard", file=io.StringIO())
     console.print(text)
@@ -119,17 +131,93 @@ def test_drafts_and_own_tokens_have_two_colours(pair):
     assert styles == {dllm.spec_view.DRAFTED, dllm.spec_view.OWN}
 
 
-def test_the_view_follows_the_rounds(pair, monkeypatch):
-    screen = Console(force_terminal=True, file=io.StringIO(), width=80)
-    monkeypatch.setattr(dllm.spec_view, "Console", lambda **_: screen)
-    view = dllm.spec_view.SpecView(pair.pieces, delay=0, live=True)
-    with view:
-        output = pair.generate([PROMPT], control="fixed:depth=4,nodes=4", on_round=view.show)[0]
-    view.finish(output)
+def test_the_text_on_the_screen_is_the_one_returned(pair):
+    """A stop string begins inside a token, and characters have several."""
+    for prompt, stop in ((PROMPT, "lum"), ("Copy the list: 世界, naïve", "aï")):
+        follower = followed(pair, prompt, stop=[stop])
+        row = follower.rows[0]
+        assert dllm.spec_view.coloured(row).plain == row.output.text
+        assert row.output.text == pair.generate(prompt, stop=[stop]).text
+    whole = followed(pair, PROMPT).rows[0]
+    assert "".join(whole.pieces) == ANSWER
+    whole.output = replace(whole.output, text="what no pieces spell\x1b")
+    assert dllm.spec_view.coloured(whole).plain == "what no pieces spell\ufffd"
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """A terminal for the view."""
+    made = Console(force_terminal=True, file=io.StringIO(), width=80)
+    monkeypatch.setattr(dllm.spec_view, "Console", lambda **_: made)
+    return made
+
+
+def test_the_view_follows_the_rounds(pair, screen):
+    with dllm.spec_view.SpecView(SpecFollower.of(pair), delay=0) as view:
+        output = drive(pair.stream(PROMPT, control="fixed:depth=4,nodes=4"), view)[0]
     shown = screen.file.getvalue()
     for number, each in enumerate(output.rounds, 1):
         assert f"round {number}: {each.drafts} drafts verified, {each.accepted} accepted" in shown
     assert "accepted from the draft" in shown
+
+
+def test_a_batch_is_drawn_once_a_round(pair, screen):
+    prompts = [PROMPT, "Copy the list: fig, kiwi, plum"]
+    options = {"control": "fixed:depth=0,nodes=0", "sources": (), "max_new_tokens": 4}
+    with dllm.spec_view.SpecView(SpecFollower.of(pair), prompts, delay=0) as view:
+        drive(pair.stream(prompts, **options), view)
+    shown = screen.file.getvalue()
+    assert shown.count("round 3: 0 drafts verified, 0 accepted") == 2
+    assert all(f"› {prompt}" in shown for prompt in prompts)
+
+
+class TestRecording:
+    OPTIONS = ("--control", "fixed:depth=4,nodes=4")
+
+    def test_a_replay_ends_as_the_run_did(self, run, speculate, tmp_path):
+        file = tmp_path / "run.jsonl"
+        before = speculate(PROMPT, *self.OPTIONS, "--record", file)
+        after = run("replay", file)
+        assert (after.exit_code, after.stdout) == (0, ANSWER + "\n")
+        assert after.stderr == before.stderr
+
+    def test_a_replay_shows_the_same_rounds(self, speculate, pair, tmp_path):
+        file, prompts = tmp_path / "run.jsonl", tmp_path / "in.txt"
+        prompts.write_text(f"{PROMPT}\nCopy the list: 世界, fig\n")
+        speculate("--input", prompts, *self.OPTIONS, "--record", file)
+        recording = read_recording(file)
+        assert (recording.verb, recording.model) == ("speculate", "tiny-ar")
+        assert recording.config["control"] == "fixed:depth=4,nodes=4"
+        live, again = SpecFollower.of(pair), recording.follower()
+        texts = prompts.read_text().splitlines()
+        events = pair.stream(texts, control="fixed:depth=4,nodes=4")
+        for event, (recorded, _, pieces) in zip(events, recording.events, strict=True):
+            live.apply(event)
+            again.apply(recorded, pieces=pieces)
+            assert again.rows[event.row].pieces == live.rows[event.row].pieces
+            assert again.rows[event.row].rounds == live.rows[event.row].rounds
+        outputs = [row.output for row in again.rows.values()]
+        assert [output.text for output in outputs] == [
+            row.output.text for row in live.rows.values()
+        ]
+        assert [output.emitted for output in outputs] == [
+            row.output.emitted for row in live.rows.values()
+        ]
+
+    def test_it_takes_one_batch(self, run, tmp_path):
+        prompts = tmp_path / "in.txt"
+        prompts.write_text("a\nb\n")
+        arguments = ("--input", prompts, "--batch-size", 1, "--record", tmp_path / "run.jsonl")
+        fails(run("speculate", *arguments), "--record takes one batch: 2 prompts, batch_size=1")
+
+    def test_a_broken_line_is_told(self, run, speculate, tmp_path):
+        file = tmp_path / "run.jsonl"
+        speculate(PROMPT, *self.OPTIONS, "--record", file)
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([lines[0], *lines[2:]]))
+        fails(run("replay", file), "line 2: no event of this run")
+        file.write_text(lines[0].replace('"speculate"', '"chat"'))
+        fails(run("replay", file), "'chat'", "generate, speculate")
 
 
 def test_help_is_light():

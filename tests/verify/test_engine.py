@@ -7,6 +7,7 @@ import dllm.verify
 from dllm.errors import DllmError, LoadError
 from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
+from dllm.verify.rng import row_seed
 from tests.verify.scripted import Scripted, knowing
 from tests.verify.tiny_targets import VOCAB, tiny_target
 
@@ -59,29 +60,73 @@ def test_drafts_save_passes(pair, plain):
     assert output.drafter_passes <= output.target_passes
 
 
-def test_a_row_of_a_batch_is_what_it_is_alone(pair):
-    """Also when sampling: a row draws from its own generator."""
-    for temperature in (0.0, 1.0):
-        options = {"temperature": temperature, "control": "fixed:depth=8,nodes=8", "seed": 5}
-        together = pair.generate(PROMPTS, **options)
-        alone = pair.generate(PROMPTS[:1], **options)
-        assert emitted(together[0]) == emitted(alone[0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_a_batch_is_what_it_is_alone(pair, temperature):
+    """Every row, wherever it stands: a row draws from a generator of its own."""
+    options = {"temperature": temperature, "control": "fixed:depth=8,nodes=8", "seed": 5}
+    together = pair.generate(PROMPTS, **options)
+    for row, prompt in enumerate(PROMPTS):
+        alone = pair.generate([prompt], row_ids=[row], **options)
+        assert emitted(together[row]) == emitted(alone[0])
+    turned = pair.generate(PROMPTS[::-1], row_ids=[2, 1, 0], **options)
+    assert [emitted(each) for each in turned] == [emitted(each) for each in together[::-1]]
 
 
-def test_sampling_is_that_of_generate_with_the_same_seed(pair):
+def test_one_prompt_many_times_is_many_samples(pair):
+    prompts = ["Shuffle the list: red, blue, green, gold"] * 8
+    outputs = pair.generate(prompts, temperature=2.0, seed=3, max_new_tokens=16)
+    assert len({output.text for output in outputs}) > 5
+    again = pair.generate(prompts, temperature=2.0, seed=4, max_new_tokens=16)
+    assert [output.text for output in again] != [output.text for output in outputs]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 10**14, 2**63 - 1])
+def test_sampling_is_that_of_generate_with_the_same_seed(pair, seed):
     ids = pair.text.chat([{"role": "user", "content": "Shuffle the list: red, blue, green"}])
-    texts = set()
-    for seed in range(4):
-        torch.manual_seed(seed * 1_000_003)
-        options = {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.95}
-        model = pair.target.model
-        expected = model.generate(torch.tensor([ids]), max_new_tokens=30, **options)
-        del options["do_sample"]
-        output = pair.generate(ids, max_new_tokens=30, seed=seed, **options)
-        assert emitted(output) == expected[0, len(ids) :].tolist()
-        assert output.rule == "match"
-        texts.add(output.text)
-    assert len(texts) > 1
+    options = {"temperature": 1.3, "top_k": 7, "top_p": 0.95}
+    model, expected = pair.target.model, []
+    for row in range(2):
+        torch.manual_seed(row_seed(seed, row))
+        out = model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=True, **options)
+        expected.append(out[0, len(ids) :].tolist())
+    outputs = pair.generate([ids, ids], max_new_tokens=30, seed=seed, **options)
+    assert [emitted(output) for output in outputs] == expected
+    assert outputs[0].rule == "match"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5])
+def test_a_seed_has_63_bits(pair, seed):
+    with pytest.raises(DllmError, match=f"^seed={seed}: expected a whole number of at least 0"):
+        pair.generate(PROMPTS[0], seed=seed)
+
+
+def test_row_ids_are_as_many_as_the_prompts(pair):
+    with pytest.raises(DllmError, match="2 row_ids for 3 prompts"):
+        pair.generate(PROMPTS, row_ids=[0, 1])
+
+
+def test_each_of_several_end_tokens_ends_a_text(tmp_path):
+    """Qwen and Llama instruct models list two in their generation config."""
+    own = dllm.verify.load("tiny-ar", dtype="float64")
+    text = own.generate(PROMPTS[0])
+    folder = tmp_path / "two-ends"
+    for second in (text.token_ids[2], text.token_ids[4]):
+        own.target.model.generation_config.eos_token_id = [*own.eos, second]
+        own.target.model.save_pretrained(folder)
+        own.text.tokenizer.save_pretrained(folder)
+        output = dllm.verify.load(folder, dtype="float64").generate(PROMPTS[0])
+        assert output.finish_reason == "eos"
+        assert output.token_ids == text.token_ids[: text.token_ids.index(second)]
+    assert text.finish_reason == "eos"
+
+
+def test_a_character_of_several_tokens_stands_with_the_last(pair):
+    ids = pair.text.encode("世界 x")
+    assert len(ids) > 4
+    pieces = pair.pieces(ids)
+    assert [piece for piece in pieces if piece] == ["世", "界", " x"]
+    assert "".join(pieces) == pair.text.decode(ids)
+    assert pair.pieces(ids[:-2])[-1] == "\ufffd"
 
 
 def test_a_stop_string_cuts_the_text(pair, plain):
