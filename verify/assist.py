@@ -18,6 +18,7 @@ from torch import LongTensor, Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from dllm.errors import DllmError
+from dllm.verify.capability import position_limit
 from dllm.verify.chain import Chains
 
 
@@ -69,6 +70,12 @@ class Assist:
     ) -> Any:
         if (generation_config.num_beams or 1) > 1:
             raise DllmError(f"num_beams={generation_config.num_beams}: expected 1")
+        length, limit = generation_config.max_length, position_limit(model.config)
+        if limit is not None and length > limit:
+            raise DllmError(
+                f"a prompt of {input_ids.shape[1]} tokens and {length - input_ids.shape[1]} new "
+                f"ones make {length} positions, but the model has {limit}"
+            )
         candidates = LatticeCandidates(self.chains, generation_config.max_length)
         # The class's method on a stand-in, so that the model itself is never changed.
         return type(model)._assisted_decoding(

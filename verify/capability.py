@@ -70,21 +70,38 @@ def attention_spans(config: Any) -> dict[str, int | None]:
     return {k: window if k == "sliding_attention" else None for k in kinds if LAYERS[k]}
 
 
-def length_limit(config: Any) -> int | None:
-    """Positions up to which logits do not depend on what else is in the pass (None: no limit).
+def position_limit(config: Any) -> int | None:
+    """How many positions a model has; None where its configuration does not say."""
+    text = config.get_text_config()
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    stretched = (
+        int((rope.get("original_max_position_embeddings") or limit) * (rope.get("factor") or 1))
+        for rope in _ropes(text)
+        if rope.get("rope_type") in ("linear", "yarn")  # Qwen's configurations keep the old length
+    )
+    return max([limit, *stretched])
 
-    Learned positions end; frequencies that follow the longest position of a pass (dynamic NTK,
-    LongRoPE) would change with drafts that are never accepted.
+
+def length_limit(config: Any) -> int | None:
+    """Positions up to which logits are right, and do not depend on what else is in the pass (None:
+    no limit).
+
+    Frequencies that follow the longest position of a pass (dynamic NTK, LongRoPE) would change with
+    drafts that are never accepted.
     """
     text = config.get_text_config()
-    ropes = getattr(text, "rope_parameters", None)
-    limit: int | None = getattr(text, "max_position_embeddings", None)
-    if not ropes:
-        return limit
-    per_kind = [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
-    moving = [rope for rope in per_kind if rope.get("rope_type") in ("dynamic", "longrope")]
-    limits = [rope.get("original_max_position_embeddings") or limit for rope in moving]
-    return min((limit for limit in limits if limit), default=None)
+    moving = [rope for rope in _ropes(text) if rope.get("rope_type") in ("dynamic", "longrope")]
+    whole = getattr(text, "max_position_embeddings", None)
+    limits = [rope.get("original_max_position_embeddings") or whole for rope in moving]
+    return min((limit for limit in (*limits, position_limit(config)) if limit), default=None)
+
+
+def _ropes(text: Any) -> list[dict[str, Any]]:
+    """The rotary parameters of a text model, of each kind of layer where they differ."""
+    ropes = getattr(text, "rope_parameters", None) or {}
+    return [rope for rope in ropes.values() if isinstance(rope, dict)] or [ropes]
 
 
 @torch.inference_mode()

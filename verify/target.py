@@ -91,8 +91,8 @@ class HFTarget:
             )
         if self.limit is not None and len(prompt) + room > self.limit:
             raise DllmError(
-                f"prompt {row} has {len(prompt)} tokens and room for {room} more, but the model "
-                f"is exact only up to {self.limit} positions"
+                f"prompt {row} has {len(prompt)} tokens, and {room} new ones make "
+                f"{len(prompt) + room} positions, but the model is exact only up to {self.limit}"
             )
 
 

@@ -211,6 +211,12 @@ def test_the_model_is_left_as_it_was(model, prompts):
     assert vars(model) == before
 
 
+def test_a_text_beyond_the_models_positions_is_an_error(model, prompts):
+    assist = Assist(chains(None))
+    with pytest.raises(DllmError, match=r"5 tokens and 124 new ones make 129 .* model has 128$"):
+        model.generate(prompts[1], custom_generate=assist, max_new_tokens=124, do_sample=False)
+
+
 def test_more_texts_than_one_are_an_error(model):
     candidates = LatticeCandidates(chains(None), max_length=9)
     with pytest.raises(DllmError, match="2 texts: assisted generation takes one"):

@@ -198,8 +198,21 @@ def test_spans_of_attention():
     ("settings", "limit"),
     [
         ({}, 99),
-        ({"rope_parameters": {"rope_type": "default"}}, None),
-        ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 5}}, None),
+        ({"rope_parameters": {"rope_type": "default"}}, 99),
+        # the old length beside the factor (Qwen), or the new one
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 396),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 20,
+                }
+            },
+            99,
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 198),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 99),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 99),
         ({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 5}}, 5),
         (

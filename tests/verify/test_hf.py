@@ -238,11 +238,12 @@ def test_more_sequences_and_a_dictionary():
         ({"search": "nearest"}, "unknown search method 'nearest'.*coupled"),
         ({"accept": "typical"}, "lossless=False"),
         ({"accept": "block", "search": "coupled"}, "does not fit"),
+        ({"max_new_tokens": 511}, "511 new ones make 513 positions.*512"),
     ],
 )
 def test_what_cannot_be_done_is_said(options, message):
     with pytest.raises(DllmError, match=message):
-        ours(target_model("llama"), [[9, 4]], max_new_tokens=3, **options)
+        ours(target_model("llama"), [[9, 4]], **{"max_new_tokens": 3, **options})
 
 
 def test_padding_on_the_right_is_refused():

@@ -244,10 +244,14 @@ def test_logits_are_read_as_transformers_reads_them():
     assert scored.row(0, 2).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_positions_end_where_the_model_ends():
-    target = HFTarget(tiny_target("gpt2"))
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_positions_end_where_the_model_ends(family):
+    """Rotary ones too: behind the last that it was trained on a model writes anything."""
+    target = HFTarget(tiny_target(family))
     target.open([[1, 2]], [POSITIONS - 2])
-    with pytest.raises(DllmError, match=f"room for {POSITIONS - 1} more.*{POSITIONS} positions"):
+    with pytest.raises(
+        DllmError, match=f"{POSITIONS - 1} new ones make {POSITIONS + 1} positions.*{POSITIONS}$"
+    ):
         target.open([[1, 2]], [POSITIONS - 1])
     session = target.open([random_text(0, POSITIONS)], [0])
     deep = Tree.root(1)
