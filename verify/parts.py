@@ -85,17 +85,26 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     name = spec.partition(":")[0]
     if not rule.lossless:
         if lossless:
-            raise SpecError(f"{name!r} changes the target's output: it needs lossless=False")
+            raise SpecError(
+                f"accept={spec!r} changes the target's output: it needs lossless=False (--lossy)"
+            )
         return rule
     if name not in ("greedy", *search.accepts):
+        fitting = [each for each in SEARCHES if name in search_of(each).accepts]
+        fits = f"it is for the searches {', '.join(fitting)}" if fitting else "no search is for it"
+        lossy = [each for each in RULES if not KINDS["accept"].build(each).lossless]
         raise SpecError(
-            f"{name!r} does not fit how this search makes its trees: expected one of "
-            f"{', '.join(search.accepts)}"
+            f"accept={spec!r} does not fit how this search makes its trees: {fits}; with this "
+            f"search expected one of greedy (at temperature 0), {', '.join(search.accepts)}; with "
+            f"lossless=False (--lossy) also {', '.join(lossy)}"
         )
     if temperature == 0:
         return Greedy()
     if name == "greedy":
-        raise SpecError(f"'greedy' is for temperature 0, not {temperature}")
+        expected = ", ".join(search.accepts)
+        raise SpecError(
+            f"accept='greedy' is for temperature 0, not {temperature}: expected one of {expected}"
+        )
     return rule
 
 

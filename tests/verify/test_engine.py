@@ -190,7 +190,7 @@ def test_the_rest_of_a_draft_is_used_again():
 
 def test_lossy_rules_are_named():
     engine = SpecEngine(dllm.verify.HFTarget(tiny_target("llama")), None, Scripted(lambda *_: []))
-    with pytest.raises(DllmError, match="lossless=False"):
+    with pytest.raises(DllmError, match=r"lossless=False \(--lossy\)"):
         engine.generate([9, 4], accept="typical", temperature=1.0)
     output = engine.generate([9, 4], accept="typical", temperature=1.0, lossless=False)
     assert (output.rule, output.lossless) == ("typical", False)
@@ -202,8 +202,11 @@ def test_lossy_rules_are_named():
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"nfe": 3}, "unknown option 'nfe'; known: max_new_tokens"),
         ({"search": "best"}, "'best': expected one of argmax"),
-        ({"accept": "block"}, "'block' does not fit"),
-        ({"accept": "greedy", "temperature": 1.0}, "temperature 0"),
+        ({"accept": "block"}, "accept='block' does not fit.*for the searches sample; .*, match;"),
+        ({"accept": "ratio"}, "'ratio'.*searches sample, rsd, kseq, greedy-plus-one;.*relaxed$"),
+        ({"accept": "greedy", "temperature": 1.0}, "temperature 0, not 1.0: expected one of match"),
+        ({"accept": "no"}, "acceptance rule 'no': expected one of block, greedy, kseq, match"),
+        ({"max_new_tokens": 511}, "prompt 0 has 2 tokens, and 511 new ones make 513.*to 512$"),
         ({"control": "cost:depth=0"}, "depth=0"),
         ({"sources": ["web"]}, "'web'"),
         ({"top_p": 0.0}, "top_p=0.0"),
