@@ -1,15 +1,13 @@
-"""Drafts for vLLM, through its hook for custom proposers. No vLLM release was run with this.
+"""Drafts for vLLM: a class that its V1 runner makes where `model` names one by a dotted path.
 
-    speculative_config={"num_speculative_tokens": 8,
-                        "custom_proposer_backend": "dllm.verify.vllm.Proposer"}
+    speculative_config={"model": "dllm.verify.vllm.Proposer", "num_speculative_tokens": 8}
     additional_config={"dllm": {"drafter": "org/dllm-checkpoint", "search": "argmax",
                                 "control": "threshold", "sources": ["ngram", "suffix"]}}
 
-Written from the source of the hook's form with a class, and tested with arrays as that passes
-them; an earlier form takes a function instead. vLLM is not imported. It checks drafts as tokens
-without probabilities, the right rule for tokens that were searched for. Options travel in
-`additional_config`, since vLLM refuses keys of `speculative_config` that it does not know, and
-gives `model` there a meaning of its own.
+Written for the hook of vLLM 0.33.0 (`custom_class` proposers), which refuses any other key of
+`speculative_config`: so options travel in `additional_config`. Tested with arrays as the hook
+passes them; no release was run with it, and vLLM is not imported. It checks drafts as tokens
+without probabilities, the right rule for tokens that were searched for.
 """
 
 from __future__ import annotations

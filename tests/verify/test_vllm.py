@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +21,18 @@ from tests.verify.chains import FakeDrafter
 VOCAB, LENGTH = 50, 40
 
 
+@dataclass
+class SpeculativeConfig:
+    """The keys of vLLM 0.33.0 that concern a proposer of one's own; it refuses others."""
+
+    model: str
+    num_speculative_tokens: int
+    method: str | None = None
+
+
 def config(most: int = 4, **options) -> SimpleNamespace:
     return SimpleNamespace(
-        speculative_config=SimpleNamespace(num_speculative_tokens=most),
+        speculative_config=SpeculativeConfig("dllm.verify.vllm.Proposer", most),
         model_config=SimpleNamespace(max_model_len=LENGTH, get_vocab_size=lambda: VOCAB),
         additional_config={"dllm": options},
     )
@@ -57,6 +69,30 @@ class Server:
 
 def test_vllm_is_not_imported():
     assert not any(name.partition(".")[0] == "vllm" for name in sys.modules)
+
+
+def documented(text: str, name: str) -> dict:
+    """The dictionary behind `name=` in a documentation."""
+    match = re.search(rf"\b{name}=(\{{.*?\}}+),?$", text, re.MULTILINE | re.DOTALL)
+    assert match, f"{name} is not documented"
+    return ast.literal_eval(match[1])
+
+
+@pytest.mark.parametrize("page", ["verify/vllm.py", "docs/verify.md"])
+def test_what_is_documented_makes_a_proposer(root, monkeypatch, page):
+    text = (root / page).read_text()
+    settings = config()
+    settings.speculative_config = SpeculativeConfig(**documented(text, "speculative_config"))
+    settings.additional_config = documented(text, "additional_config")
+    monkeypatch.setattr(vllm, "load", lambda *_: FakeDrafter(count))
+    # as vLLM finds the class
+    module, _, name = settings.speculative_config.model.rpartition(".")
+    proposer = getattr(importlib.import_module(module), name)(settings)
+    proposer.load_model(object())
+    server = Server(proposer, [[1, 2]])
+    drafts = server.step([[3]])
+    assert drafts[0][:2] == [4, 5]
+    assert len(drafts[0]) <= settings.speculative_config.num_speculative_tokens
 
 
 def test_drafts_follow_each_text():
