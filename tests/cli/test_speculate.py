@@ -89,9 +89,44 @@ def test_many_prompts(speculate, tmp_path):
     assert [line["text"] for line in lines] == [ANSWER, "fig, kiwi, plum"]
 
 
+def test_draws_do_not_depend_on_the_batch_size(speculate, tmp_path):
+    questions = tmp_path / "in.txt"
+    questions.write_text("Shuffle the list: red, blue, green, gold\n" * 5)
+    options = "--temperature 2 --max-new-tokens 9 --control fixed:depth=4,nodes=4".split()
+    found = []
+    for size in (1, 2, 5):
+        result = speculate("--input", questions, "--batch-size", size, *options, "--json")
+        found.append([json.loads(line)["token_ids"] for line in result.stdout.splitlines()])
+    assert found[0] == found[1] == found[2]
+    assert len({str(ids) for ids in found[0]}) == 5
+
+
+def test_seeds_of_any_size(speculate):
+    options = ("--temperature", 1, "--max-new-tokens", 3)
+    assert speculate(PROMPT, *options, "--seed", 10**14).exit_code == 0
+    for seed in (-1, 2**63):
+        fails(speculate(PROMPT, *options, "--seed", seed), f"seed={seed}: expected a whole number")
+
+
+def test_what_does_not_fit_into_the_target_is_refused(speculate):
+    fails(speculate(PROMPT, "--max-new-tokens", 600), "600 new ones make 6", "exact only up to 512")
+    fails(speculate("word " * 600), "but the model is exact only up to 512")
+
+
+def test_a_rule_for_other_searches_says_for_which(speculate):
+    result = speculate(PROMPT, "--accept", "ratio", "--temperature", 1)
+    fails(
+        result, "searches sample, rsd, kseq, greedy-plus-one", "expected one of greedy", "--lossy"
+    )
+
+
+def test_the_help_speaks_of_no_canvas(run):
+    assert "hole" not in run("speculate", "--help").stdout
+
+
 def test_a_lossy_rule_says_so(speculate):
     options = "--accept typical --temperature 1".split()
-    fails(speculate(PROMPT, *options), "'typical'", "lossless=False")
+    fails(speculate(PROMPT, *options), "accept='typical'", "lossless=False (--lossy)")
     result = speculate(PROMPT, *options, "--lossy")
     assert "typical (NOT the target's own law)" in result.stderr
 
