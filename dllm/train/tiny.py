@@ -7,7 +7,6 @@ minutes. Every later stage adds lengths, operations and families.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 from collections.abc import Sequence
@@ -238,7 +237,6 @@ def config_json(spec: ModelSpec) -> dict[str, Any]:
 
 
 def export(model: Decoder, tok: Tokenizer, directory: Path) -> None:
-    """Write a checkpoint directory that `dllm.load` reads (fp16)."""
-    half = copy.deepcopy(model).to(torch.float16)
-    write_checkpoint(half, directory, config_json(model.spec))
+    """Write a checkpoint directory that `dllm.load` reads (stored in fp16, computed in fp32)."""
+    write_checkpoint(model, directory, config_json(model.spec), stored=torch.float16)
     save_tokenizer(tok, directory)

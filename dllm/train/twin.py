@@ -6,7 +6,6 @@ Deeper than it is wide: a target's step is what drafting saves.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,6 +99,6 @@ class Ar:
 
 
 def export(made: LlamaForCausalLM, tok: Tokenizer, directory: Path) -> None:
-    """Write a directory that transformers loads (fp16)."""
-    copy.deepcopy(made).to(torch.float16).save_pretrained(directory)  # type: ignore[arg-type]
+    """Write a directory that transformers loads (stored in fp16, computed in fp32)."""
+    made.save_pretrained(directory, state_dict={k: v.half() for k, v in made.state_dict().items()})
     save_tokenizer(tok, directory)
