@@ -9,7 +9,7 @@ import torch
 from dllm.engine import Engine
 from dllm.models.loading import load_model, resolve
 from dllm.presets import TUNED, read_preset
-from dllm.text import load_text
+from dllm.text import has_tokenizer, load_text
 
 
 def load(
@@ -21,11 +21,13 @@ def load(
 ) -> Engine:
     """An engine from "tiny" (bundled), a directory, or a hub id.
 
-    dtype: "auto" takes the checkpoint's (fp32 for fp16 on CPU), or "float32", "bfloat16",
-    "float16". device: "auto" takes CUDA where there is one. No remote code is run.
+    dtype: "auto" takes the checkpoint's (bfloat16 for float16 on a CPU), or "float32", "bfloat16",
+    "float16". device: "auto" takes CUDA where there is one. No remote code is run. A checkpoint
+    without a tokenizer takes prompts of token ids only.
     Raises LoadError naming the file, tensor or key at fault.
     """
     path = resolve(id_or_dir, revision)
     model = load_model(path, dtype=dtype, device=device)
     tuned = read_preset(path / TUNED) if (path / TUNED).exists() else None
-    return Engine(model, load_text(path, model.spec), tuned)
+    text = load_text(path, model.spec) if has_tokenizer(path) else None
+    return Engine(model, text, tuned)

@@ -27,6 +27,11 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 TEXTS = (".json", ".jinja", ".model", ".txt")  # what a tokenizer's files are called
 LARGEST = 2**28  # bytes of one: seven times the largest known
 REASONING = ("reasoning_content", "thinking", "reasoning")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+)
+EXPECTED = "tokenizer.json, or vocab.json with merges.txt"
 REMOTE_QWEN = ("DreamTokenizer",)  # remote-code classes that are Qwen2's tokenizer, copied
 
 
@@ -159,6 +164,14 @@ def _as_template_sees(message: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def has_tokenizer(path: str | os.PathLike[str]) -> bool:
+    """Whether the checkpoint directory `path`, or the base of an adapter in it, has a tokenizer."""
+    from dllm.models.adapter import TOKENIZERS, tokenizer_folder  # late: it needs torch
+
+    folder = tokenizer_folder(Path(path))
+    return any((folder / name).exists() for name in TOKENIZERS)
+
+
 def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
     """Tokenizer of the checkpoint directory `path`, checked against the model's `spec`.
 
@@ -183,7 +196,7 @@ def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
             f"{folder}: the tokenizer ends with {tokenizer.eos_token!r}, id {eos}, but the model "
             f"with one of {list(spec.stop_ids)}"
         )
-    highest = max(tokenizer.get_vocab().values())
+    highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= spec.vocab_size:
         raise LoadError(
             f"{folder}: the tokenizer has ids up to {highest}, but the model only "
@@ -211,11 +224,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     (LLaDA, SDAR, Fast-dLLM v2). Dream ships vocab.json and merges.txt under a remote class that is
     Qwen2's. Anything else is left to transformers.
     """
+    from dllm.models.stored import check_file  # late: it needs torch
+
+    for file in folder.iterdir() if folder.is_dir() else ():
+        _check_file(file)  # transformers opens whatever it finds, a pipe too
+    there = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in there:
+        check_file(file)
+    if not there:  # transformers would warn of a model it does not know before it says so
+        raise LoadError(f"{folder}: no tokenizer; expected {EXPECTED}")
+
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
     kind: Any = AutoTokenizer
-    for file in folder.iterdir() if folder.is_dir() else ():
-        _check_file(file)  # transformers opens whatever it finds, a pipe too
     try:
         if (folder / "tokenizer.json").is_file():
             kind = PreTrainedTokenizerFast
@@ -225,8 +246,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         reason = str(error).partition("\n")[0]
         raise LoadError(
-            f"{folder}: no tokenizer that works without remote code ({reason}); expected "
-            "tokenizer.json, or vocab.json with merges.txt"
+            f"{folder}: no tokenizer that works without remote code ({reason}); expected {EXPECTED}"
         ) from error
     return cast("PreTrainedTokenizerBase", loaded)
 

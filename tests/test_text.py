@@ -258,7 +258,9 @@ def test_no_usable_tokenizer(tmp_path, content):
     (tmp_path / "config.json").write_text('{"model_type": "llada"}')
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(LoadError, match="no tokenizer that works without remote code") as caught:
+    with pytest.raises(
+        LoadError, match=r"no tokenizer( that works without remote code|; expected)"
+    ) as caught:
         load_text(tmp_path, LLADA_SPEC)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)

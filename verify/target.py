@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.errors import DllmError, LoadError
-from dllm.models.loading import CONFIG, pick_device, pick_dtype, read_json, resolve
+from dllm.models.devices import pick_device, pick_dtype
+from dllm.models.loading import resolve
+from dllm.models.stored import CONFIG, read_json
 from dllm.verify.capability import attention_spans, check_config, length_limit, probe
 from dllm.verify.queries import Queries, lay_out
 from dllm.verify.slots import Slots

@@ -109,9 +109,8 @@ def run(
     if figure is not None:
         check_target(figure)
     ranks = Ranks.here()
-    with console.status(f"loading {model}"):
-        options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
-        subject = load(model, {k: v for k, v in options.items() if v}, chat, memo)
+    options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
+    subject = load(model, {k: v for k, v in options.items() if v}, chat, memo)
     settings = combinations(
         parts, presets=[*(preset or ()), *presets], family=subject.identity()["family"]
     )

@@ -22,7 +22,7 @@ def option(text: str, *names: str, panel: str = "Decoding", **more: Any) -> Any:
 MODEL, FILES, PART = "Model", "Input and output", "SPEC"
 Model = Annotated[str, option("tiny (bundled), a directory, or a hub id.", panel=MODEL)]
 Dtype = Annotated[str | None, option("auto, float32, bfloat16 or float16.", panel=MODEL)]
-Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.", panel=MODEL)]
+Device = Annotated[str | None, option("auto, cpu, cuda, cuda:N or mps.", panel=MODEL)]
 Revision = Annotated[str | None, option("Branch, tag or commit on the hub.", panel=MODEL)]
 Sampler = Annotated[
     str | None, option("Which tokens a step keeps; threshold:threshold=0.9, say.", metavar=PART)
@@ -102,5 +102,5 @@ def prepare(params: Mapping[str, Any]) -> tuple[DecodeConfig, Engine]:
         if preset := params.get("preset"):
             preset_options(preset)
         DecodeConfig().replace(**options).check_parts()  # told at once, not after a long download
-        engine = load(params["model"], **given(("dtype", "device", "revision")))
-        return engine.config(preset=preset, **options), engine
+    engine = load(params["model"], **given(("dtype", "device", "revision")))  # has a bar of its own
+    return engine.config(preset=preset, **options), engine

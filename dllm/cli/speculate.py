@@ -188,4 +188,4 @@ def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEn
         options = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
         if not params["markov"]:
             options["markov"] = False
-        return config, dllm.verify.api.load(params["target"], drafter, **options)
+    return config, dllm.verify.api.load(params["target"], drafter, **options)  # has its own bar

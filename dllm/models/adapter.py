@@ -10,32 +10,20 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dllm.errors import DllmError, LoadError
+from dllm.files import write_json
 from dllm.models.decoder import Decoder
 from dllm.models.families import FAMILIES, read_spec
 from dllm.models.fingerprint import fingerprint_stored, sample, stored_samples
-from dllm.models.loading import (
-    ADAPTER,
-    BUNDLED,
-    CONFIG,
-    NOT_WHOLE,
-    listed,
-    load_model,
-    opened,
-    read_json,
-    replace_file,
-    resolve,
-    write_json,
-)
+from dllm.models.loading import BUNDLED, listed, load_model, resolve
 from dllm.models.lora import Lora, attach, attached
+from dllm.models.stored import ADAPTER, CONFIG, NOT_WHOLE, opened, read_json, save_tensors
 
 FORMAT = "dllm-lora-1"
 MATRICES = "adapter.safetensors"
@@ -86,12 +74,12 @@ def save_adapter(
     fingerprint = _check_base(model, source)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in _matrices(model).items()}
-    replace_file(folder / MATRICES, partial(save_file, tensors, metadata=_metadata(lora)))
+    save_tensors(folder / MATRICES, tensors, _metadata(lora))
     digest = hashlib.sha256((folder / MATRICES).read_bytes()).hexdigest()
     adapter = Adapter(
         _name(base, folder), fingerprint, digest, lora, None if config is None else dict(config)
     )
-    write_json(folder / ADAPTER, adapter.to_json())
+    write_json(folder / ADAPTER, adapter.to_json(), indent=2)
 
 
 def load_adapter(

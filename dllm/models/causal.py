@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm.errors import LoadError
-from dllm.models.families import BLOCK, Config, read_spec
+from dllm.models.config_json import Config
+from dllm.models.families import BLOCK, read_spec
+from dllm.models.refusals import refuse_others
 
 CAUSAL = ("llama", "qwen2", "qwen3")
 SIZES = (
@@ -74,9 +76,7 @@ def _refuse(c: Config) -> None:
     c.expect("hidden_act", "silu")
     for switch in ("attention_bias", "mlp_bias", "use_sliding_window"):
         c.expect(switch, False, None, optional=True)
-    layers = c.values.get("layer_types") or []
-    for other in set(layers) - {"full_attention"}:
-        raise c.error(f"layer_types has {other!r}, but only 'full_attention' is implemented")
+    refuse_others(c)
 
 
 def _ends(c: Config) -> tuple[int, int | None]:

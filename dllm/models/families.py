@@ -10,121 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dllm.errors import LoadError
+from dllm.models.config_json import LARGEST, Config, Released, SpecialIds, brief
+from dllm.models.refusals import EXPERTS, is_autoregressive, refuse_others
 from dllm.models.spec import ModelSpec
-
-
-class SpecialIds(NamedTuple):
-    """Mask, end of sequence, padding and (where there is one) end of turn."""
-
-    mask: int
-    eos: int
-    pad: int
-    eot: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The values of one config.json; every complaint names the key, the family and the file."""
-
-    values: Mapping[str, Any]
-    family: str
-    source: str
-
-    def error(self, problem: str) -> LoadError:
-        return LoadError(f"{self.source}: {problem} (read as family {self.family!r})")
-
-    def need(self, key: str) -> Any:
-        if key not in self.values:
-            raise self.error(f"the key {key!r} is missing; it has no default")
-        return self.values[key]
-
-    def integer(self, key: str, minimum: int = 1) -> int:
-        value = self.need(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise self.error(f"{key} is {value!r}, expected an integer >= {minimum}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.need(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise self.error(f"{key} is {value!r}, expected a number > 0")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.need(key)
-        if not isinstance(value, bool):
-            raise self.error(f"{key} is {value!r}, expected true or false")
-        return value
-
-    def expect(self, key: str, *known: object, optional: bool = False) -> None:
-        """Insist on one of the implemented values; an `optional` key may also be absent."""
-        if optional and key not in self.values:
-            return
-        value = self.need(key)
-        if not any(value == k and type(value) is type(k) for k in known):
-            choices = " or ".join(repr(k) for k in known)
-            raise self.error(f"{key} is {value!r}, but only {choices} is implemented")
-
-    def rope_theta(self) -> float:
-        """RoPE base, at top level or (transformers 5) inside `rope_parameters`; plain RoPE only."""
-        places = [self]
-        for key in ("rope_parameters", "rope_scaling"):
-            nested = self.values.get(key)
-            if isinstance(nested, Mapping):
-                places.append(Config(nested, self.family, f"{self.source}, {key}"))
-            elif nested is not None:
-                raise self.error(f"{key} is {nested!r}, expected an object or null")
-        for place in places:
-            place.expect("rope_type", "default", optional=True)
-            place.expect("type", "default", optional=True)
-            place.expect("partial_rotary_factor", 1, 1.0, optional=True)
-        holders = [place for place in places if "rope_theta" in place.values] or [self]
-        bases = {place.number("rope_theta") for place in holders}
-        if len(bases) > 1:
-            raise self.error(f"rope_theta has several values: {sorted(bases)}")
-        return bases.pop()
-
-    def head_dim(self, width: str, heads: str) -> int:
-        """Head size where the architecture defines it as width / heads."""
-        if self.integer(width) % self.integer(heads):
-            raise self.error(
-                f"{width}={self.values[width]} is not a multiple of {heads}={self.values[heads]}"
-            )
-        return self.integer(width) // self.integer(heads)
-
-    def special_ids(self, released: SpecialIds, vocab_size: int) -> SpecialIds:
-        """config.json decides; a key it leaves out (or null) takes the family's released id.
-
-        The released id counts only if it is inside this vocabulary, so that a small checkpoint has
-        to name its own. Only the end of turn may be absent altogether.
-        """
-
-        def read(key: str, default: int | None) -> int | None:
-            if self.values.get(key) is None:
-                return default if default is not None and default < vocab_size else None
-            token = self.integer(key, minimum=0)
-            if token >= vocab_size:
-                raise self.error(f"{key} is {token}, outside the vocabulary [0, {vocab_size})")
-            return token
-
-        def need(key: str, default: int) -> int:
-            token = read(key, default)
-            if token is None:
-                raise self.error(
-                    f"the key {key!r} is missing, and the released id {default} is outside this "
-                    f"vocabulary of {vocab_size} tokens"
-                )
-            return token
-
-        return SpecialIds(
-            need("mask_token_id", released.mask),
-            need("eos_token_id", released.eos),
-            need("pad_token_id", released.pad),
-            read("eot_token_id", released.eot),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +100,9 @@ def _read_llada(c: Config) -> ModelSpec:
         c.expect(switch, False)
     vocab_size = c.integer("vocab_size")
     c.expect("embedding_size", vocab_size, None)  # rows of the embedding; null means vocab_size
-    ids = c.special_ids(SpecialIds(126336, 126081, 126081, 126348), vocab_size)
+    _attends_everywhere(c)
+    released = Released(SpecialIds(126336, 126081, 126081, 126348), (126464,))
+    ids = c.special_ids(released, vocab_size)
     return ModelSpec(
         family=c.family,
         vocab_size=vocab_size,
@@ -233,7 +126,7 @@ def _read_llada(c: Config) -> ModelSpec:
 
 def _read_qwen(
     c: Config,
-    released: SpecialIds,
+    released: Released | None,
     *,
     shift: Literal[0, 1],
     block_length: int | None = None,
@@ -246,7 +139,7 @@ def _read_qwen(
     hidden_size / heads unless the config says otherwise.
     """
     c.expect("hidden_act", "silu")
-    c.expect("use_sliding_window", False, optional=True)
+    c.expect("use_sliding_window", False, None, optional=True)
     vocab_size = c.integer("vocab_size")
     ids = c.special_ids(released, vocab_size)
     own_head_dim = qk_norm or c.values.get("head_dim") is not None
@@ -277,12 +170,28 @@ def _read_qwen(
 
 
 def _read_dream(c: Config) -> ModelSpec:
-    return _read_qwen(c, SpecialIds(151666, 151643, 151643, 151645), shift=1)
+    _attends_everywhere(c)
+    released = Released(SpecialIds(151666, 151643, 151643, 151645), (152064,))
+    return _read_qwen(c, released, shift=1)
+
+
+def _attends_everywhere(c: Config) -> None:
+    """A block in the config of a family whose released models have none: other weights."""
+    for key in ("block_size", "bd_size"):
+        if c.values.get(key) is not None:
+            raise c.error(
+                f"{key} is {brief(c.values[key])}, but models of this family attend everywhere; "
+                "one trained with blocks (DreamReasoner-8B, say) is not supported yet"
+            )
 
 
 def _read_fast_dllm_v2(c: Config) -> ModelSpec:
-    released = SpecialIds(151665, 151645, 151645, 151645)
+    released = Released(SpecialIds(151665, 151645, 151645, 151645), (151936, 152064))
     return _read_qwen(c, released, shift=1, block_length=c.integer("bd_size"))
+
+
+SDAR_BLOCKS = (4, 8, 16, 32, 64)
+IDLM = "I-DLM, which attends causally and predicts the next token, is not supported yet"
 
 
 def _read_sdar(c: Config) -> ModelSpec:
@@ -290,16 +199,21 @@ def _read_sdar(c: Config) -> ModelSpec:
     # sampler's default and their config.json does not carry it. The wider variants must name it.
     key = next((k for k in ("block_size", "block_length") if c.values.get(k) is not None), None)
     block_length = 4 if key is None else c.integer(key)
+    # I-DLM has this architecture's name; its blocks are one token shorter than its strides
+    if c.values.get("use_regular_causal"):
+        raise c.error(f"use_regular_causal is {brief(c.values['use_regular_causal'])}: {IDLM}")
+    if block_length not in SDAR_BLOCKS:
+        sizes = ", ".join(map(str, SDAR_BLOCKS))
+        raise c.error(f"{key} is {block_length}, but a block of SDAR has {sizes} tokens: {IDLM}")
     c.expect("attention_bias", False, optional=True)
-    released = SpecialIds(151669, 151643, 151643, 151645)
+    released = Released(SpecialIds(151669, 151643, 151643, 151645), (151936,))
     return _read_qwen(c, released, shift=0, block_length=block_length, qkv_bias=False, qk_norm=True)
 
 
 def _read_block(c: Config) -> ModelSpec:
-    mask, eos, pad = (c.integer(f"{name}_token_id", 0) for name in ("mask", "eos", "pad"))
     return _read_qwen(
         c,
-        SpecialIds(mask, eos, pad, None),  # ours: nothing is released, the file names all of them
+        None,  # ours: nothing is released, the file names all ids
         shift=1,
         block_length=None if c.need("bd_size") is None else c.integer("bd_size"),
         qkv_bias=c.flag("attention_bias"),
@@ -342,34 +256,43 @@ FAMILIES: dict[str, Family] = {
         Family(
             "block",
             "made of an autoregressive checkpoint by `dllm train ar-to-block`",
-            frozenset({BLOCK}),
+            frozenset({BLOCK, "BlockDiffusionLM"}),
             QWEN_NAMES,
             _read_block,
         ),
     )
 }
 
-EXPERTS = re.compile(r"moe|llada2", re.IGNORECASE)  # llada_moe, LLaDA2MoeModelLM, sdar_moe, olmoe
+MOE = re.compile(r"moe|llada2", re.IGNORECASE)  # llada_moe, LLaDA2MoeModelLM, sdar_moe, olmoe
 
 
 def find_family(config: Mapping[str, Any], source: str) -> Family:
     """The family a config.json belongs to.
 
-    Raises LoadError naming what the file says and the known families, for an unknown architecture
-    and for a mixture of experts, which none of them implements yet.
+    Raises LoadError naming what the file says and the known families, for an unknown architecture,
+    also beside a known model_type (the class is what tells LLaDA-V from LLaDA), and for a mixture
+    of experts, which none of them implements yet.
     """
     listed = config.get("architectures") or []
-    kinds = [config.get("model_type"), *(listed if isinstance(listed, list) else [listed])]
-    found = {f.name: f for f in FAMILIES.values() if f.kinds & set(map(str, kinds))}
-    said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
-    if any(EXPERTS.search(str(kind)) for kind in kinds):
-        problem = f"mixture-of-experts models are not supported yet ({said})"
+    named = [config.get("model_type"), *(listed if isinstance(listed, list) else [listed])]
+    kinds = {kind if isinstance(kind, str) else brief(kind) for kind in named if kind is not None}
+    found = [family for family in FAMILIES.values() if family.kinds & kinds]
+    said = ", ".join(f"{key} {brief(config.get(key))}" for key in ("model_type", "architectures"))
+    if any(MOE.search(kind) for kind in kinds):
+        problem = f"{EXPERTS} ({said})"
+    elif not found and is_autoregressive(config):
+        problem = (
+            f"an autoregressive model ({said}): use it as the target of `dllm speculate`, or make "
+            "a block-diffusion model of it by `dllm train ar-to-block`"
+        )
     elif not found:
         problem = f"unknown architecture ({said})"
     elif len(found) > 1:
         problem = f"model_type and architectures name different families ({said})"
+    elif others := kinds - found[0].kinds:
+        problem = f"not {found[0].name}, but {' and '.join(sorted(others))}, which is unknown"
     else:
-        return found.popitem()[1]
+        return found[0]
     known = "; ".join(f"{f.name} ({f.models})" for f in FAMILIES.values())
     raise LoadError(f"{source}: {problem}; known families: {known}")
 
@@ -377,9 +300,14 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
 def read_spec(config: Mapping[str, Any], source: str = "config.json") -> ModelSpec:
     """`ModelSpec` of a config.json's content; `source` names the file in errors (LoadError)."""
     family = find_family(config, source)
+    read = Config(config, family.name, source)
+    refuse_others(read)
     try:
-        return family.read(Config(config, family.name, source))
+        spec = family.read(read)
     except LoadError:
         raise
     except ValueError as error:  # what ModelSpec itself refuses
         raise LoadError(f"{source}: {error}") from error
+    if spec.num_heads * spec.head_dim > LARGEST:
+        raise read.error(f"{spec.num_heads} heads of {spec.head_dim} are more than {LARGEST} wide")
+    return spec

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.models.loading import opened, shard_files
+from dllm.models.stored import opened, shard_files
 
 SOME = 64  # values of each tensor
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import FileError
+from dllm.models.stored import save_tensors
 from dllm.tensors import read_tensors
 
 FILE = "markov.safetensors"
@@ -55,15 +55,8 @@ class MarkovHead(nn.Module):
 
 def save_markov(head: MarkovHead, directory: str | os.PathLike[str]) -> None:
     """Write the head beside the checkpoint in `directory`, whole or not at all."""
-    file = Path(directory) / FILE
-    temp = file.with_name(f".{FILE}.{os.getpid()}")
     tensors = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
-    try:
-        save_file(tensors, temp, {"format": FORMAT})
-        temp.chmod(0o644)  # safetensors writes for the owner only
-        os.replace(temp, file)
-    finally:
-        temp.unlink(missing_ok=True)
+    save_tensors(Path(directory) / FILE, tensors, {"format": FORMAT})
 
 
 def load_markov(

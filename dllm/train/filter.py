@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.models.loading import replace_file
+from dllm.files import replacing
 from dllm.samplers.learn2pd import save_filter
 from dllm.samplers.rule import at_least
 from dllm.train.job import DIFFUSION, TOGETHER, Job, Run
@@ -122,6 +122,7 @@ def export(model: FilterMLP, directory: Path) -> None:
     """Write the filter into `directory`; DllmError if its weights are not finite."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        replace_file(directory / FILE, partial(save_filter, layers=model.state_dict()))
+        with replacing(directory / FILE) as temp:
+            save_filter(temp, layers=model.state_dict())
     except ValueError as error:
         raise DllmError(f"the filter diverged: {error}, try a lower --lr") from error

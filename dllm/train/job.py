@@ -18,7 +18,8 @@ from dllm.errors import DllmError
 from dllm.eval.ranks import Ranks
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
-from dllm.models.loading import read_json, resolve
+from dllm.models.loading import resolve
+from dllm.models.stored import read_json
 from dllm.specs import build_part
 from dllm.text import Text
 from dllm.train.data import Pair

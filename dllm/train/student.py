@@ -14,9 +14,10 @@ from dllm.errors import DllmError
 from dllm.models.adapter import save_adapter
 from dllm.models.causal import CAUSAL, block_config
 from dllm.models.decoder import Decoder
-from dllm.models.loading import CONFIG, load_model, read_json, resolve, write_checkpoint
+from dllm.models.loading import load_model, resolve, write_checkpoint
 from dllm.models.lora import Lora, LoraLinear, attach, merge
 from dllm.models.markov import FILE as MARKOV
+from dllm.models.stored import CONFIG, read_json, shard_files, survey
 from dllm.text import Text, load_text, load_tokenizer
 from dllm.train.data import Pair, Shuffled
 from dllm.train.trainer import TrainConfig
@@ -107,7 +108,7 @@ class Student:
         return token_id(self.text.tokenizer, token, self.source)
 
     def export(self, directory: Path) -> None:
-        """Write the weights, in the dtype of the checkpoint they came from, and its tokenizer.
+        """Write the weights, stored as in the checkpoint they came from, and its tokenizer.
 
         Or the adapter alone. The model is not to be trained further: an adapter is merged, the
         dtype changed in place.
@@ -121,7 +122,8 @@ class Student:
             merge(self.model)
         kind = self.config.get("dtype") or self.config.get("torch_dtype") or self.model.dtype
         self.model.to(getattr(torch, str(kind).removeprefix("torch.")))
-        write_checkpoint(self.model, directory, self.config)
+        stored = next(iter(survey(shard_files(self.source)[0]).values())).kind
+        write_checkpoint(self.model, directory, self.config, stored=stored)
         (directory / MARKOV).unlink(missing_ok=True)  # of other weights
         copy_tokenizer(self.source, directory)
 

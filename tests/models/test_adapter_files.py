@@ -11,12 +11,12 @@ from tests.models.adapters import error, replace, rewrite
 def test_truncated_matrices(saved, keep):
     file = saved / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert f"{file}: missing, truncated or corrupt" in error(saved)
+    assert f"{file}: truncated or corrupt" in error(saved)
 
 
 def test_missing_matrices(saved):
     (saved / "adapter.safetensors").unlink()
-    assert "adapter.safetensors: missing, truncated or corrupt" in error(saved)
+    assert "adapter.safetensors: no such file" in error(saved)
 
 
 def test_one_wrong_bit(saved):
@@ -74,7 +74,7 @@ def test_bad_adapter_json(saved, changes, problem):
 
 def test_adapter_json_is_no_json(saved):
     (saved / "adapter.json").write_text("{")
-    assert f"{saved / 'adapter.json'}: cannot be read as JSON" in error(saved)
+    assert f"{saved / 'adapter.json'}: expected JSON" in error(saved)
 
 
 def test_other_targets_than_the_tensors(saved):

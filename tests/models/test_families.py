@@ -1,9 +1,12 @@
 """config.json -> ModelSpec: the released numbers, and one clear error for everything else."""
 
+import re
+
 import pytest
 import torch
 
 from dllm.errors import LoadError
+from dllm.models.config_json import brief
 from dllm.models.decoder import Decoder
 from dllm.models.families import FAMILIES, find_family, read_spec
 from dllm.models.spec import ModelSpec
@@ -54,7 +57,8 @@ def without(config, *keys):
 
 def real(family):
     ids = ("mask_token_id", "eos_token_id", "pad_token_id")
-    return without({**CONFIGS[family], **REAL_QWEN}, *ids)
+    vocab = {"vocab_size": 151936} if family == "sdar" else {}
+    return without({**CONFIGS[family], **REAL_QWEN, **vocab}, *ids)
 
 
 def test_llada_8b():
@@ -108,6 +112,27 @@ def test_small_llada_takes_every_id_from_its_config():
     spec = read_spec(LLADA)
     assert (spec.mask_id, spec.eos_id, spec.pad_id, spec.eot_id) == (4, 3, 3, 5)
     assert read_spec(without(LLADA, "eot_token_id")).eot_id is None
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("llada", 155136), ("dream", 151936), ("sdar", 152064)]
+)
+def test_released_ids_belong_to_the_released_vocabulary(family, size):
+    """iLLaDA is LLaDA's network with 155,136 other tokens: its mask is 5, not 126336."""
+    sizes = {"vocab_size": size, **({"embedding_size": size} if family == "llada" else {})}
+    config = (without(REAL_LLADA, "mask_token_id") if family == "llada" else real(family)) | sizes
+    with pytest.raises(
+        LoadError, match=rf"'mask_token_id' is missing, and .* not to one of {size}"
+    ):
+        read_spec(config)
+    named = {"mask_token_id": 5, "eos_token_id": 2, "pad_token_id": 1}
+    spec = read_spec({**config, **named})
+    assert (spec.mask_id, spec.eos_id, spec.pad_id, spec.eot_id) == (5, 2, 1, None)
+
+
+@pytest.mark.parametrize("size", [151936, 152064])
+def test_both_released_vocabularies_of_fast_dllm(size):
+    assert read_spec({**real("fast_dllm_v2"), "vocab_size": size}).mask_id == 151665
 
 
 @pytest.mark.parametrize("key", ["mask_token_id", "eos_token_id", "pad_token_id", "eot_token_id"])
@@ -170,10 +195,20 @@ def test_llada_switch_that_means_another_network(key, value):
         ("fast_dllm_v2", "bd_size", 0),
         ("dream", "mask_token_id", -1),
         ("dream", "rope_scaling", "yarn"),
+        ("dream", "hidden_size", 2**24 + 1),
+        ("dream", "num_hidden_layers", 2**63),
+        ("dream", "rope_theta", float("inf")),
+        ("dream", "rope_theta", 10**400),
+        ("dream", "rms_norm_eps", float("nan")),
+        ("sdar", "head_dim", None),
+        ("llada", "d_model", -32),
+        ("llada", "vocab_size", "97"),
+        ("llada", "mlp_hidden_size", 48.0),
+        ("llada", "max_sequence_length", [4096]),
     ],
 )
 def test_bad_value_is_named(family, key, value):
-    with pytest.raises(LoadError, match=rf"{key} is {value!r}, "):
+    with pytest.raises(LoadError, match=rf"{key} is {re.escape(brief(value))}, "):
         read_spec({**CONFIGS[family], key: value})
 
 
@@ -226,7 +261,17 @@ def test_recognised_by_either_key(config, family):
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"model_type": "gpt2"}, "unknown architecture .*'gpt2'"),
+        ({"model_type": "gtp2"}, "unknown architecture .*'gtp2'"),
+        ({"model_type": "gpt2"}, "an autoregressive model .*'gpt2'.* `dllm speculate`"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            "an autoregressive model .*`dllm train ar-to-block`",
+        ),
+        ({"model_type": "llama", "architectures": ["LlamaForMasks"]}, "unknown architecture"),
+        ({"model_type": "llada", "architectures": ["LlavaLLaDAModelLM"]}, "not llada, but Llava"),
+        ({"model_type": "Dream", "architectures": ["DreamForCausalLM"]}, "not dream, but DreamFor"),
+        ({"model_type": "qwen3", "architectures": ["SDARForCausalLM"]}, "not sdar, but qwen3"),
+        ({"model_type": 7, "architectures": ["DreamModel"]}, "not dream, but 7,"),
         ({"architectures": [{}]}, "unknown architecture"),
         ({}, "unknown architecture"),
         (

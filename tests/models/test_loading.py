@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dllm.cache.plan import Plan
 from dllm.errors import DllmError, LoadError
-from dllm.models import loading
+from dllm.models import loading, stored
 from dllm.models.loading import load_model, resolve, write_checkpoint
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
 
@@ -94,8 +94,8 @@ def test_rotary_buffers_are_ignored(tmp_path):
         (torch.bfloat16, None, "auto", torch.bfloat16),
         (torch.bfloat16, {"torch_dtype": "float32"}, "auto", torch.float32),
         (torch.float32, {"dtype": "bfloat16"}, "auto", torch.bfloat16),
-        (torch.float16, None, "auto", torch.float32),  # on the CPU
-        (torch.float32, {"torch_dtype": "float16"}, "auto", torch.float32),
+        (torch.float16, None, "auto", torch.bfloat16),  # on the CPU
+        (torch.float32, {"torch_dtype": "float16"}, "auto", torch.bfloat16),
         (torch.float32, {"torch_dtype": "torch.bfloat16"}, "auto", torch.bfloat16),
         (torch.float32, None, "float16", torch.float16),
         (torch.bfloat16, None, torch.float64, torch.float64),
@@ -121,8 +121,6 @@ def test_unknown_dtype_in_config(tmp_path):
 def test_device(llada):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert load_model(llada.path).device.type == expected
-    assert "device 'gpu' is unknown; expected 'auto'" in error(llada.path, device="gpu")
-    assert "this machine has" in error(llada.path, device="cuda:99")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -140,18 +138,18 @@ def test_on_the_gpu(llada):
 def test_truncated_shard(llada):
     shard = llada.path / SECOND
     shard.write_bytes(shard.read_bytes()[:-7])
-    assert f"{shard}: missing, truncated or corrupt shard" in error(llada.path)
+    assert f"{shard}: truncated or corrupt shard" in error(llada.path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage!" * 9])
 def test_corrupt_shard(llada, content):
     (llada.path / FIRST).write_bytes(content)
-    assert f"{llada.path / FIRST}: missing, truncated or corrupt" in error(llada.path)
+    assert f"{llada.path / FIRST}: truncated or corrupt" in error(llada.path)
 
 
 def test_missing_shard(llada):
     (llada.path / FIRST).unlink()
-    assert f"{llada.path / FIRST}: missing, truncated or corrupt" in error(llada.path)
+    assert f"{llada.path / FIRST}: no such file" in error(llada.path)
 
 
 def test_wrong_shape(llada):
@@ -188,7 +186,7 @@ def test_quantised_tensor(llada):
     name = "model.transformer.wte.weight"
     llada.tensors[name] = llada.tensors[name].to(torch.int8)
     write_shards(llada.path, llada.tensors)
-    assert f"tensor '{name}' is stored as I8; expected one of F64, F32" in error(llada.path)
+    assert f"tensor '{name}' is stored as I8, not one of F64, F32" in error(llada.path)
 
 
 def test_pickles_are_never_opened(llada):
@@ -218,10 +216,10 @@ def test_index_may_not_leave_the_folder(llada, name):
     ("file", "content", "problem"),
     [
         (INDEX, "{}", "expected a non-empty object 'weight_map'"),
-        (INDEX, "{", "cannot be read as JSON"),
+        (INDEX, "{", "expected JSON"),
         ("config.json", "[]", "expected a JSON object, found list"),
-        ("config.json", "{'a': 1}", "cannot be read as JSON"),
-        ("config.json", '{"model_type": "gpt2"}', "unknown architecture"),
+        ("config.json", "{'a': 1}", "expected JSON"),
+        ("config.json", '{"model_type": "gtp2"}', "unknown architecture"),
         ("config.json", '{"model_type": "llada"}', "the key 'activation_type' is missing"),
     ],
 )
@@ -345,7 +343,7 @@ def test_interrupted_write_leaves_the_old_checkpoint(llada, tmp_path, monkeypatc
         filename.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "save_file", half)
+    monkeypatch.setattr(stored, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(decoder, tmp_path / "out", llada.config)
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
