@@ -98,11 +98,11 @@ def encode_prompt(text: ChatCodec | None, prompt: Any, chat: Chat = "auto") -> l
         raise DllmError(f'{chat=}: expected True, False or "auto"')
     prompt = as_prompt(prompt)
     if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping)):
-        return list(prompt)  # type: ignore[arg-type]
+        return list(prompt)
     if text is None:
         raise DllmError("this engine has no tokenizer: give prompts as lists of token ids")
     if not isinstance(prompt, str):
-        return text.chat(prompt)  # type: ignore[arg-type]
+        return text.chat(prompt)
     if chat is True or (chat == "auto" and text.has_chat_template):
         return text.chat([{"role": "user", "content": prompt}])
     return text.encode(prompt)

@@ -123,7 +123,7 @@ def generate(
             yield LiveView(Follower.of(engine), titles, delay=delay, live=live)
 
     template: bool | Literal["auto"] = "auto" if chat is None else chat
-    how = {"as_json": as_json, "silent": with_view, "overwrite": overwrite}
+    how: Any = {"as_json": as_json, "silent": with_view, "overwrite": overwrite}
     belongs = answers_of(engine, model, config, template) if output else {}
     with (
         answers_to(output, records, batch_size, belongs, **how) as answers,

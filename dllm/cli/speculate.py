@@ -132,7 +132,7 @@ def speculate(
             yield SpecView(SpecFollower.of(engine), titles, delay=delay, live=live)
 
     template: bool | Literal["auto"] = "auto" if chat is None else chat
-    how = {"as_json": as_json, "silent": with_view, "overwrite": overwrite, "to_dict": as_dict}
+    how: Any = {"as_json": as_json, "silent": with_view, "overwrite": overwrite, "to_dict": as_dict}
     belongs = answers_of(engine, ctx.params, config, template) if output else {}
     with answers_to(output, records, batch_size, belongs, **how) as answers:
         for at in answers.batches:

@@ -27,7 +27,7 @@ def fingerprint(model: Any, *more: object) -> str:
     A target or a drafter of `dllm.verify` is told apart by the model in it.
     """
     module = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
-    told = model if hasattr(model, "spec") else module
+    told: Any = model if hasattr(model, "spec") else module
     found = hashlib.sha256(repr((*more, getattr(told, "spec", None), told.dtype)).encode())
     if isinstance(module, torch.nn.Module):
         for weight in module.parameters():
