@@ -77,41 +77,45 @@ class Parts:
         """The parts that `config` names; ConfigError where two of them do not go together."""
         words = Words(text, spec)
         parts = cls(
-            rule=_bound(config.make_sampler(), words),
-            planner=_bound(config.make_planner(), words),
-            policy=_bound(config.make_cache(), spec),
-            stop_rule=_bound(config.make("stop_rule"), words),
-            transform=_bound(config.make("transform"), words),
-            speculator=_bound(config.make("speculator"), words),
+            rule=_bound(config, "sampler", words),
+            planner=_bound(config, "planner", words),
+            policy=_bound(config, "cache", spec),
+            stop_rule=_bound(config, "stop_rule", words),
+            transform=_bound(config, "transform", words),
+            speculator=_bound(config, "speculator", words),
         )
         if config.stop and text is None:
             raise ConfigError("stop strings need a tokenizer: load the engine with one")
         if parts.policy.uses_store:
-            parts.check_cache()
+            parts.check_cache(config)
         return parts
 
-    def check_cache(self) -> None:
-        """Refuse what a cache that keeps keys and values, or narrows the view, cannot follow."""
+    def check_cache(self, config: DecodeConfig) -> None:
+        """Refuse what a cache that keeps keys and values, or narrows the view, cannot follow.
+
+        config: what names the parts.
+        """
+        cache = _named(config, "cache")
         if self.speculator is not None:
             raise ConfigError(
-                f"{self.speculator!r} computes several canvases of a row, but {self.policy!r} "
-                "keeps keys and values of one: use cache='none'"
+                f"{_named(config, 'speculator')} computes several canvases of a row, but {cache} "
+                "keeps keys and values of one: use the cache 'none'"
             )
         if self.rule.remasks and self.policy.freezes:
             raise ConfigError(
-                f"{self.rule!r} makes committed tokens holes again, but {self.policy!r} freezes "
-                "them: choose a cache that does not, or a rule that never remasks"
+                f"{_named(config, 'sampler')} masks committed positions again, but {cache} freezes "
+                "them: choose a cache that does not, or a sampler that never remasks"
             )
         if self.policy.narrows:
-            watchers: list[Any] = []
+            watchers = []
             if self.stop_rule is not None and self.stop_rule.whole_row:
-                watchers.append(self.stop_rule)
+                watchers.append("stop_rule")
             if getattr(type(self.planner), "narrow", None) is not PlannerBase.narrow:
-                watchers.append(self.planner)
+                watchers.append("planner")
             for watcher in watchers:
                 raise ConfigError(
-                    f"{watcher!r} looks at all holes, but {self.policy!r} predicts only some of "
-                    "them in a step: choose another of the two"
+                    f"{_named(config, watcher)} looks at all masked positions, but {cache} "
+                    "predicts only some of them in a step: choose another of the two"
                 )
 
     @property
@@ -144,12 +148,20 @@ def check_given(rows: Sequence[Given], max_new_tokens: int) -> None:
                 raise ConfigError(f"{what} overlap other given ones")
             taken |= span
         if len(taken) == max_new_tokens:
-            raise ConfigError(f"row {row}: what is given leaves no hole in {max_new_tokens=}")
+            raise ConfigError(f"row {row}: what is given leaves no masked position in {max_new_tokens=}")
 
 
-def _bound(part: Any, facts: Words | TokenIds) -> Any:
-    """`part` told the facts it asks for: cache policies the model's, all others its words."""
+def _named(config: DecodeConfig, option: str) -> str:
+    """A part as errors call it: by the spec that the user gave, or the object."""
+    return f"{option.replace('_', ' ')} {getattr(config, option)!r}"
+
+
+def _bound(config: DecodeConfig, option: str, facts: Words | TokenIds) -> Any:
+    """The part of an option told the facts it asks for: cache policies the model's, all others its
+    words.
+    """
+    part = config.make(option)
     try:
         return part.bind(facts) if hasattr(part, "bind") else part
     except ValueError as error:
-        raise ConfigError(f"{part!r}: {error}") from error
+        raise ConfigError(f"{_named(config, option)}: {error}") from error

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dllm.cache import POLICIES
-from dllm.cache.policy import CachePolicy
 from dllm.options import ConfigError as ConfigError
 from dllm.options import check_numbers, check_top_p, checked_stop, replaced
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
-from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
-from dllm.samplers.rule import Rule
 from dllm.specs import build_part, resolve
+
+if TYPE_CHECKING:  # they need torch, which `--help` does without
+    from dllm.cache.policy import CachePolicy
+    from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
+    from dllm.samplers.rule import Rule
 
 # Options that are numbers: their kind and least value.
 NUMBERS: dict[str, tuple[type[Any], float]] = {
@@ -56,7 +58,7 @@ PARTS = {
 class DecodeConfig:
     """How to decode. Parts are given as objects or as specs ("name:key=value").
 
-    max_new_tokens: holes behind every prompt, in tokens. block_length: tokens of a window (None:
+    max_new_tokens: masked positions behind every prompt. block_length: tokens of a window (None:
     all). temperature 0 takes the argmax; top_p and top_k (0: off) truncate the law that tokens are
     drawn from and that Dream takes its scores from. seed: of the counter-based noise. stop: strings
     that end a text. given: "OFFSET:TEXT" that stands in every answer from the start, OFFSET tokens
@@ -119,15 +121,6 @@ class DecodeConfig:
                 f"{option}={given!r}: expected a spec, or an object with {kind.method}()"
             )
         return part
-
-    def make_sampler(self) -> Rule:
-        return cast(Rule, self.make("sampler"))
-
-    def make_planner(self) -> Planner:
-        return cast(Planner, self.make("planner"))
-
-    def make_cache(self) -> CachePolicy:
-        return cast(CachePolicy, self.make("cache"))
 
     def check_parts(self) -> None:
         """Raise what is wrong with any part, before a model is loaded."""

@@ -256,7 +256,8 @@ class Decoding:
     def _check_windows(self, good: Tensor) -> None:
         if not bool(good.all()):
             raise DecodeError(
-                f"{self.parts.planner!r} chose a window without a hole: expected at least one"
+                f"{self.parts.planner!r} chose a window without a masked position: "
+                "expected at least one"
             )
 
     def _per_row(self, t: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ class Decoding:
             reopened = self._per_row(selection.remask & view.decoded.valid).any(1)
             if bool((reopened.any(1) & (reopened.sum(1) >= chosen.sum(1))).any()):
                 raise DecodeError(
-                    f"{self.parts.rule!r} made as many tokens holes again as it committed: "
+                    f"{self.parts.rule!r} masked as many positions again as it committed: "
                     "expected fewer, so that decoding ends"
                 )
         self.canvas.commit(whole.pos, token, chosen)

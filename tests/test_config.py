@@ -63,16 +63,16 @@ def test_replace_copies_and_lists_the_options():
 
 
 def test_parts_are_given_by_name_or_as_objects():
-    assert DecodeConfig(sampler="quota:steps=3").make_sampler() == Quota(3)
+    assert DecodeConfig(sampler="quota:steps=3").make("sampler") == Quota(3)
     rule = Threshold(0.5)
-    assert DecodeConfig(sampler=rule).make_sampler() is rule
-    assert DecodeConfig(block_length=7).make_planner() == Fixed(7)
-    assert DecodeConfig(planner="fixed:block_length=2").make_planner() == Fixed(2)
-    assert DecodeConfig(planner=Fixed(9)).make_planner() == Fixed(9)
-    assert not DecodeConfig().make_cache().uses_store
+    assert DecodeConfig(sampler=rule).make("sampler") is rule
+    assert DecodeConfig(block_length=7).make("planner") == Fixed(7)
+    assert DecodeConfig(planner="fixed:block_length=2").make("planner") == Fixed(2)
+    assert DecodeConfig(planner=Fixed(9)).make("planner") == Fixed(9)
+    assert not DecodeConfig().make("cache").uses_store
 
 
 @pytest.mark.parametrize("sampler", [None, 3, Threshold, Fixed(3), "dllm.samplers.planner:Fixed"])
 def test_what_is_no_rule_is_refused(sampler):
     with pytest.raises(ConfigError, match=r"^sampler=.*expected a spec, or an object with select"):
-        DecodeConfig(sampler=sampler).make_sampler()
+        DecodeConfig(sampler=sampler).make("sampler")

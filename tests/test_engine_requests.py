@@ -309,7 +309,7 @@ class NoHole(PlannerBase):
 
 
 def test_a_window_without_holes_is_an_error_and_not_a_loop():
-    with pytest.raises(DecodeError, match="chose a window without a hole"):
+    with pytest.raises(DecodeError, match="chose a window without a masked position"):
         Engine(FakeModel()).generate([[3, 4]], planner=NoHole(), max_new_tokens=4)
 
 

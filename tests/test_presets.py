@@ -122,7 +122,7 @@ class TestFile:
 
     def test_the_users_own_word_still_names_code(self):
         sampler = f"{__name__}:Ran"
-        assert isinstance(DecodeConfig(sampler=sampler).make_sampler(), Ran)
+        assert isinstance(DecodeConfig(sampler=sampler).make("sampler"), Ran)
 
     def test_it_may_name_what_an_installed_package_brings(self, tmp_path, monkeypatch):
         point = EntryPoint("mine", f"{__name__}:Ran", "dllm.samplers")

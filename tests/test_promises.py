@@ -237,7 +237,7 @@ class Watching:
 @settings(max_examples=120)
 @given(prompts, speculative, shifts, models())
 def test_steps_progress_in_windows_and_are_counted(batch, config, shift, out):
-    planner = Watching(config.make_planner())
+    planner = Watching(config.make("planner"))
     model = FakeModel(out, shift)
     outputs = run(model, batch, config.replace(planner=planner))
     size = config.max_new_tokens

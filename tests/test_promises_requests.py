@@ -166,11 +166,11 @@ class Stored(NoCache):
 @pytest.mark.parametrize("planner", ["fixed", "multi", "slowfast", "adablock"])
 def test_what_a_cache_cannot_follow_is_refused(planner):
     engine = Engine(FakeModel(), FakeText())
-    with pytest.raises(ConfigError, match=r"Saber.* makes committed tokens holes again.*Freezing"):
+    with pytest.raises(ConfigError, match=r"sampler 'saber' masks committed positions again.*cache Freezing"):
         engine.generate([[3]], sampler="saber", cache=Freezing(), planner=planner)
     for cache in (Freezing(), Stored()):
         for speculator in ("freedave", "ssd"):
-            with pytest.raises(ConfigError, match=r"canvases of a row.*use cache='none'"):
+            with pytest.raises(ConfigError, match=rf"speculator '{speculator}' computes .*use the cache 'none'"):
                 engine.generate([[3]], cache=cache, speculator=speculator, planner=planner)
 
 
@@ -182,13 +182,13 @@ class Narrow(Stored):
 @pytest.mark.parametrize(
     ("option", "part", "refused"),
     [
-        ("planner", "slowfast", "SlowFast"),
-        ("planner", "adablock", "AdaBlock"),
-        ("stop_rule", "prophet:at=2", "Prophet"),
+        ("planner", "slowfast", "planner 'slowfast'"),
+        ("planner", "adablock", "planner 'adablock'"),
+        ("stop_rule", "prophet:at=2", "stop rule 'prophet:at=2'"),
     ],
 )
 def test_a_part_that_looks_at_all_holes_needs_a_cache_that_predicts_them(option, part, refused):
-    with pytest.raises(ConfigError, match=rf"{refused}.*looks at all holes, but Narrow"):
+    with pytest.raises(ConfigError, match=rf"{refused} looks at all masked positions, but cache Narrow"):
         Engine(FakeModel(), FakeText()).generate([[3]], cache=Narrow(), **{option: part})
 
 

@@ -74,10 +74,10 @@ def test_what_a_stop_rule_cut_off_is_settled():
 
 def test_bad_options_are_named():
     with pytest.raises(SpecError, match="refresh=0: expected a whole number of at least 1"):
-        DecodeConfig(cache="delayed:refresh=0").make_cache()
+        DecodeConfig(cache="delayed:refresh=0").make("cache")
     with pytest.raises(SpecError, match="first=0: expected a whole number of at least 1"):
-        DecodeConfig(cache="delayed:first=0").make_cache()
+        DecodeConfig(cache="delayed:first=0").make("cache")
     with pytest.raises(SpecError, match=r"mode.*decode.*prefill.*pd"):
-        DecodeConfig(cache="delayed:mode=decoded").make_cache()
+        DecodeConfig(cache="delayed:mode=decoded").make("cache")
     with pytest.raises(ValueError, match="mode='x': expected decode, prefill or pd"):
         Delayed(mode="x")

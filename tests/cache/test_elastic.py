@@ -286,12 +286,12 @@ def test_bad_options_are_refused(spec):
 
 
 def test_block_causal_models_are_refused():
-    with pytest.raises(ConfigError, match=r"Elastic.*expected a model whose positions all see"):
+    with pytest.raises(ConfigError, match=r"elastic.*expected a model whose positions all see"):
         run(decoder(block=4), [[5]], cache="elastic")
 
 
 def test_parts_that_look_at_all_holes_are_refused():
-    with pytest.raises(ConfigError, match="looks at all holes, but Elastic"):
+    with pytest.raises(ConfigError, match="looks at all masked positions, but cache 'elastic'"):
         run(decoder(), [[5]], cache="elastic", planner="slowfast")
 
 

@@ -38,4 +38,4 @@ def test_the_prompt_is_computed_once(case):
 
 def test_bad_options_are_named():
     with pytest.raises(SpecError, match="refresh=0: expected a whole number of at least 1"):
-        DecodeConfig(cache="freeze:refresh=0").make_cache()
+        DecodeConfig(cache="freeze:refresh=0").make("cache")

@@ -42,4 +42,4 @@ def test_defaults_are_the_published_example():
 @pytest.mark.parametrize("option", ["before=-1", "after=-2", "warmup=-1", "refresh=0"])
 def test_bad_options_are_named(option):
     with pytest.raises(SpecError, match=rf"{option}: expected a whole number of at least"):
-        DecodeConfig(cache=f"vicinity:{option}").make_cache()
+        DecodeConfig(cache=f"vicinity:{option}").make("cache")
