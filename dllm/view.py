@@ -20,10 +20,10 @@ from dllm.streaming import Follower, Row
 
 DELAY = 0.15  # least seconds of a step on the screen: a tiny model takes ten milliseconds for one
 FPS = 20
-HOLE, END = " ·", "⏹"
+HOLE, END = " ·", "■"
 NEW = "black on bright_green"
 AGES = (NEW, "bright_green", "green")  # of tokens committed in this forward, one or two before
-LEGEND = f"[dim]· undecided[/]  [not dim {NEW}]new in this forward[/]  [dim]⏹ end[/]"
+LEGEND = f"[dim]· undecided[/]  [not dim {NEW}]new in this forward[/]  [dim]■ end[/]"
 REASONS = {
     "eos": "eos: the model ended its answer",
     "stop": "stop: a stop string was reached",
@@ -141,7 +141,7 @@ class LiveView:
             style = styles.get(forward, "")
             word = piece.translate(CONTROLS).lstrip(" ") or piece  # a word's space stays plain
             text.append(" " * (len(piece) - len(word)))
-            text.append("↵\n" if word == "\n" and style == NEW else word, style)
+            text.append("¶\n" if word == "\n" and style == NEW else word, style)
         if end < len(row.tokens):
             text.append(" " if text else "")
             text.append(END, styles.get(row.forwards[end], "dim"))

@@ -70,12 +70,12 @@ class TestLiveView:
         frames = watch(engine, SEVEN, Screen())
         assert [frame[1] for frame in frames] == [f"› {SEVEN}"] * 3
         assert [frame[2] for frame in frames] == [
-            "· two · · five · · ⏹",
-            "· two three · five six · ⏹",
-            f"{SEVEN} ⏹",
+            "· two · · five · · ■",
+            "· two three · five six · ■",
+            f"{SEVEN} ■",
         ]
         assert frames[0][0].startswith("─ forwards 1 · tokens 3 · tokens/forward 3.0 · tokens/s ")
-        assert frames[0][3].startswith("─ · undecided  new in this forward  ⏹ end")
+        assert frames[0][3].startswith("─ · undecided  new in this forward  ■ end")
 
     def test_styles_fade(self, engine):
         follower = Follower.of(engine)
@@ -88,7 +88,7 @@ class TestLiveView:
         styles = {shown.plain[s.start : s.end]: s.style for s in shown.spans}
         assert styles["one"] == "black on bright_green"
         assert styles["three"] == "bright_green"
-        assert styles["two"] == styles["⏹"] == "green"
+        assert styles["two"] == styles["■"] == "green"
 
     def test_leaves_the_whole_answer_on_the_screen(self, engine):
         screen = Screen(width=40, height=6)
@@ -105,7 +105,7 @@ class TestLiveView:
         assert max(map(len, frames)) <= 9
         assert frames[0][2].startswith("· two · · five")
         assert frames[-1][-3].endswith("six seven")
-        assert frames[-1][-2] == "⏹"
+        assert frames[-1][-2] == "■"
 
     def test_rows_that_do_not_fit_are_counted(self, engine):
         frames = watch(engine, [SEVEN] * 5, Screen(height=14))
