@@ -22,7 +22,7 @@ class Block(PolicyBase):
 
     exact=False is Fast-dLLM v2's sub-block cache (section 3.3), for a planner with blocks smaller
     than the model's: the whole open block is computed when a window is entered and while the
-    window's first token is a hole, and the window alone otherwise. block_length: the model's.
+    window's first position is masked, and the window alone otherwise. block_length: the model's.
     """
 
     paper: ClassVar[str] = "Fast-dLLM v2, arXiv 2509.26328"

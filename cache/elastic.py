@@ -21,16 +21,17 @@ from dllm.canvas import positions
 
 @dataclass(frozen=True)
 class Elastic(PolicyBase):
-    """Compute the first holes, what the last step changed and the tracked tokens; widen on drift.
+    """Compute the first masked positions, what the last step changed and the tracked tokens; widen
+    on drift.
 
-    window: holes that are predicted in a step, the first ones of what the planner offers (the
-    paper has no blocks: use block_length=None). gamma: cosine below which attention has drifted; 0
-    never widens, 2 does behind the first layer of every step, which is not yet exact: rows that
-    were not queried go on from older inputs. tracked: tokens of each layer, those the window
-    attends to most. union: the test of every layer looks at the tracked tokens of all layers, as
-    the released code does, and not at the layer's own, as the paper says. refresh: forwards between
-    two that compute all from the first layer on (none: only the first does; 1: exact). With
-    guidance both branches track what the guided one chose.
+    window: masked positions that are predicted in a step, the first ones of what the planner offers
+    (the paper has no blocks: use block_length=None). gamma: cosine below which attention has
+    drifted; 0 never widens, 2 does behind the first layer of every step, which is not yet exact:
+    rows that were not queried go on from older inputs. tracked: tokens of each layer, those the
+    window attends to most. union: the test of every layer looks at the tracked tokens of all
+    layers, as the released code does, and not at the layer's own, as the paper says. refresh:
+    forwards between two that compute all from the first layer on (none: only the first does; 1:
+    exact). With guidance both branches track what the guided one chose.
     """
 
     paper: ClassVar[str] = "Elastic-Cache, arXiv 2510.14973"
@@ -53,7 +54,8 @@ class Elastic(PolicyBase):
         if spec.block_length is not None:
             raise ValueError(
                 "expected a model whose positions all see each other: with block-causal attention "
-                "decoded blocks and far holes cost nothing already, and drift says nothing"
+                "decoded blocks and far masked positions cost nothing already, and drift says "
+                "nothing"
             )
         return self
 

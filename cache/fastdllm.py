@@ -31,7 +31,10 @@ class Prefix(Refreshed):
 
 @dataclass(frozen=True)
 class Dual(Refreshed):
-    """Compute all when a window is entered, then the window alone."""
+    """Compute all when a window is entered, then the window alone.
+
+    refresh: forwards of a window between two that compute all (none: only the first does).
+    """
 
     paper: ClassVar[str] = "Fast-dLLM DualCache, arXiv 2505.22618"
 

@@ -15,8 +15,8 @@ from dllm.cache.policy import PolicyBase, Query, State, Step, check_count, check
 class Greedy(PolicyBase):
     """Compute what may be committed now, what was committed last, and masks near the former.
 
-    Only `ahead` holes are predicted, chosen before the forward. order: "random" takes them in a
-    fixed random order of each row's positions, as released (which commits all of them);
+    Only `ahead` masked positions are predicted, chosen before the forward. order: "random" takes
+    them in a fixed random order of each row's positions, as released (which commits all of them);
     "confidence" (ours) takes those most confident when last seen, and all of the windows in a
     forward that computes all. neighbours: for each of them so many more masks, the nearest by
     distance, left before right. refresh: all is computed when a window is entered, and in every

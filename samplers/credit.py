@@ -17,9 +17,9 @@ from dllm.samplers.rule import at_least, probability
 class Credit:
     """Add alpha * ln(1 + credit) to the logits, for proposals and confidences alike.
 
-    Every time a hole is scored, its credits shrink by the factor `beta`, the most likely token of
-    the raw logits earns p^gamma, and then the credits are added. The paper's values (its rule is
-    Fast-dLLM's threshold 0.9).
+    Every time a masked position is scored, its credits shrink by the factor `beta`, the most likely
+    token of the raw logits earns p^gamma, and then the credits are added. The paper's values (its
+    rule is Fast-dLLM's threshold 0.9).
 
     The paper keeps a credit for every position and token of the vocabulary. Here a position has
     `slots` of them, and a new token takes the one with the least credit: the same as long as a

@@ -15,7 +15,8 @@ from dllm.samplers.rule import CommitRule, Selection, at_least, steps_of_window,
 
 @dataclass(frozen=True)
 class Dream(CommitRule):
-    """Commit floor(masks * r) candidates, r = 1 - t(n+1) / t(n) with t linear from 1 to `eps`.
+    """Commit floor(masks * r) candidates, r = 1 - t(n+1) / t(n) with t linear from 1 to `eps` in
+    `steps`.
 
     alg: "origin" commits each position with probability r; "maskgit_plus", "topk_margin" and
     "entropy" commit the best by probability, margin or negative entropy, taken after temperature,

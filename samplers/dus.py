@@ -14,11 +14,11 @@ from dllm.samplers.rule import CommitRule, Selection
 class Dilated(CommitRule):
     """Commit the candidates at multiples of size / 2^l from the window's start in its forward l.
 
-    Forwards count from 1: a window of 2^n holes takes n of them. Where size / 2^l is not whole it
-    is rounded up: then, too, no forward commits two neighbours in a window of more than two. A
-    level that is filled already commits the most confident candidate. Base 2 as released. We follow
-    the paper: the level fixes the positions (a mode of the code takes only their number from it).
-    Its optional minimum-gap filter is left out.
+    Forwards count from 1: a window of 2^n masked positions takes n of them. Where size / 2^l is not
+    whole it is rounded up: then, too, no forward commits two neighbours in a window of more than
+    two. A level that is filled already commits the most confident candidate. Base 2 as released. We
+    follow the paper: the level fixes the positions (a mode of the code takes only their number from
+    it). Its optional minimum-gap filter is left out.
     """
 
     paper = "DUS, arXiv 2506.19037"

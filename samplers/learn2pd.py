@@ -90,12 +90,13 @@ def by_offset(view: Candidates, base: Tensor, pos: Tensor, valid: Tensor, value:
 
 @dataclass(frozen=True)
 class EndOfText:
-    """Drop everything behind the first committed end token, and behind the hole that proposes one
-    most confidently, with at least `threshold`; that hole itself stays to be committed.
+    """Drop everything behind the first committed end token, and behind the masked position that
+    proposes one most confidently, with at least `threshold`; that position itself stays to be
+    committed.
 
     The paper waits until an end of text is decoded; so sure a proposal is about to be. The released
     code cuts at the most confident proposal whatever its probability: threshold 0. The default is
-    that of the paper's filter.
+    that of the paper's filter. stop_ids: the end tokens, the model's where left out.
     """
 
     paper = "Learn2PD (EoTP), arXiv 2509.25188"

@@ -18,16 +18,17 @@ class MultiBlock(PlannerBase):
     """Blocks that open before their predecessor is full.
 
     The next block opens when at least the share `add` of the last open one is decoded, and while
-    fewer than `most` open blocks have holes. The first block with a hole always commits a token;
-    a later one does so from where its predecessor is decoded to the share `full` (fully active),
-    and before that commits only what the rule accepts (semi-active). Blocks behind a committed end
-    of text are closed, also those that were open: D2F only opens no new ones, but what stands there
-    is no part of the answer.
+    fewer than `most` open blocks have masked positions. The first block with one always commits a
+    token; a later one does so from where its predecessor is decoded to the share `full` (fully
+    active), and before that commits only what the rule accepts (semi-active). Blocks behind a
+    committed end of text are closed, also those that were open: D2F only opens no new ones, but
+    what stands there is no part of the answer.
 
     add=0.1 and full=0.95 lie in both papers' ranges; most=4 is ours (they set no limit, and every
     open block makes the forward wider). Both papers decode with weights trained for it. Openness
-    follows from the canvas alone: as long as nothing is remasked, no block with a hole closes again
-    except behind the end of text. block_length None: one block, nothing to pipeline.
+    follows from the canvas alone: as long as nothing is remasked, no block with a masked position
+    closes again except behind the end of text. block_length None: one block, nothing to pipeline.
+    stop_ids: the ends of text, the model's where left out.
     """
 
     paper: ClassVar[str] = "D2F, arXiv 2508.09192; d3LLM, arXiv 2601.07568"

@@ -16,7 +16,8 @@ from dllm.tensors import read_tensors
 
 @dataclass(frozen=True)
 class PositionCalibrated(CommitRule):
-    """Commit the k best by exp(-decay * i) * min(-p ln f(token), clip); k is LLaDA's quota.
+    """Commit the k best by exp(-decay * i) * min(-p ln f(token), clip); k is LLaDA's quota for
+    `steps` (None: one).
 
     i counts positions behind the prompt; f is how often the token occurs in a corpus, read from the
     tensor "frequency" [V] of the safetensors file `table`. Without a table all tokens count as

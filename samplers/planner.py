@@ -14,7 +14,8 @@ from dllm.samplers.rule import at_least
 
 @dataclass(frozen=True)
 class Fixed(PlannerBase):
-    """Equal blocks from left to right, the last one perhaps shorter; None is one block for all.
+    """Equal blocks from left to right, the last one perhaps shorter; block_length None is one block
+    for all.
 
     Blocks count from the prompt's end. `aligned`: from position 0, as the attention of block-causal
     models does; binding to such a model sets it. The first block may then be shorter too.

@@ -28,10 +28,10 @@ class Prophet:
     `middle` below 0.67, `late` after (the paper's values). The paper's progress is step / steps,
     the same for a fixed number of tokens a step, and not defined for other rules.
 
-    Departure: the mean is over the region's holes; the paper's is over all its positions, but
-    committed ones are not scored here. They are settled, so a region that is all committed fires.
-    Given tokens and positions behind the row's end do not belong to the region; without a region
-    (no marker yet) nothing fires.
+    Departure: the mean is over the region's masked positions; the paper's is over all its
+    positions, but committed ones are not scored here. They are settled, so a region that is all
+    committed fires. Given tokens and positions behind the row's end do not belong to the region;
+    without a region (no marker yet) nothing fires.
     """
 
     paper: ClassVar[str] = "Prophet, arXiv 2508.19982"

@@ -15,15 +15,15 @@ from dllm.samplers.rule import CommitRule, Selection, at_least
 @dataclass(frozen=True)
 class Saber(CommitRule):
     """Commit candidates above the mean probability at which this window's tokens were committed (1
-    at its start), or the `count` best if fewer are; with k committed, make max(floor(count / 2),
-    ceil(k / 8)) committed tokens holes again, at most k - 1.
+    at its start), or the `count` best if fewer are; with k committed, mask max(floor(count / 2),
+    ceil(k / 8)) committed positions again, at most k - 1.
 
     Those are the tokens of the window where the probability of the most likely token fell most
     since the last step, also where it fell nowhere (the paper asks for the largest drops, not for
     positive ones); a token not scored at the last step counts as unchanged. Every step gains at
     least one token. The mean keeps the tokens that were taken back. Departures from the released
     code: only tokens of earlier steps are taken back, and never is a committed token overwritten
-    because fewer than `count` holes are left.
+    because fewer than `count` masked positions are left.
     """
 
     paper = "Saber, arXiv 2510.18165"

@@ -28,9 +28,10 @@ class Scheduler(CommitRule):
     tokens (EntropyBoundScheduler), are a ValueError.
 
     Each row is one call on its whole window (quotas are taken from its width): sample [1, W] is the
-    mask at holes and some other id elsewhere, where logits [1, W, V] are 0 and edits are ignored.
-    Every call is made on a copy set to the window's step, so nothing else a scheduler remembers
-    lasts from one step to the next; its draws come from a generator seeded for the row and step.
+    mask token at masked positions and some other id elsewhere, where logits [1, W, V] are 0 and
+    edits are ignored. Every call is made on a copy set to the window's step, so nothing else a
+    scheduler remembers lasts from one step to the next; its draws come from a generator seeded for
+    the row and step.
     """
 
     paper = "diffusers schedulers, github.com/huggingface/diffusers"

@@ -20,13 +20,13 @@ class SlowFast(PlannerBase):
     Slow: every step commits the most confident candidate of the rest of the row, whatever the rule,
     and notes the span: up to the farthest candidate of confidence `reach` or more. After `explore`
     steps, or when the last two spans are of stable length, fast: the rule decides inside the last
-    span until that is full (the paper's rule is Fast-dLLM's threshold 0.9). A span without a hole
-    left starts the next cycle at once.
+    span until that is full (the paper's rule is Fast-dLLM's threshold 0.9). A span without a masked
+    position left starts the next cycle at once.
 
     Stable: LLaDA's released code wants a standard deviation of the last two lengths below 1,
     Dream's a variance below 1. For two whole numbers both say that they differ by at most 1, with
-    either estimator. Lengths count from the cycle's first hole. block_length: blocks a cycle does
-    not leave (None, as published: the whole row).
+    either estimator. Lengths count from the cycle's first masked position. block_length: blocks a
+    cycle does not leave (None, as published: the whole row).
     """
 
     paper: ClassVar[str] = "SlowFast Sampling, arXiv 2506.10848"

@@ -140,7 +140,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Sample(Construction):
-    """A chain of one token per column, each drawn from the column's own law."""
+    """A chain of one token per column, each drawn from the column's own law.
+
+    Where no token of a column has the probability `confidence`, nothing is drafted from it on.
+    """
 
     accepts: ClassVar[tuple[str, ...]] = ("block", "ratio", "match")
 
@@ -156,8 +159,9 @@ class Sample(Construction):
 class RsdTree(Construction):
     """At each depth a set of tokens drawn without replacement, below every node of the last depth.
 
-    RSD with constant branching, but without a Markov head one set for all nodes of a depth.
-    widths: tokens per depth; the last goes on for deeper columns.
+    RSD with constant branching, but without a Markov head one set for all nodes of a depth. widths:
+    tokens per depth; the last goes on for deeper columns. Where no token of a column has the
+    probability `confidence`, nothing is drafted from it on.
     """
 
     paper = "RSD, arXiv 2402.14160"
@@ -195,7 +199,11 @@ class RsdTree(Construction):
 
 @dataclass(frozen=True)
 class KSeqTree(Construction):
-    """Several independent chains as one tree, in which equal prefixes merge."""
+    """Several independent chains as one tree, in which equal prefixes merge.
+
+    chains: how many. Where no token of a column has the probability `confidence`, nothing is
+    drafted from it on.
+    """
 
     paper = "SpecTr, arXiv 2310.15141"
 
@@ -220,8 +228,9 @@ class KSeqTree(Construction):
 class GreedyPlusOne(Construction):
     """Children: the likeliest tokens of a column and one drawn from the rest, heaviest nodes first.
 
-    The ratio rule keeps such drafts as often as any rule could.  tops: how many children of a node
-    are not drawn.
+    The ratio rule keeps such drafts as often as any rule could. tops: how many children of a node
+    are not drawn. Where no token of a column has the probability `confidence`, nothing is drafted
+    from it on.
     """
 
     paper = "Greedy draft construction, arXiv 2502.18779"

@@ -183,11 +183,12 @@ class AdlControl(ControlBase):
 class Threshold:
     """Verify while it is likely enough that all goes well.
 
-    A node is verified if the estimated probability that anything on the way to it is rejected is
-    at most `reject`, and so it is for all before it: SpecDec++'s optimal stopping rule, with the
-    drafter's estimates for its trained head. After a draft that was accepted as a whole the next
-    is `step` positions longer, up to `most`, else it is `depth` again (0: always `depth`):
-    FailFast's growth from one round to the next, where it drafts again within a round.
+    A node is verified if the estimated probability that anything on the way to it is rejected is at
+    most `reject`, and so it is for all before it: SpecDec++'s optimal stopping rule, with the
+    drafter's estimates for its trained head. After a draft that was accepted as a whole the next is
+    `step` positions longer, up to `most`, else it is `depth` again (0: always `depth`): FailFast's
+    growth from one round to the next, where it drafts again within a round. nodes: most nodes of a
+    tree (none: as many as positions).
     """
 
     paper: ClassVar[str] = "SpecDec++, arXiv 2405.19715; FailFast, arXiv 2512.20573"

@@ -47,7 +47,8 @@ class Lossy(Match):
 class Typical(Lossy):
     """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the law's entropy.
 
-    Typical acceptance, with the values that Medusa released.
+    Typical acceptance, with the values that Medusa released. greedy: where no token is plausible,
+    the target's likeliest is taken, not drawn (at temperature 0).
     """
 
     paper = "Medusa, arXiv 2401.10774"
@@ -68,7 +69,8 @@ class Typical(Lossy):
 class Relaxed(Lossy):
     """Plausible: one of the `top` likeliest tokens, at most `margin` less likely than the first.
 
-    Relaxed acceptance of TensorRT-LLM, with the values of its example.
+    Relaxed acceptance of TensorRT-LLM, with the values of its example. greedy: where no token is
+    plausible, the target's likeliest is taken, not drawn (at temperature 0).
     """
 
     top: int = 10

@@ -57,6 +57,7 @@ class Filter:
     as in those references is committed at once: that is right, and the confidences beside it are
     what the filter sees. Every update is of all steps; a right candidate counts `positive_weight`.
     Sizes and rate are the paper's, but it makes 40,000 updates: on few examples that overfits.
+    hidden: width of the filter's one hidden layer.
     """
 
     paper: ClassVar[str] = "Learn2PD, arXiv 2509.25188"
