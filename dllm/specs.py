@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -60,12 +63,31 @@ def part_class(
         )
     module, _, attribute = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _working_directory_searched(path == name):
+            found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may raise anything while it is imported
         raise SpecError(f"cannot load {kind} {name!r} from {path!r}: {error}") from error
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise SpecError(f"{kind} {name!r} is {found!r}: expected a dataclass")
     return found
+
+
+@contextmanager
+def _working_directory_searched(typed: bool) -> Iterator[None]:
+    """Search the working directory behind all else while typed code is imported.
+
+    The `dllm` command has it not on its path, and nothing but what was typed may come from there:
+    not what stands behind a name, and no package that happens to be missing.
+    """
+    here = os.getcwd() if typed else None
+    if here is None or here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any) -> Any:
@@ -85,8 +107,11 @@ def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any)
     if missing:
         name = split_spec(spec)[0]
         raise SpecError(f"{spec!r}: {missing[0]} is missing: expected {name}:{missing[0]}=...")
+    hints = get_type_hints(cls)
+    typed = any(ImportPath in alternatives(hints[key]) for key in options)
     try:
-        return cls(**values)
+        with _working_directory_searched(typed):
+            return cls(**values)
     except (TypeError, ValueError) as error:
         raise SpecError(f"{spec!r}: {error}") from error
 
@@ -180,3 +205,12 @@ def describe(hint: Any) -> str:
         Any: "an object",
     }
     return names.get(hint, str(hint))
+
+
+def shown(value: object) -> str:
+    """A value of an option as a user would type it: what `convert` reads."""
+    if value is dataclasses.MISSING:
+        return "(required)"
+    if isinstance(value, tuple):
+        return "+".join(map(str, value)) or "none"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

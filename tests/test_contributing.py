@@ -1,6 +1,9 @@
 """The worked examples of CONTRIBUTING.md, run as a reader would run them."""
 
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,6 +42,38 @@ def example_files(tmp_path, monkeypatch):
     sys.modules.pop("doubling", None)
     sys.modules.pop("parrot", None)
     sys.modules.pop("next_token", None)
+
+
+# What the console script does, in a process without the working directory on its path (-P), for
+# several command lines: each would import torch anew.
+SCRIPT = r"""
+import sys
+from dllm.__main__ import main
+for line in sys.argv[1:]:
+    sys.argv = ["dllm", *line.split("\x1f")]
+    try:
+        main()
+    except SystemExit as stop:
+        if stop.code:
+            sys.exit(f"{sys.argv}: {stop.code}")
+"""
+
+
+def test_the_commands_run_as_printed_where_the_files_are(tmp_path, root):
+    commands = re.findall(r"`(dllm [^`]*)`", PAGE.read_text())
+    verbs = [command.split()[1] for command in commands]
+    assert verbs == ["generate", "generate", "eval", "speculate", "train"]
+    lines = ["\x1f".join(shlex.split(command)[1:]) for command in commands]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SCRIPT, *lines],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"doubling", "next"} == {path.name for path in (tmp_path / "runs").iterdir()}
+    assert "fig, kiwi, plum" in done.stdout
 
 
 def engine(shift):

@@ -48,6 +48,33 @@ def sampler(spec: str):
     return build_part(spec, SAMPLERS, "dllm.samplers")
 
 
+def test_the_working_directory_is_searched_for_what_is_typed_alone(tmp_path, monkeypatch):
+    part = "from dllm.samplers.quota import Quota as Base\nclass Here(Base):\n    pass\n"
+    (tmp_path / "here_alone.py").write_text(part)
+    (tmp_path / "hijacked.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
+    table = {"mine": "hijacked:Part"}
+    with pytest.raises(SpecError, match="No module named 'hijacked'"):
+        build_part("mine", table, "dllm.samplers")
+    points = EntryPoints([EntryPoint("theirs", "hijacked:Part", "dllm.samplers")])
+    monkeypatch.setattr(specs, "entry_points", lambda group: points.select(group=group))
+    with pytest.raises(SpecError, match="No module named 'hijacked'"):
+        sampler("theirs")
+    assert sampler("here_alone:Here:steps=3").steps == 3
+    sys.modules.pop("here_alone")
+    with pytest.raises(SpecError, match="expected an object with a method step"):
+        sampler("scheduler:scheduler=here_alone.Here")
+    sys.modules.pop("here_alone")
+    assert sys.path == before
+    with pytest.raises(ModuleNotFoundError):
+        import hijacked  # noqa: F401
+    with pytest.raises(SpecError, match="No module named 'no_such'"):
+        sampler("no_such:Part")
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
