@@ -7,20 +7,33 @@ import os
 from typing import Annotated, Any
 
 from rich.console import Console
-from typer import Option
+from typer import Argument, Option
 
-from dllm.cli.app import app
+from dllm.cli.app import app, verb
 
 
-@app.command()
-def samplers() -> None:
+@app.command(cls=verb())
+def samplers(
+    name: Annotated[
+        str | None, Argument(help="Show in full what is called so.", metavar="NAME")
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List all parts, their options with defaults and their papers; then the presets."""
-    from dllm.listing import print_parts
+    import dllm.listing as listing
 
-    print_parts(Console(highlight=False))
+    if name is not None:
+        listing.check_name(name)
+    console = Console(highlight=False)
+    if as_json:
+        print(json.dumps(listing.as_json(name), ensure_ascii=False))
+    elif name is None:
+        listing.print_parts(console)
+    else:
+        listing.print_named(console, name)
 
 
-@app.command()
+@app.command(cls=verb())
 def env(as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, devices and threads."""
     import platform
