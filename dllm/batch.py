@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dllm.errors import DllmError
 from dllm.files import parse_json, read_stdin, read_text
 from dllm.output import Event, Finished
+from dllm.prompts import check_text
 
 Record = dict[str, Any]  # a line of the input: {"prompt": text or messages, ...}
 
@@ -22,7 +25,7 @@ def read_prompts(prompt: str | None, source: str | None) -> list[Record]:
     if prompt is not None and source is not None:
         raise DllmError("expected a prompt or --input, not both")
     if prompt is not None:
-        return [{"prompt": prompt}]
+        return [{"prompt": typed(prompt)}]
     if source is None and (sys.stdin is None or sys.stdin.isatty()):
         raise DllmError("no prompt: expected one, or --input FILE, or text on stdin")
     if source is None or source == "-":
@@ -38,11 +41,31 @@ def read_prompts(prompt: str | None, source: str | None) -> list[Record]:
     return records
 
 
+def typed(prompt: str) -> str:
+    """The prompt of a command line; DllmError where no text was meant."""
+    check_text(prompt)
+    if os.path.isfile(prompt):
+        raise DllmError(
+            f"prompt {prompt!r} is a file: give --input {shlex.quote(prompt)} for what is in it, "
+            "or the name itself on stdin"
+        )
+    return prompt
+
+
 def read_record(line: str, where: str) -> Record:
     record = parse_json(line, where)
-    if isinstance(record, dict) and isinstance(record.get("prompt"), (str, list)):
+    if isinstance(record, dict) and asks(record.get("prompt")):
         return record
-    raise DllmError(f'{where}: expected a JSON object with "prompt", a text or a list of messages')
+    raise DllmError(
+        f'{where}: expected a JSON object with "prompt", a text or a list of messages, not empty'
+    )
+
+
+def asks(prompt: Any) -> bool:
+    """Whether it is a prompt: a text that is not blank, or messages."""
+    if isinstance(prompt, str):
+        return bool(prompt.strip())
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(m, dict) for m in prompt)
 
 
 def title(record: Record) -> str:

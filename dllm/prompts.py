@@ -92,6 +92,12 @@ def as_row_ids(row_ids: Any, count: int) -> list[int]:
     return found
 
 
+def check_text(prompt: str) -> None:
+    """DllmError for a blank text, which asks nothing; no token ids at all may be a prompt."""
+    if not prompt.strip():
+        raise DllmError(f"prompt {prompt!r}: expected text, found none")
+
+
 def encode_prompt(text: ChatCodec | None, prompt: Any, chat: Chat = "auto") -> list[int]:
     """Token ids of a prompt. chat: wrap text in the chat template ("auto": if there is one)."""
     if not (isinstance(chat, bool) or chat == "auto"):
@@ -99,6 +105,8 @@ def encode_prompt(text: ChatCodec | None, prompt: Any, chat: Chat = "auto") -> l
     prompt = as_prompt(prompt)
     if not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping)):
         return list(prompt)
+    if isinstance(prompt, str):
+        check_text(prompt)
     if text is None:
         raise DllmError("this engine has no tokenizer: give prompts as lists of token ids")
     if not isinstance(prompt, str):

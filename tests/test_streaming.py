@@ -199,7 +199,7 @@ class TestFeed:
                 assert value.dtype == torch.int64
                 super().put(value)
 
-        feed(engine.stream(""), Check(), engine)
+        feed(engine.stream("abc"), Check(), engine)
 
 
 def test_output_to_dict():
