@@ -148,7 +148,9 @@ def check_given(rows: Sequence[Given], max_new_tokens: int) -> None:
                 raise ConfigError(f"{what} overlap other given ones")
             taken |= span
         if len(taken) == max_new_tokens:
-            raise ConfigError(f"row {row}: what is given leaves no masked position in {max_new_tokens=}")
+            raise ConfigError(
+                f"row {row}: what is given leaves no masked position in {max_new_tokens=}"
+            )
 
 
 def _named(config: DecodeConfig, option: str) -> str:

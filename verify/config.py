@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dllm.options import ConfigError, check_numbers, check_top_p, checked_stop, replaced
-from dllm.verify.loop import Parts
-from dllm.verify.parts import control_of, rule_of, search_of, sources_of
+
+if TYPE_CHECKING:  # they need torch, which `--help` does without
+    from dllm.verify.loop import Parts
 
 NUMBERS: dict[str, tuple[type[Any], float]] = {
     "max_new_tokens": (Integral, 1),
@@ -68,6 +69,9 @@ class SpecConfig:
 
     def parts(self) -> Parts:
         """The parts that the specs name; SpecError says what is wrong with one."""
+        from dllm.verify.loop import Parts
+        from dllm.verify.parts import control_of, rule_of, search_of, sources_of
+
         search = search_of(self.search)
         rule = rule_of(self.accept, search, temperature=self.temperature, lossless=self.lossless)
         control, sources = control_of(self.control), sources_of(self.sources)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from dllm import __version__
 from dllm.errors import DllmError
+from dllm.specs import describe
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF)  # cannot be written
+STATUS = (
+    "Exit status: 0 done; 2 what was asked for cannot be done, and one line on stderr says why; "
+    "130 interrupted (Ctrl-C), what was finished is kept; 1 all else: a traceback is a fault of dllm, please report it."
+)
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])  # typer exports no name for it
 
 
@@ -47,7 +55,8 @@ class Commands(TyperGroup):
 
 def told(message: str) -> int:
     """Print what a user did wrong; the exit status of that."""
-    print("error:", message.replace("\n", " "), file=sys.stderr)
+    if message:  # of a command that was given nothing, the help is shown and says all
+        print("error:", message.replace("\n", " "), file=sys.stderr)
     return 2
 
 
@@ -61,10 +70,39 @@ def drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def verb(defaults: Callable[[], Mapping[str, str]] = dict) -> type[TyperCommand]:
+    """A verb whose --help shows a default of every option that does not speak of it itself.
+
+    defaults: the library's, by option, told only when asked for; a verb has none of its own, since
+    it passes on what the user gave and nothing else. What is in neither is off.
+    """
+
+    class Verb(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            known, shown = defaults(), {}
+            for option in cast(list[Any], self.get_params(ctx)):
+                none = option.is_eager or option.required or option.param_type_name != "option"
+                if none or re.search(r"\bdefault\b", option.help or ""):
+                    continue
+                if option.default in (None, False, ()):
+                    off = "false" if option.default is False else "none"
+                    shown[option.name] = known.get(option.name, off)
+            ctx.default_map = shown
+            super().format_help(ctx, formatter)
+
+    return Verb
+
+
 def usage_message(error: Any) -> str:
-    """What is wrong with the command line, with the known choices."""
+    """What is wrong with the command line, with the value and the known choices."""
     message: str = error.format_message()
     command = getattr(error.ctx, "command", None)
+    checked = getattr(error.__cause__, "errors", None)  # of pydantic, which typer converts with
+    if checked is not None and error.param is not None:
+        option, hint = error.param, error.param.type_descriptor.annotation
+        least = "" if option.min is None else f" of at least {option.min}"
+        expected = describe(*(get_args(hint) or (hint,))) + least
+        return f"{option.opts[0]} {shortened(checked()[0]['input'])}: expected {expected}"
     if command is not None and message.startswith("No such option"):
         names = (
             name for p in command.get_params(error.ctx) for name in [*p.opts, *p.secondary_opts]
@@ -77,12 +115,32 @@ def usage_message(error: Any) -> str:
 
 app = typer.Typer(
     cls=Commands,
-    help="Parallel decoding of masked-diffusion language models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog=STATUS,
 )
+
+
+def shortened(value: str) -> str:
+    return repr(value if len(value) <= 60 else f"{value[:57]}...")
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print("dllm", __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def of_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=print_version),
+    ] = False,
+) -> None:
+    """Parallel decoding of masked-diffusion language models."""
 
 
 def main() -> None:

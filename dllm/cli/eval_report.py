@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from typer import Option
 
+from dllm.cli.app import verb
 from dllm.cli.evaluation import eval_app
 from dllm.errors import DllmError
 from dllm.files import write_text
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 WIDE = 160  # columns where output is not a terminal
 
 
-@eval_app.command()
+@eval_app.command(cls=verb())
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run directories, or summary.json files.")

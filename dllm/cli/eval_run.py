@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer import Option
 
-from dllm.cli.app import INTERRUPTED
+from dllm.cli.app import INTERRUPTED, verb
 from dllm.cli.eval_report import show as show_tables
 from dllm.cli.evaluation import eval_app
-from dllm.cli.options import PART, Chat, Device, Dtype, Model, Revision, option
+from dllm.cli.options import PART, Chat, Device, Dtype, Model, Revision, decoding, option
 from dllm.errors import DllmError
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ def many(text: str, **more: Any) -> Any:
     return option(text, panel=HOW, **more)
 
 
-@eval_app.command()
+def asking() -> dict[str, str]:
+    """The defaults of a run's options."""
+    return decoding() | {"seed": "0"}
+
+
+@eval_app.command(cls=verb(asking))
 def run(
     out: Annotated[Path, Option(help="Directory of the run; a run in it is continued.")],
     model: Model = "tiny",
@@ -38,7 +43,11 @@ def run(
     revision: Revision = None,
     chat: Chat = None,
     suite: Annotated[
-        str | None, option("A list of tasks; see dllm eval tasks.", panel=WHAT)
+        str | None,
+        option(
+            "A list of tasks; see dllm eval tasks. By default that of the model, else full.",
+            panel=WHAT,
+        ),
     ] = None,
     task: Annotated[Texts, option("A task; may be repeated.", panel=WHAT, metavar=PART)] = None,
     count: Annotated[int, option("Samples of each task.", panel=WHAT)] = 100,
@@ -47,7 +56,11 @@ def run(
     ] = None,
     grid: Annotated[str | None, many("quick, rules or presets; default: quick.")] = None,
     sampler: Annotated[
-        Texts, many("A rule; threshold:threshold=0.5/0.9 is two settings.", metavar=PART)
+        Texts,
+        many(
+            "A rule; threshold:threshold=0.5/0.9 is two settings. By default the grid's.",
+            metavar=PART,
+        ),
     ] = None,
     preset: Annotated[Texts, many("A paper's parts, or a preset file.")] = None,
     planner: Annotated[Texts, many("In which window.", metavar=PART)] = None,
@@ -56,13 +69,13 @@ def run(
     speculator: Annotated[Texts, many("Guesses canvases ahead.", metavar=PART)] = None,
     cache: Annotated[Texts, many("Which positions are computed anew.", metavar=PART)] = None,
     block_length: Annotated[
-        list[int] | None, many("Tokens of a window; 0: all holes at once.")
+        list[int] | None, many("Tokens of a window; 0: the whole answer.")
     ] = None,
     temperature: Annotated[list[float] | None, many("0 takes the likeliest token.")] = None,
     top_p: Annotated[list[float] | None, many("Fewest tokens with this probability.")] = None,
     cfg_scale: Annotated[list[float] | None, many("Classifier-free guidance.")] = None,
     max_new_tokens: Annotated[
-        list[int] | None, many("Holes behind the prompt; default: what the task's answers need.")
+        list[int] | None, many("Most tokens of an answer; default: what the task's answers need.")
     ] = None,
     batch_size: Annotated[int, Option(help="Samples decoded together.")] = 32,
     memo: Annotated[
@@ -177,7 +190,7 @@ def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) ->
     return Checkpoint(engine, model, "auto" if chat is None else chat)
 
 
-@eval_app.command("tasks")
+@eval_app.command("tasks", cls=verb())
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
     from dllm.eval.suite import GROUP, SUITES, TASKS
@@ -193,7 +206,7 @@ def tasks_() -> None:
         console.print(f"[bold]--suite {name}[/]  {'  '.join(specs)}", soft_wrap=True)
 
 
-@eval_app.command()
+@eval_app.command(cls=verb())
 def regrade(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
     task: Annotated[

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from typer import Option
+
+from dllm.specs import shown
 
 if TYPE_CHECKING:
     from dllm.config import DecodeConfig
@@ -47,8 +49,8 @@ CacheMib = Annotated[
 Buckets = Annotated[
     bool | None, option("Pad a cached forward's queries to 8, 16, 32, ...", "--buckets")
 ]
-MaxNewTokens = Annotated[int | None, option("Holes behind the prompt.")]
-BlockLength = Annotated[int | None, option("Tokens of a window; 0: all holes at once.")]
+MaxNewTokens = Annotated[int | None, option("Most tokens of an answer.")]
+BlockLength = Annotated[int | None, option("Tokens of a window; 0: the whole answer.")]
 Temperature = Annotated[float | None, option("0 takes the most likely token.")]
 TopP = Annotated[float | None, option("Draw from the fewest tokens with this probability.")]
 TopK = Annotated[int | None, option("Draw from this many tokens; 0: from all.")]
@@ -84,6 +86,25 @@ Watch = Annotated[
 ]
 Delay = Annotated[float, option("Least seconds per step while watching.", panel=FILES, min=0)]
 Record_ = Annotated[Path | None, option("Write every step to this file, for replay.", panel=FILES)]
+
+
+LOADING = {"dtype": "auto", "device": "auto"}  # of dllm.load, whose module needs torch
+
+
+def defaults_of(config: type) -> dict[str, str]:
+    """The defaults of a configuration as a user types them; those of a tuple one by one."""
+    return {
+        f.name: ", ".join(f.default) or "none" if isinstance(f.default, tuple) else shown(f.default)
+        for f in fields(config)
+        if f.default is not MISSING
+    }
+
+
+def decoding() -> dict[str, str]:
+    """The defaults of the options around `prepare`."""
+    from dllm.config import DecodeConfig
+
+    return LOADING | defaults_of(DecodeConfig)
 
 
 def prepare(params: Mapping[str, Any]) -> tuple[DecodeConfig, Engine]:

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 from dllm.batch import Record, located, read_prompts, title
-from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.app import INTERRUPTED, app, verb
 from dllm.cli.options import (
+    LOADING,
     MODEL,
     PART,
     AsJson,
@@ -22,6 +23,7 @@ from dllm.cli.options import (
     Device,
     Dtype,
     Input,
+    MaxNewTokens,
     OutputFile,
     Overwrite,
     Record_,
@@ -31,6 +33,7 @@ from dllm.cli.options import (
     TopK,
     TopP,
     Watch,
+    defaults_of,
     option,
 )
 from dllm.errors import DllmError
@@ -48,7 +51,11 @@ SINGLE = "fixed:depth=16,nodes=16"  # control for one drafted text: too short to
 Target = Annotated[str, option("The AR model: tiny-ar, a directory, or a hub id.", panel=MODEL)]
 DraftModel = Annotated[
     str | None,
-    option("The dLLM: tiny, a directory or a hub id; none: model-free drafts only.", panel=MODEL),
+    option(
+        "The dLLM: tiny, a directory or a hub id; none: model-free drafts only. By default tiny "
+        "for tiny-ar, else none.",
+        panel=MODEL,
+    ),
 ]
 Markov = Annotated[
     bool, option("Use the drafter's Markov head, if it has one.", "--markov/--no-markov")
@@ -58,7 +65,8 @@ Accept = Annotated[str | None, option("The acceptance rule.", metavar=PART)]
 Control = Annotated[
     str | None,
     option(
-        f"How much to draft and to verify; cost, or with a drafter and one prompt {SINGLE}.",
+        f"How much to draft and to verify; by default cost, or with a drafter and one prompt "
+        f"{SINGLE}.",
         metavar=PART,
     ),
 ]
@@ -66,14 +74,22 @@ Sources = Annotated[
     list[str] | None,
     option("A model-free source of drafts, or none; may be repeated.", "--source", metavar=PART),
 ]
-Reuse = Annotated[int | None, option("Use the rest of a draft again while it has so many columns.")]
-MaxNewTokens = Annotated[int | None, option("Tokens of an answer at most.")]
+Reuse = Annotated[
+    int | None, option("Use the rest of a draft again while it has so many columns; 0: never.")
+]
 Lossy = Annotated[
     bool, option("Let --accept change the target's output.", "--lossy", panel="Decoding")
 ]
 
 
-@app.command()
+def speculating() -> dict[str, str]:
+    """The defaults of the options of `prepare`."""
+    from dllm.verify.config import SpecConfig
+
+    return LOADING | defaults_of(SpecConfig)
+
+
+@app.command(cls=verb(speculating))
 def speculate(
     ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="Left out: --input, or stdin.")] = None,

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dllm.cli.app import INTERRUPTED, app
-from dllm.cli.options import MODEL, Device, Dtype, option
+from dllm.cli.app import INTERRUPTED, app, verb
+from dllm.cli.options import MODEL, Device, Dtype, defaults_of, option
 from dllm.errors import DllmError
 from dllm.saving import check_files
 
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 DATA, TRAINING, RESULT = "Data", "Training", "Result"
 FOLDER = "checkpoint"  # in the directory of a run
+OF_RECIPE = ("model", "steps", "batch_size", "parts", "lr", "muon_lr")
 
 
-@app.command()
+def asking() -> dict[str, str]:
+    """The defaults of a job; some are its recipe's."""
+    from dllm.train.asked import Asked
+
+    return defaults_of(Asked) | dict.fromkeys(OF_RECIPE, "the recipe's")
+
+
+@app.command(cls=verb(asking))
 def train(
     ctx: typer.Context,
     recipe: Annotated[
@@ -54,11 +62,14 @@ def train(
     rollouts: Annotated[
         Path | None,
         option(
-            "File of answers made for this run, or for another one with the same prompts.",
+            "File of answers made for this run, or for another one with the same prompts; by "
+            "default in --out.",
             panel=DATA,
         ),
     ] = None,
-    examples: Annotated[int | None, option("Prompts used.", panel=DATA, min=1)] = None,
+    examples: Annotated[
+        int | None, option("Prompts used; by default 4096, or all of a file.", panel=DATA, min=1)
+    ] = None,
     max_new_tokens: Annotated[
         int | None, option("Of an answer made for this run.", panel=DATA, min=1)
     ] = None,
@@ -71,9 +82,7 @@ def train(
     lr: Annotated[float | None, option("Highest learning rate.", panel=TRAINING, min=0)] = None,
     muon_lr: Annotated[
         float | None,
-        option(
-            "Of the layers' matrices, by Muon; by default AdamW trains all.", panel=TRAINING, min=0
-        ),
+        option("Of the layers' matrices, by Muon.", panel=TRAINING, min=0),
     ] = None,
     seed: Annotated[int | None, option("Of all random draws.", panel=TRAINING)] = None,
     lora: Annotated[
@@ -82,7 +91,11 @@ def train(
     ] = None,
     merge: Annotated[
         bool | None,
-        option("Write whole weights, or the adapter alone.", "--merge/--adapter", panel=RESULT),
+        option(
+            "Write whole weights (the default), or the adapter alone.",
+            "--merge/--adapter",
+            panel=RESULT,
+        ),
     ] = None,
 ) -> None:
     """Train a model for a decoding method; without a recipe, list them.

@@ -14,7 +14,7 @@ from rich.table import Table
 from typer import Option
 
 from dllm.batch import Record, read_prompts
-from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.app import INTERRUPTED, app, verb
 from dllm.cli.options import (
     BlockLength,
     Chat,
@@ -23,6 +23,7 @@ from dllm.cli.options import (
     MaxNewTokens,
     Model,
     Revision,
+    decoding,
     prepare,
 )
 from dllm.errors import DllmError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from dllm.trials import Report, Trial
 
 
-@app.command()
+@app.command(cls=verb(decoding))
 def tune(
     ctx: typer.Context,
     prompts: Annotated[str, Option(help="A file of prompts, as --input of generate takes.")],

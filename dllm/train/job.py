@@ -22,8 +22,9 @@ from dllm.models.loading import resolve
 from dllm.models.stored import read_json
 from dllm.specs import build_part
 from dllm.text import Text
+from dllm.train.asked import Asked
 from dllm.train.data import Pair
-from dllm.train.questions import GENERATORS, Question, read_questions
+from dllm.train.questions import Question, read_questions
 from dllm.train.rollouts import Make, Report, Rollouts, own, target
 from dllm.train.student import Blocks, Student
 from dllm.train.trainer import TrainConfig, Trainer
@@ -31,7 +32,6 @@ from dllm.train.trainer import TrainConfig, Trainer
 LORA = {"lora": "dllm.models.lora:Lora"}
 DIFFUSION = "a masked-diffusion checkpoint"
 ASKED = "job.json"  # in the directory of a run: what was asked for
-FREE = ("out", "rollouts", "parts", "device")  # what may change when a run goes on
 TOGETHER = 64  # prompts answered at once
 
 
@@ -55,38 +55,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A recipe's run as a user asks for it. None: the recipe's own default.
-
-    model: the student's checkpoint.  data, examples: see `read_questions`.  distill_from: an AR
-    model whose answers are learned.  rollouts: file of answers that a model gave; in `out` if None.
-    max_new_tokens: of those answers.  muon_lr, parts: see `TrainConfig`.  lora: options of `Lora`;
-    None trains all weights.  merge: write whole weights, not the adapter.
-    """
-
-    recipe: str
-    out: Path
-    model: str | None = None
-    data: str = GENERATORS
-    distill_from: str | None = None
-    rollouts: Path | None = None
-    examples: int | None = None
-    max_new_tokens: int = 128
-    steps: int | None = None
-    batch_size: int | None = None
-    parts: int | None = None
-    lr: float | None = None
-    muon_lr: float | None = None
-    seed: int = 0
-    lora: str | None = None
-    merge: bool = True
-    dtype: str = "float32"
-    device: str = "auto"
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The options that decide about the result."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in FREE}
+class Job(Asked):
+    """What a user asks for, and what comes of it: student, answers and knobs of the trainer."""
 
     def check(self) -> None:
         """DllmError if a run of something else is in `out`, or if it can hold none."""

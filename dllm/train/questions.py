@@ -12,9 +12,9 @@ from dllm.errors import DllmError
 from dllm.eval.tasks import TASKS, Example
 from dllm.prompts import Message, encode_prompt
 from dllm.text import Text
+from dllm.train.asked import GENERATORS
 from dllm.train.data import draw
 
-GENERATORS = "generators"
 DRAWN = 4096  # questions drawn from the generators if nobody says how many
 
 
