@@ -166,11 +166,15 @@ class Stored(NoCache):
 @pytest.mark.parametrize("planner", ["fixed", "multi", "slowfast", "adablock"])
 def test_what_a_cache_cannot_follow_is_refused(planner):
     engine = Engine(FakeModel(), FakeText())
-    with pytest.raises(ConfigError, match=r"sampler 'saber' masks committed positions again.*cache Freezing"):
+    with pytest.raises(
+        ConfigError, match=r"sampler 'saber' masks committed positions again.*cache Freezing"
+    ):
         engine.generate([[3]], sampler="saber", cache=Freezing(), planner=planner)
     for cache in (Freezing(), Stored()):
         for speculator in ("freedave", "ssd"):
-            with pytest.raises(ConfigError, match=rf"speculator '{speculator}' computes .*use the cache 'none'"):
+            with pytest.raises(
+                ConfigError, match=rf"speculator '{speculator}' computes .*use the cache 'none'"
+            ):
                 engine.generate([[3]], cache=cache, speculator=speculator, planner=planner)
 
 
@@ -188,7 +192,9 @@ class Narrow(Stored):
     ],
 )
 def test_a_part_that_looks_at_all_holes_needs_a_cache_that_predicts_them(option, part, refused):
-    with pytest.raises(ConfigError, match=rf"{refused} looks at all masked positions, but cache Narrow"):
+    with pytest.raises(
+        ConfigError, match=rf"{refused} looks at all masked positions, but cache Narrow"
+    ):
         Engine(FakeModel(), FakeText()).generate([[3]], cache=Narrow(), **{option: part})
 
 

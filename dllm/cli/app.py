@@ -22,7 +22,8 @@ INTERRUPTED = 130  # exit status: 128 + SIGINT
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF)  # cannot be written
 STATUS = (
     "Exit status: 0 done; 2 what was asked for cannot be done, and one line on stderr says why; "
-    "130 interrupted (Ctrl-C), what was finished is kept; 1 all else: a traceback is a fault of dllm, please report it."
+    "130 interrupted (Ctrl-C), what was finished is kept; 1 all else: a traceback "
+    "is a fault of dllm, please report it."
 )
 UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])  # typer exports no name for it
 

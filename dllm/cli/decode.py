@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ import typer
 from typer import Option
 
 from dllm.batch import Bar, Record, located, read_prompts, title
-from dllm.cli.app import INTERRUPTED, app
+from dllm.cli.app import INTERRUPTED, app, verb
 from dllm.cli.options import (
     AsJson,
     BatchSize,
@@ -48,8 +49,10 @@ from dllm.cli.options import (
     TopP,
     Transform,
     Watch,
+    decoding,
     prepare,
 )
+from dllm.cli.terminal import unechoed
 from dllm.errors import DllmError
 from dllm.saving import answers_to, check_files
 from dllm.spec_view import SpecView
@@ -60,8 +63,18 @@ if TYPE_CHECKING:
     from dllm.config import DecodeConfig
     from dllm.engine import Engine
 
+HELP = (
+    "/reset forgets the conversation, /exit ends it, /help says this; Ctrl-C cuts an answer. "
+    "Behind a blank, a line that begins with / goes to the model."
+)
+COMMAND = re.compile(r"/\w*(\s.*)?")
+SILENT = (
+    "The model said nothing and the question is forgotten. Many models, the bundled ones among "
+    "them, know single questions only: /reset starts anew."
+)
 
-@app.command()
+
+@app.command(cls=verb(decoding))
 def generate(
     ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="Left out: --input, or stdin.")] = None,
@@ -100,7 +113,7 @@ def generate(
 ) -> None:
     """Decode a prompt, or many, and print the answers.
 
-    `dllm samplers` lists samplers, planners and caches, and the defaults of what is left out here.
+    `dllm samplers` lists samplers, planners, caches and presets; `dllm samplers NAME` shows one.
     """
     records = read_prompts(prompt, input)
     as_text = not (as_json or output)
@@ -152,7 +165,7 @@ def answers_of(
     return {"model": model, "weights": fingerprint(engine.model), "chat": chat, **options}
 
 
-@app.command(name="chat")
+@app.command(name="chat", cls=verb(decoding))
 def chat_(
     ctx: typer.Context,
     model: Model = "tiny",
@@ -181,7 +194,8 @@ def chat_(
     delay: Delay = DELAY,
 ) -> None:
     """Talk to a model; /reset forgets the conversation, /exit ends it. Ctrl-C cuts an answer."""
-    config, engine = prepare(ctx.params)
+    with unechoed():
+        config, engine = prepare(ctx.params)
     with suppress(ImportError):
         import readline  # noqa: F401 (gives input() its arrow keys)
     in_terminal = sys.stdin.isatty()
@@ -190,31 +204,37 @@ def chat_(
             encoding=None if in_terminal else "utf-8-sig", errors="surrogateescape"
         )
     if in_terminal:
-        print("/reset forgets the conversation, /exit ends it; Ctrl-C cuts an answer")
+        print(HELP, file=sys.stderr)
     messages: list[Mapping[str, str]] = []
     while True:
         try:
-            line = input("› " if in_terminal else "").strip()
+            line = input("› " if in_terminal else "")
         except EOFError:
             return
+        command, line = COMMAND.fullmatch(line.rstrip()), line.strip()
         if line == "/exit":
             return
         if line == "/reset":
             messages = []
-        if not line or line == "/reset":
+        elif command:
+            print(HELP if line == "/help" else f"no command {line!r}; {HELP}", file=sys.stderr)
+        if command or not line:
             continue
         turn = [*messages, {"role": "user", "content": line}]
         try:
-            with LiveView(Follower.of(engine), delay=delay, live=watch is not False) as view:
+            view = LiveView(Follower.of(engine), delay=delay, live=watch is not False)
+            with unechoed(), view:
                 done = drive(engine.stream(turn, config), view)
         except DllmError as error:
             print(f"error: {error} (/reset starts again)", file=sys.stderr)
             continue
-        if done:
+        if done and done[0].text:
             messages = [*turn, {"role": "assistant", "content": done[0].text}]
+        elif done and messages and done[0].finish_reason == "eos":
+            print(SILENT, file=sys.stderr)
 
 
-@app.command()
+@app.command(cls=verb())
 def replay(
     recording: Annotated[Path, typer.Argument(help="A file that --record has written.")],
     speed: Annotated[float, Option(help="2 is twice as fast.")] = 1.0,

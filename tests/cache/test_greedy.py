@@ -132,7 +132,9 @@ def test_a_rule_that_takes_back_is_followed(order):
 
 
 def test_parts_that_look_at_all_holes_are_refused():
-    with pytest.raises(ConfigError, match=r"planner 'slowfast' looks at all masked positions, but cache Greedy"):
+    with pytest.raises(
+        ConfigError, match=r"planner 'slowfast' looks at all masked positions, but cache Greedy"
+    ):
         run(decoder(), [[5]], max_new_tokens=4, planner="slowfast", cache=Greedy())
 
 

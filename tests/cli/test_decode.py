@@ -12,6 +12,7 @@ import dllm.specs
 import dllm.train.tiny
 from dllm.cli import app
 from dllm.config import DecodeConfig
+from dllm.errors import DllmError
 from dllm.recording import read_recording
 from tests.cli.common import FIELDS, PROMPT, SUMMARY, fails, modules_after
 from tests.echo import echo
@@ -163,6 +164,32 @@ class TestGenerate:
         many = ("generate", "--batch-size", 1, "--record", tmp_path / "r.jsonl")
         fails(run(*many, input="one\ntwo\n"), "--record", "2 prompts")
 
+    @pytest.mark.parametrize("prompt", ["", " ", "\t\n"])
+    def test_a_blank_prompt_is_an_error(self, run, prompt, tmp_path):
+        fails(run("generate", prompt), "expected text", repr(prompt))
+        fails(run("speculate", prompt), "expected text", repr(prompt))
+        file = tmp_path / "in.jsonl"
+        for blank in (prompt, [], [1]):
+            file.write_text(f'{{"prompt": "one"}}\n{json.dumps({"prompt": blank})}\n')
+            for verb in (("generate", "--input"), ("speculate", "--input"), ("tune", "--prompts")):
+                fails(run(*verb, file), "in.jsonl, line 2", "not empty")
+        with pytest.raises(DllmError, match="expected text"):
+            run.asked["engine"].generate(prompt)
+        with pytest.raises(DllmError, match="expected text"):
+            run.asked["engine"].generate(["one", prompt])
+
+    def test_a_file_as_a_prompt_asks_for_input(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "one two").write_text("three")
+        for verb in ("generate", "speculate"):
+            fails(run(verb, "one two"), "'one two' is a file", "--input 'one two'", "stdin")
+        assert run("generate", input="one two").stdout == "one two\n"
+        assert (
+            run("generate", "one " * 5000).exit_code == 2
+        )  # too long for a name, and for the model
+        (tmp_path / "six").mkdir()
+        assert run("generate", "six").stdout == "six\n"
+
     def test_no_prompt_at_a_terminal(self, monkeypatch, capsys):
         terminal = io.StringIO()
         terminal.isatty = lambda: True
@@ -267,6 +294,29 @@ class TestChat:
             [first, answer, {"role": "user", "content": "three"}],
             [{"role": "user", "content": "four"}],
         ]
+
+    def test_commands_are_not_sent(self, run):
+        result = run("chat", input="/help\n/hlp\n/help me\n/etc/hosts two\n /one\n/exit\n")
+        assert result.stdout == "/etc/hosts two\n/one\n"
+        assert result.stderr.count("/reset forgets the conversation") == 3
+        assert "no command '/hlp'" in result.stderr
+        assert "no command '/help me'" in result.stderr
+
+    def test_a_later_turn_without_an_answer_is_told(self, run, monkeypatch):
+        seen = []
+        engine = run.asked["engine"]
+        encode = engine.encode
+
+        def silent_from_the_second(prompt, chat):
+            seen.append([m["content"] for m in prompt])
+            return encode(prompt[:1] if len(prompt) == 1 else [{"role": "user", "content": ""}])
+
+        monkeypatch.setattr(engine, "encode", silent_from_the_second)
+        result = run("chat", input="one\ntwo\nthree\n/reset\nfour\n")
+        assert result.stdout == "one\n\n\nfour\n"
+        assert result.stderr.count("said nothing") == 2
+        assert "/reset starts anew" in result.stderr
+        assert seen == [["one"], ["one", "one", "two"], ["one", "one", "three"], ["four"]]
 
     def test_the_end_of_input_ends_it(self, run):
         result = run("chat", input="one")

@@ -1,0 +1,31 @@
+"""The terminal that a conversation runs in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
+
+
+@contextmanager
+def unechoed() -> Iterator[None]:
+    """Do not show what is typed meanwhile: it would smear what is drawn.
+
+    The next line that is read begins with it, and Ctrl-C works as ever.
+    """
+    if termios is None or not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
