@@ -120,7 +120,9 @@ def generate(
     if watch and not as_text:
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
     if record and len(records) > batch_size:
-        raise DllmError(f"--record takes one batch: {len(records)} prompts, {batch_size=}")
+        raise DllmError(
+            f"--record takes one batch: there are {len(records)} prompts, --batch-size {batch_size}"
+        )
     check_files({"--input": input}, {"--output": output, "--record": record}, overwrite)
     with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params)
@@ -244,7 +246,7 @@ def replay(
     import dllm.recording as recordings
 
     if speed <= 0:
-        raise DllmError(f"{speed=}: expected a number above 0")
+        raise DllmError(f"--speed {speed}: expected a number above 0")
     run = recordings.read_recording(recording)
     if run.truncated:
         print(f"warning: the last line of {recording} is cut off and left out", file=sys.stderr)

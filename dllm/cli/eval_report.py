@@ -80,7 +80,7 @@ def split_words(text: str) -> list[str]:
 def _sizes(text: str) -> list[int]:
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
-        raise DllmError(f"n={text!r}: expected whole numbers joined by commas")
+        raise DllmError(f"--n {text!r}: expected whole numbers joined by commas")
     return [int(word) for word in words]
 
 

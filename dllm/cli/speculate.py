@@ -129,7 +129,9 @@ def speculate(
     if watch and not as_text:
         raise DllmError("--watch shows text: leave it out, or leave out --json and --output")
     if record and len(records) > batch_size:
-        raise DllmError(f"--record takes one batch: {len(records)} prompts, {batch_size=}")
+        raise DllmError(
+            f"--record takes one batch: there are {len(records)} prompts, --batch-size {batch_size}"
+        )
     check_files({"--input": input}, {"--output": output, "--record": record}, overwrite)
     with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params, single=len(records) == 1)

@@ -107,7 +107,7 @@ def share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise DllmError(f"max_loss={text!r}: expected a share from 0 to 1, or a percentage")
+        raise DllmError(f"--max-loss {text!r}: expected a share from 0 to 1, or a percentage")
     return value
 
 

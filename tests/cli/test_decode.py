@@ -274,7 +274,7 @@ class TestReplay:
         fails(run("replay", file), "run.jsonl")
         file.write_text("{}\n")
         fails(run("replay", file), "expected a recording")
-        fails(run("replay", file, "--speed", 0), "speed=0")
+        fails(run("replay", file, "--speed", 0), "--speed 0")
 
 
 class TestChat:

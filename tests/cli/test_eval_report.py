@@ -113,7 +113,7 @@ def test_the_figure_is_of_the_selection_and_of_both_sides(folders, tmp_path):
     ("options", "words"),
     [
         (["--tasks", "sort"], ["'sort'", "copy:n=4+8"]),
-        (["--n", "four"], ["n='four'", "whole numbers"]),
+        (["--n", "four"], ["--n 'four'", "whole numbers"]),
         (["--n", "5"], ["n=5", "4, 8"]),
         (["--figure", "a.pdf"], ["a.pdf", ".svg"]),
         (["--reach", "0.5"], ["--reach"]),
