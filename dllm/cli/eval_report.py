@@ -48,7 +48,10 @@ def report(
     """
     from dllm.eval.report import read_summary
     from dllm.eval.report import report as tables_of
+    from dllm.files import destination, write_text
 
+    if markdown is not None:
+        destination(markdown)
     names = _names([*runs, *([against] if against else [])])
     found = [(name, read_summary(path)) for name, path in zip(names, runs)]
     other = (names[-1], read_summary(against)) if against else None

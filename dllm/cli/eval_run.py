@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,9 @@ from dllm.errors import DllmError
 
 if TYPE_CHECKING:
     from dllm.eval.records import Setting
+    from dllm.eval.run import Unable
     from dllm.eval.subjects import Subject
+    from dllm.eval.suite import SuiteTask
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
 Texts = list[str] | None
@@ -98,6 +100,7 @@ def run(
     from dllm.eval.ranks import Ranks
     from dllm.eval.run import Sweep
     from dllm.eval.run import run as start
+    from dllm.eval.suite import task_of
 
     given: dict[str, Sequence[Any] | None] = {
         "sampler": sampler,
@@ -121,6 +124,8 @@ def run(
     check(settings)
     if figure is not None:
         check_target(figure)
+    for note in notes(map(task_of, tasks)):
+        console.print(note, markup=False)
     ranks = Ranks.here()
     options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
     subject = load(model, {k: v for k, v in options.items() if v}, chat, memo)
@@ -134,8 +139,12 @@ def run(
         def show(done: int, total: int, setting: Setting) -> None:
             progress.update(line, completed=done, total=total, description=setting.name[:40])
 
+        def warn(skipped: Sequence[Unable]) -> None:
+            for line in warnings(skipped, len(settings)):
+                progress.console.print(f"warning: {line}", style="bold", markup=False)
+
         try:
-            summary = start(subject, work, out, ranks=ranks, on_progress=show)
+            summary = start(subject, work, out, ranks=ranks, on_progress=show, on_skipped=warn)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -146,6 +155,19 @@ def run(
         if figure is not None:
             draw([(out.name, summary)], figure)
         print(f"written: {out}; more: dllm eval report {out}")
+
+
+def warnings(skipped: Sequence[Unable], settings: int) -> list[str]:
+    """A line for every task and size that cannot be run, by all of the `settings` or by some."""
+    cells: dict[tuple[str, int], list[Unable]] = {}
+    for each in skipped:
+        cells.setdefault((each[1], each[2]), []).append(each)
+    return [
+        f"{spec} n={n} is not run"
+        + (f" by {len(found)} of {settings} settings" if len(found) < settings else "")
+        + f", and not in the mean: {found[0][3]}"
+        for (spec, n), found in cells.items()
+    ]
 
 
 def bar(console: Console, hidden: bool) -> Progress:
@@ -166,6 +188,12 @@ def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[s
     for spec in specs:  # told at once, not after a long download
         task_of(spec)
     return specs
+
+
+def notes(tasks: Iterable[SuiteTask]) -> list[str]:
+    """What the user has to know about tasks before they run."""
+    found = [(task.name, task.note) for task in tasks]
+    return list(dict.fromkeys(f"{name}: {note}" for name, note in found if note))
 
 
 def check(settings: Sequence[Setting]) -> None:
@@ -216,6 +244,10 @@ def regrade(
 ) -> None:
     """Grade the stored answers again, without a model, and write the summary anew."""
     from dllm.eval.regrade import regrade as again
+    from dllm.eval.store import Store
+    from dllm.eval.suite import tasks_of
 
+    for note in notes(tasks_of(Store(run).plan().tasks, task or ())):
+        Console(stderr=True, highlight=False).print(note, markup=False)
     changed, total = again(run, task or ())
     print(f"{total} answers graded, {changed} otherwise than before; written: {run}/summary.json")

@@ -179,12 +179,22 @@ class Curve:
 @dataclass(frozen=True)
 class Selection:
     """The curves of a run on some of its tasks. left_out: settings that lack a (task, n) that
-    others have, so that their mean would not compare, with what they lack and why.
+    others have, so that their mean would not compare, with what they lack and why. dropped: tasks
+    that no setting has answers to, and sizes of the others, each with the reason; asked: how many
+    tasks there would be with them.
     """
 
     tasks: tuple[str, ...]
     curves: tuple[Curve, ...]
     left_out: tuple[str, ...]
+    dropped: tuple[str, ...]
+    asked: int
+
+    @property
+    def extent(self) -> str:
+        """How many tasks a mean is over."""
+        few = len(self.tasks) < self.asked
+        return f"{len(self.tasks)} of {self.asked} tasks" if few else f"{self.asked} tasks"
 
     @property
     def points(self) -> list[Point]:
@@ -239,8 +249,16 @@ def select(
         )
         for method, found in points.items()
     )
-    names = tuple(summary.plan.tasks[task] for task in sorted({task for task, _ in whole}))
-    return Selection(names, tuple(curves), tuple(left_out))
+    answered = sorted({task for task, _ in whole})
+    missing_tasks, missing_sizes = _dropped(summary.plan, chosen, whole, n)
+    names = tuple(summary.plan.tasks[task] for task in answered)
+    return Selection(
+        names,
+        tuple(curves),
+        tuple(left_out),
+        (*missing_tasks, *missing_sizes),
+        len(answered) + len(missing_tasks),
+    )
 
 
 def label(spec: str, specs: Sequence[str]) -> str:
@@ -268,6 +286,30 @@ def _lack(plan: Plan, setting: int, cell: tuple[int, int]) -> str:
     task, n = cell
     reasons = (s.reason for s in plan.skipped if (s.setting, s.task, s.n) == (setting, task, n))
     return f"{plan.tasks[task]} n={n}: {next(reasons, 'no answers yet')}"
+
+
+def _dropped(
+    plan: Plan, chosen: set[int], whole: set[tuple[int, int]], n: Sequence[int] | None
+) -> tuple[list[str], list[str]]:
+    """Tasks of `chosen`, and sizes of the other ones, that no setting has answers to, and why."""
+    answered = {task for task, _ in whole}
+    reasons = {
+        (skip.task, skip.n): skip.reason
+        for skip in plan.skipped
+        if skip.task in chosen and (n is None or skip.n in n) and (skip.task, skip.n) not in whole
+    }
+    first: dict[int, str] = {}
+    for (task, _), reason in sorted(reasons.items()):
+        first.setdefault(task, reason)
+    if n is None:
+        first = {task: first.get(task, "no answers yet") for task in sorted(chosen)}
+    tasks = [f"{plan.tasks[task]} ({why})" for task, why in first.items() if task not in answered]
+    sizes = [
+        f"{plan.tasks[task]} n={size} ({reason})"
+        for (task, size), reason in sorted(reasons.items())
+        if task in answered
+    ]
+    return tasks, sizes
 
 
 def _listed(values: Sequence[object] | None) -> str:

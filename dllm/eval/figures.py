@@ -13,6 +13,7 @@ from dllm.errors import DllmError
 from dllm.eval.curves import Curve, label, select
 from dllm.eval.frontier import pareto
 from dllm.eval.records import Summary
+from dllm.files import destination, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,14 +58,16 @@ def draw(
     points = [point for curves in panels.values() for curve in curves for point in curve.points]
     axes[0].set_ylim(100 * min(point.interval[0] for point in points) - 3, 102)
     figure.legend(handles=_legend(styles), loc="outside right upper", frameon=False, fontsize=8)
-    with matplotlib.rc_context({"svg.hashsalt": "dllm"}):
-        figure.savefig(target, dpi=160, metadata=SUFFIXES[target.suffix])
+    kind, metadata = target.suffix[1:], SUFFIXES[target.suffix]
+    with matplotlib.rc_context({"svg.hashsalt": "dllm"}), replacing(target) as temp:
+        figure.savefig(temp, dpi=160, format=kind, metadata=metadata)
 
 
 def check_target(target: Path) -> None:
     """DllmError where no figure can be written to `target`."""
     if target.suffix not in SUFFIXES:
         raise DllmError(f"{target}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    destination(target)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -85,10 +88,10 @@ def _panels(
         selections = [select(run, words, n, name if len(runs) > 1 else "") for name, run in runs]
         return [curve for selection in selections for curve in selection.curves]
 
-    chosen = select(runs[0][1], tasks, n).tasks
-    if len(chosen) == 1:
-        return {chosen[0]: curves(tasks)}
-    mean = {f"mean over {len(chosen)} tasks": curves(tasks)}
+    chosen = select(runs[0][1], tasks, n)
+    if chosen.asked == 1:
+        return {chosen.tasks[0]: curves(tasks)}
+    mean = {f"mean over {chosen.extent}": curves(tasks)}
     return mean | {label(word, single): curves([word]) for word in single}
 
 

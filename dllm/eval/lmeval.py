@@ -13,6 +13,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,7 @@ from dllm.eval.accuracy import batches
 from dllm.eval.likelihood import Pair, forwards, is_greedy, log_likelihoods
 from dllm.eval.lmeval_options import Options, generation, stable_id
 from dllm.eval.ranks import Ranks
+from dllm.jsonlog import JsonLog
 from dllm.text import Text
 
 try:
@@ -82,9 +84,11 @@ class DiffusionLM(LM):
         self.config.check_parts()
         self._device = self.engine.model.device
         self.costs: list[Cost] = []
+        self.record: JsonLog | None = None
         if options.record and self._rank == 0:
-            Path(options.record).parent.mkdir(parents=True, exist_ok=True)
-            Path(options.record).write_text("")
+            with suppress(OSError):  # told of by the log
+                Path(options.record).parent.mkdir(parents=True, exist_ok=True)
+            self.record = JsonLog(options.record, fresh=True)
 
     def _load(self) -> Engine:
         loading = dict(self.options.loading)
@@ -203,10 +207,9 @@ class DiffusionLM(LM):
         """Remember what the requests of all processes took, in the first one."""
         gathered = [cost for part in self.gather_object(costs) or () for cost in part]
         self.costs += gathered
-        if self.options.record and self._rank == 0:
-            with Path(self.options.record).open("a") as file:
-                for each in sorted(gathered, key=lambda c: (c.task, c.doc, c.index, c.repeat)):
-                    file.write(json.dumps(asdict(each)) + "\n")
+        if self.record is not None:
+            gathered.sort(key=lambda c: (c.task, c.doc, c.index, c.repeat))
+            self.record.append(*map(asdict, gathered))
 
     def get_model_info(self) -> dict[str, Any]:
         """For config in lm-eval's results: how it was decoded, and what the requests took since

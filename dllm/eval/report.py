@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dllm.errors import DllmError
@@ -118,6 +118,9 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
                 )
                 rows.append(row)
     notes = [
+        warning for (name, _), each in zip(runs, selections) for warning in _dropped(name, each)
+    ]
+    notes += [
         f"{name}: {_about(run, selection)}" for (name, run), selection in zip(runs, selections)
     ]
     for (name, _), selection in zip(runs, selections):
@@ -125,7 +128,18 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
             notes.append(f"{name}: left out: {', '.join(selection.left_out)}")
     if len({(run.plan.suite, s.tasks) for (_, run), s in zip(runs, selections)}) > 1:
         notes.append("the runs differ in suite or tasks: their means do not compare")
-    return Table("Settings", tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
+    extents = {each.extent for each in selections if each.dropped}
+    title = f"Settings: {', '.join(sorted(extents))}" if extents else "Settings"
+    return Table(title, tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
+
+
+def _dropped(name: str, selection: Selection) -> Iterator[str]:
+    """What a run's mean lacks, if it lacks something."""
+    if selection.dropped:
+        yield (
+            f"WARNING: {name}: the mean is over {selection.extent}; not asked, and not in it: "
+            f"{'; '.join(selection.dropped)}"
+        )
 
 
 def _costs(curves: Sequence[Curve]) -> Table:

@@ -24,6 +24,7 @@ from dllm.eval.summary import summarize
 from dllm.output import Commit, Finished, Output
 
 Progress = Callable[[int, int, Setting], None]
+Unable = tuple[Setting, str, int, str]  # cannot run this task (spec) at this size, for this reason
 
 
 class Work(NamedTuple):
@@ -78,10 +79,12 @@ def run(
     *,
     ranks: Ranks | None = None,
     on_progress: Progress | None = None,
+    on_skipped: Callable[[Sequence[Unable]], None] | None = None,
 ) -> Summary | None:
     """Decode what `out` does not have yet and write its summary; what is there is kept.
 
-    on_progress: called with answers done, answers to do, and the setting at work. Ctrl-C raises
+    on_progress: called with answers done, answers to do, and the setting at work. on_skipped:
+    called with what cannot be run, before the rest is, if there is something. Ctrl-C raises
     KeyboardInterrupt once all finished batches are in `out`. Returns None in every process but the
     first. Raises DllmError for tasks or settings that do not exist or none of which can be run.
     """
@@ -94,6 +97,8 @@ def run(
         raise DllmError(f"nothing can be run: {skipped[0][3]}")
     if ranks.rank == 0:
         store.fits(wanted)
+        if skipped and on_skipped is not None:
+            on_skipped(skipped)
     with store:
         return _run(subject, sweep, store, wanted, tasks, skipped, ranks, on_progress)
 
@@ -104,7 +109,7 @@ def _run(
     store: Store,
     wanted: Plan,
     tasks: Mapping[str, SuiteTask],
-    skipped: Sequence[tuple[Setting, str, int, str]],
+    skipped: Sequence[Unable],
     ranks: Ranks,
     on_progress: Progress | None,
 ) -> Summary | None:
@@ -181,7 +186,7 @@ def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator
 
 def unable(
     subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[Setting]
-) -> Iterator[tuple[Setting, str, int, str]]:
+) -> Iterator[Unable]:
     """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
     for spec, task in tasks.items():
         for n in task.n:

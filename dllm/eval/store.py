@@ -43,6 +43,9 @@ class Store:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(f"{self.path}: {error.strerror}") from error
+        for path in (self.path / name for name in (RUN, RESULTS, SAMPLES, SUMMARY)):
+            if path.exists() and not path.is_file():  # a pipe would take what is written for ever
+                raise FileError(f"{path}: expected a regular file")
         self._log = JsonLog(self.mine)
         return self
 

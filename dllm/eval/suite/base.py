@@ -109,6 +109,8 @@ class SuiteTask(Protocol):
     def chat(self) -> bool | Literal["auto"]: ...
     @property
     def stop(self) -> tuple[str, ...]: ...
+    @property
+    def note(self) -> str: ...
     def count(self, n: int) -> int | None: ...
     def sample(self, rng: random.Random, n: int, i: int) -> Sample: ...
     def grade(self, sample: Sample, reply: str) -> Grade: ...
@@ -146,6 +148,11 @@ class TaskBase:
     def stop(self) -> tuple[str, ...]:
         """Strings that end an answer."""
         return ()
+
+    @property
+    def note(self) -> str:
+        """What a user has to know before the task is graded; "" if nothing."""
+        return ""
 
     def count(self, n: int) -> int | None:
         """How many samples of size `n` there are; None where they do not end."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dllm.eval.suite.base import Grade, Sample
-from dllm.eval.suite.execution import execute
+from dllm.eval.suite.execution import best_wall, execute
 from dllm.eval.suite.files import Convention, FileTask, Setup
 
 
@@ -116,6 +116,10 @@ class HumanEval(FileTask):
     @property
     def stop(self) -> tuple[str, ...]:
         return () if self.chat else ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```")
+
+    @property
+    def note(self) -> str:
+        return f"programs run behind {best_wall().about}"
 
     def sample(self, rng: random.Random, n: int, i: int) -> Sample:
         row = self.rows[i]
