@@ -55,6 +55,39 @@ def test_parts_combine(run, tmp_path):
     ]
 
 
+def test_what_does_not_fit_the_model_is_said_loudly(run, tmp_path):
+    """Before it runs and in the table: the mean is over fewer tasks than were asked for."""
+    out = tmp_path / "run"
+    tasks = ("--task", "copy:n=3", "--task", "words_to_sentence", "--task", "shuffle:n=3")
+    result = run(*ORACLE, "--out", out, *tasks, "--sampler", "dus")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert lines
+    assert all("words_to_sentence n=" in line for line in lines)
+    assert all("is not run, and not in the mean" in line for line in lines)
+    assert "Settings: 2 of 3 tasks" in result.stdout
+    assert "WARNING: run: the mean is over 2 of 3 tasks" in result.stdout
+    shown = run("eval", "report", out)
+    assert "WARNING: run: the mean is over 2 of 3 tasks" in shown.stdout
+    whole = run(*ORACLE, "--out", tmp_path / "whole", *tasks[:2], "--sampler", "dus")
+    assert "warning" not in (whole.stderr + whole.stdout).lower()
+
+
+def test_it_says_what_keeps_programs_in(run, tmp_path, monkeypatch):
+    from dllm.cli.eval_run import notes
+    from dllm.eval.suite.execution import WALLS
+
+    for wall in WALLS:
+        monkeypatch.setattr("dllm.eval.suite.humaneval.best_wall", lambda wall=wall: wall)
+        assert notes(["humaneval", "copy", "humaneval:setup=dream"]) == [
+            f"humaneval: programs run behind {wall.about}"
+        ]
+    file = tmp_path / "none.jsonl"
+    result = run(*ORACLE, "--out", tmp_path / "run", "--task", f"humaneval:file={file}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("humaneval: programs run behind an audit hook alone")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -156,6 +156,24 @@ class TestSelect:
             "c (copy:n=4+8 n=4: no answers yet)",
         )
 
+    def test_what_no_setting_could_be_asked_is_told(self):
+        """Tasks and sizes, each with its reason, and how many tasks the mean is over."""
+        run = summary([cell(0, 0, 5, 9)], [setting("a")])
+        told = (Skipped(0, 0, 8, "no room"), Skipped(0, 1, 4, "not this"), Skipped(0, 1, 8, "nor"))
+        run = replace(run, plan=replace(run.plan, skipped=told))
+        found = select(run)
+        assert (found.extent, found.left_out) == ("1 of 3 tasks", ())
+        assert found.dropped == (
+            "shuffle:n=4+8 (not this)",
+            "replace_random:n=4+8,surface=infill (no answers yet)",
+            "copy:n=4+8 n=8 (no room)",
+        )
+        assert select(run, ["copy"]).dropped == ("copy:n=4+8 n=8 (no room)",)
+        some = select(run, ["copy", "shuffle"], n=[4])
+        assert (some.extent, some.dropped) == ("1 of 2 tasks", ("shuffle:n=4+8 (not this)",))
+        assert select(drawn()).dropped == ()
+        assert select(drawn()).extent == "3 tasks"
+
     def test_cells_without_answers_do_not_count(self):
         run = summary([cell(0, 0, 5, 9), cell(0, 1, 0, 0, count=0)], [setting("a")])
         assert select(run).tasks == TASKS[:1]

@@ -13,7 +13,7 @@ from dllm.errors import DllmError
 from dllm.eval.curves import select
 from dllm.eval.figures import COLOURS, draw
 from dllm.eval.records import OracleCell
-from tests.eval.summaries import TASKS, drawn, one_task
+from tests.eval.summaries import TASKS, drawn, one_task, summary
 
 
 @pytest.fixture
@@ -74,6 +74,12 @@ def test_the_envelope_is_the_best_at_that_many_or_more(drawing):
     (axis,) = drawing(run).axes
     (front,) = [line for line in axis.get_lines() if line.get_drawstyle() == "steps-pre"]
     assert list(zip(*front.get_data(), strict=True)) == [(1, 90), (1, 90), (4, 80)]
+
+
+def test_the_title_says_what_the_mean_lacks(drawing):
+    run = drawn()
+    part = summary([c for c in run.cells if c.task < 2], run.plan.settings)
+    assert [axis.get_title() for axis in drawing(part).axes] == ["mean over 2 of 3 tasks"]
 
 
 def test_a_panel_of_every_chosen_task(drawing):

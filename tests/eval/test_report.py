@@ -12,10 +12,10 @@ from rich.console import Console
 from dllm.errors import DllmError
 from dllm.eval.curves import select
 from dllm.eval.frontier import aup, log_area, parallelism_at
-from dllm.eval.records import OracleCell
+from dllm.eval.records import OracleCell, Skipped
 from dllm.eval.report import read_summary, report
 from dllm.eval.tables import Table
-from tests.eval.summaries import cell, drawn, one_task, setting, summary
+from tests.eval.summaries import TASKS, cell, drawn, one_task, setting, summary
 
 
 def tables(*runs, **options):
@@ -131,8 +131,8 @@ class TestReadSummary:
             with pytest.raises(DllmError, match="expected"):
                 read_summary(path)
 
-    def test_no_file_is_the_system_s_error(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"summary\.json"):
+    def test_no_file_is_one_error(self, tmp_path):
+        with pytest.raises(DllmError, match=r"summary\.json: No such file"):
             read_summary(tmp_path)
 
 
@@ -151,7 +151,7 @@ class TestReport:
 
     def test_settings_with_fewer_answers_are_told(self):
         cells = [cell(i, 0, 5, 9, count=count) for i, count in enumerate((20, 30, 10))]
-        run = summary(cells, [setting(name) for name in "abc"])
+        run = summary(cells, [setting(name) for name in "abc"], TASKS[:1])
         assert "10 to 30 answers per setting" in tables(run)["Settings"].notes[0]
 
     def test_the_front_is_marked(self):
@@ -302,6 +302,20 @@ class TestReport:
         run = drawn()
         run = summary(run.cells[:-1], run.plan.settings, oracles=run.oracles)
         assert any("left out" in n and "threshold=0.5" in n for n in tables(run)["Settings"].notes)
+
+    def test_what_was_dropped_is_told_first(self):
+        run = drawn()
+        told = tuple(Skipped(s, 2, n, "law is not known") for s in range(9) for n in (4, 8))
+        cells = [cell for cell in run.cells if cell.task < 2]
+        run = summary(cells, run.plan.settings, oracles=run.oracles)
+        run = replace(run, plan=replace(run.plan, skipped=told))
+        first = report([("mine", run)])[0]
+        assert first.title == "Settings: 2 of 3 tasks"
+        assert first.notes[0].startswith(
+            "WARNING: mine: the mean is over 2 of 3 tasks; not asked, and not in it: replace_random"
+        )
+        assert first.notes[0].endswith("(law is not known)")
+        assert "WARNING" in first.markdown()
 
     def test_one_answer_of_one_token(self):
         one = cell(0, 0, 0, 1, count=1, tokens=1, filled=1, reasons={"parse": 1})

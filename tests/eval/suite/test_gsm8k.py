@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 import re
 from decimal import Decimal
@@ -255,6 +256,35 @@ def test_a_file_that_is_none_says_where_one_comes_from(tmp_path, name, content):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DllmError, match=f"{name}.*expected file=PATH .*grade-school-math"):
         Gsm8k(file=str(tmp_path / name)).count(0)
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz"])
+def test_the_encoding_of_a_file(files, tmp_path, name):
+    """A byte order mark is none of its text; what is not UTF-8 is said."""
+    text = (tmp_path / "test.jsonl").read_text().replace("Tom", "Zo\xeb")
+    file = Gsm8k(file=str(tmp_path / name), shots=0)
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(text.encode("utf-8-sig")))
+    assert file.count(0) == len(ROWS)
+    for encoding, said in (("latin-1", "line 3: expected UTF-8 text"), ("utf-16", "found UTF-16")):
+        (tmp_path / name).write_bytes(pack(text.encode(encoding)))
+        with pytest.raises(DllmError, match=rf"cannot read .*{name}.*{said}"):
+            Gsm8k(file=str(tmp_path / name)).count(0)
+
+
+@pytest.mark.parametrize("line", ["[" * 10**5 + "]" * 10**5, "9" * 5000, '{"question": ["a"]}'])
+def test_a_hostile_line_is_named(tmp_path, line):
+    (tmp_path / "f").write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
+    with pytest.raises(DllmError, match="f, line 2: expected a JSON object with"):
+        Gsm8k(file=str(tmp_path / "f")).count(0)
+
+
+def test_a_directory_or_a_pipe_is_no_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(DllmError, match=f"cannot read .*{name}"):
+            Gsm8k(file=str(tmp_path / name)).count(0)
 
 
 def test_a_file_that_was_cut(files, tmp_path):
