@@ -23,7 +23,7 @@ def shaped(cls: type[T], given: object, where: str = "") -> T:
     """The `cls` with the values `given`: a mapping with its fields, each of the field's type; other
     keys are left out. ValueError names what is not so; where: what it is called there.
     """
-    hints, values = _hints(cls), {}
+    hints, values = _hints(cls), dict[str, Any]()  # type: ignore[arg-type]
     name = where or cls.__name__.lower()
     if not isinstance(given, dict):
         raise ValueError(f"{name}: expected a JSON object, found {_short(given)}")

@@ -5,7 +5,7 @@ Loaded by `execution` into a fresh interpreter, without the package.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import os
 import posix
 import sys

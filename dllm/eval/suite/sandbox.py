@@ -9,7 +9,7 @@ fresh interpreter, without the package.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import errno
 import marshal
 import os
