@@ -60,15 +60,21 @@ def test_drafts_save_passes(pair, plain):
     assert output.drafter_passes <= output.target_passes
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_of_a_batch_is_what_it_is_alone(pair, temperature):
+SHUFFLES = [f"Shuffle the list: {items}" for items in ("red, blue, green", "fig, plum, kiwi, pear")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "temperature"), [(PROMPTS, 0.0), ([*SHUFFLES, PROMPTS[0]], 2.0)]
+)
+def test_a_row_of_a_batch_is_what_it_is_alone(pair, prompts, temperature):
     """Every row, wherever it stands: a row draws from a generator of its own."""
     options = {"temperature": temperature, "control": "fixed:depth=8,nodes=8", "seed": 5}
-    together = pair.generate(PROMPTS, **options)
-    for row, prompt in enumerate(PROMPTS):
+    options["max_new_tokens"] = 24
+    together = pair.generate(prompts, **options)
+    for row, prompt in enumerate(prompts):
         alone = pair.generate([prompt], row_ids=[row], **options)
         assert emitted(together[row]) == emitted(alone[0])
-    turned = pair.generate(PROMPTS[::-1], row_ids=[2, 1, 0], **options)
+    turned = pair.generate(prompts[::-1], row_ids=[2, 1, 0], **options)
     assert [emitted(each) for each in turned] == [emitted(each) for each in together[::-1]]
 
 
