@@ -100,7 +100,7 @@ def alone(engine: SpecEngine, ids: list[int], seed: int, temperature: float) -> 
     """What the target's own `generate` gives."""
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    model: Any = engine.target.model  # type: ignore[attr-defined]
+    model: Any = engine.target.model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"do_sample": False, "top_k": 0, **sampling}
@@ -112,7 +112,7 @@ def alone(engine: SpecEngine, ids: list[int], seed: int, temperature: float) -> 
 def measure(args: argparse.Namespace) -> None:
     """One dtype and temperature, all settings; writes benchmarks/results/speculate_*.json."""
     engine = dllm.verify.load("tiny-ar", "tiny", dtype=args.dtype)
-    free = SpecEngine(engine.target, engine.text, None, tuple(engine.eos))
+    free = SpecEngine(engine.target, engine.text, None)
     path = Path(args.store)
     store(engine, path)
     table = settings(str(path), args.temperature)
@@ -141,6 +141,7 @@ def measure(args: argparse.Namespace) -> None:
                 [ids],
                 max_new_tokens=NEW_TOKENS,
                 temperature=args.temperature,
+                top_k=0,
                 seed=seed,
                 **options,
             )

@@ -50,10 +50,13 @@ def checked_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(stop)
 
 
-def replaced(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with some options changed; ConfigError lists the known ones for an unknown."""
+def replaced(config: Config, changes: Mapping[str, Any], also: Sequence[str] = ()) -> Config:
+    """A copy with some options changed; ConfigError lists the known ones for an unknown.
+
+    also: options that are known elsewhere, to be listed behind the fields.
+    """
     known = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in changes:
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}; known: {', '.join(known)}")
+            raise ConfigError(f"unknown option {name!r}; known: {', '.join([*known, *also])}")
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]

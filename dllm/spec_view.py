@@ -35,6 +35,7 @@ def as_dict(output: SpecOutput) -> dict[str, Any]:
         "accepted_per_round": round(output.accepted_per_round, 3),
         "rule": output.rule,
         "lossless": output.lossless,
+        "decoding": output.decoding,
         "seconds": round(output.seconds, 6),
         "rounds": [
             {k: v for k, v in asdict(each).items() if k not in ("row", "finish_reason")}
@@ -69,8 +70,20 @@ def summary(output: SpecOutput) -> str:
         f"target passes {output.target_passes} · tokens {output.emitted} · tokens/pass "
         f"{output.tokens_per_pass:.1f} · drafter passes {output.drafter_passes} · accepted: "
         f"{drafts or 'none'} · tokens/s {rate:.0f} · {output.rule} ({law}) · "
+        f"target: {described(output.decoding)} · "
         f"finished: {output.finish_reason}"
     )
+
+
+def described(decoding: Mapping[str, Any]) -> str:
+    """The target's own decoding in a few words, long lists by their length."""
+    words = ["sampled" if decoding["do_sample"] else "greedy"]
+    for name, value in decoding.items():
+        if isinstance(value, list) and len(value) > 3:
+            words.append(f"{name} ({len(value)})")
+        elif name != "do_sample":
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 class SpecView:

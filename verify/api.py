@@ -32,6 +32,7 @@ def load(
     """An engine from the names of two checkpoints: "tiny-ar" and "tiny" (bundled), directories, or
     hub ids. drafter: None drafts from model-free sources alone. knobs: those of `load_drafter`.
 
+    The target decodes as its checkpoint's `generation_config` says where no option says otherwise.
     The drafter computes in the target's dtype and on its device. Raises LoadError naming the file,
     tensor or key at fault.
     """
@@ -43,9 +44,7 @@ def load(
         drafting = load_drafter(drafter, tokenizer, vocab_size=found.vocab_size, **same, **knobs)
     elif knobs:
         raise DllmError(f"{next(iter(knobs))}=...: an option of a drafter, but there is none")
-    ends = found.model.generation_config.eos_token_id
-    eos = [] if ends is None else torch.as_tensor(ends).reshape(-1).tolist()
-    return SpecEngine(found, text, drafting, eos)
+    return SpecEngine(found, text, drafting)
 
 
 def load_drafter(

@@ -20,6 +20,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from dllm.errors import DllmError
 from dllm.verify.capability import position_limit
 from dllm.verify.chain import Chains
+from dllm.verify.decoding import check_mode
 
 
 class LatticeCandidates(CandidateGenerator):
@@ -68,8 +69,7 @@ class Assist:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        if (generation_config.num_beams or 1) > 1:
-            raise DllmError(f"num_beams={generation_config.num_beams}: expected 1")
+        check_mode(generation_config)
         length, limit = generation_config.max_length, position_limit(model.config)
         if limit is not None and length > limit:
             raise DllmError(

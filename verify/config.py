@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,50 @@ NUMBERS: dict[str, tuple[type[Any], float]] = {
     "seed": (Integral, 0),
     "reuse": (Integral, 0),
 }
+OF_TARGET = ("temperature", "top_p", "top_k")  # None: as the target's checkpoint says
+
+# further options of the target's own decoding, by the names they have in transformers
+GENERATION = (
+    "do_sample",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "watermarking_config",
+    "prefix_allowed_tokens_fn",
+    "eos_token_id",
+    # refused where they change anything: here to be put back to what changes nothing
+    "num_beams",
+    "num_beam_groups",
+    "constraints",
+    "force_words_ids",
+    "penalty_alpha",
+    "dola_layers",
+    "prompt_lookup_num_tokens",
+    "assistant_early_exit",
+    "use_mtp",
+    "guidance_scale",
+    "max_time",
+    "num_return_sequences",
+    "token_healing",
+    "cache_implementation",
+)
 
 PARTS = ("search", "accept", "control", "sources", "reuse", "lossless")
 
@@ -28,17 +72,21 @@ PARTS = ("search", "accept", "control", "sources", "reuse", "lossless")
 class SpecConfig:
     """How to draft, accept and stop. Parts are specs ("name:key=value").
 
-    max_new_tokens, temperature (0: greedy), top_p, top_k (0: off), seed, stop: of the target's own
-    decoding, which speculation does not change.  search: lattice to tree.  accept: the acceptance
-    rule ("auto": the search's usual one).  control: how much to draft and to verify.  sources:
-    model-free drafts, in addition to the drafter's.  reuse: the rest of a draft is used again while
-    it has that many columns (0: never).  lossless: False lets a rule change the target's output.
+    max_new_tokens, temperature (0: greedy; above: sampled), top_p, top_k (0: off), seed, stop: of
+    the target's own decoding, which speculation does not change. None: as its checkpoint's
+    `generation_config` says, and where that says nothing as transformers does.  search: lattice to
+    tree.  accept: the acceptance rule ("auto": the search's usual one).  control: how much to draft
+    and to verify.  sources: model-free drafts, in addition to the drafter's.  reuse: the rest of a
+    draft is used again while it has that many columns (0: never).  lossless: False lets a rule
+    change the target's output.  generation: further options of the target's own decoding, by the
+    names of `GENERATION`; `replace` takes them as options like all others.  logits_processor:
+    further processors, put where transformers puts them.
     """
 
     max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     search: str = "product"
@@ -47,10 +95,14 @@ class SpecConfig:
     sources: tuple[str, ...] = ("ngram", "suffix")
     reuse: int = 0
     lossless: bool = True
+    generation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    logits_processor: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self, NUMBERS)
-        check_top_p(self.top_p)
+        check_numbers(self, NUMBERS, OF_TARGET)
+        if self.top_p is not None:
+            check_top_p(self.top_p)
+        self._check_generation()
         object.__setattr__(self, "stop", checked_stop(self.stop))
         for name in ("search", "accept", "control"):
             if not isinstance(getattr(self, name), str):
@@ -63,17 +115,54 @@ class SpecConfig:
             raise ConfigError(f"sources={self.sources!r}: expected specs, name:key=value")
         object.__setattr__(self, "sources", tuple(self.sources))
 
+    def _check_generation(self) -> None:
+        for name in self.generation:
+            if name not in GENERATION:
+                raise ConfigError(
+                    f"generation option {name!r}: expected one of {', '.join(GENERATION)}"
+                )
+        object.__setattr__(self, "generation", dict(self.generation))
+        given: Any = self.logits_processor or ()
+        given = tuple(given) if isinstance(given, Sequence) else (given,)
+        if not all(map(callable, given)):
+            raise ConfigError(f"logits_processor={given!r}: expected functions of (ids, scores)")
+        object.__setattr__(self, "logits_processor", given)
+        sampled = self.generation.get("do_sample")
+        if None not in (sampled, self.temperature) and bool(sampled) != (self.temperature != 0):
+            raise ConfigError(
+                f"do_sample={sampled} contradicts temperature={self.temperature}: leave one out"
+            )
+
     def replace(self, **changes: Any) -> SpecConfig:
         """A copy with some options changed; ConfigError lists the known ones for an unknown."""
-        return replaced(self, changes)
+        own = {name: changes.pop(name) for name in GENERATION if name in changes}
+        if own:
+            changes["generation"] = {**changes.get("generation", self.generation), **own}
+        return replaced(self, changes, GENERATION)
+
+    def generate_options(self) -> dict[str, Any]:
+        """What the target's `generate` is told in addition to its checkpoint's config."""
+        options: dict[str, Any] = {}
+        if self.temperature is not None:
+            options["do_sample"] = self.temperature > 0
+        if self.temperature:
+            options["temperature"] = float(self.temperature)
+        if self.top_p is not None:
+            options["top_p"] = float(self.top_p)
+        if self.top_k is not None:
+            options["top_k"] = self.top_k
+        return {**options, **self.generation}
 
     def parts(self) -> Parts:
-        """The parts that the specs name; SpecError says what is wrong with one."""
+        """The parts that the specs name, greedy ones if the temperature is left open; SpecError
+        says what is wrong with one.
+        """
         from dllm.verify.loop import Parts
         from dllm.verify.parts import control_of, rule_of, search_of, sources_of
 
         search = search_of(self.search)
-        rule = rule_of(self.accept, search, temperature=self.temperature, lossless=self.lossless)
+        warm = self.temperature or 0.0
+        rule = rule_of(self.accept, search, temperature=warm, lossless=self.lossless)
         control, sources = control_of(self.control), sources_of(self.sources)
         return Parts(search, rule, control, sources, self.reuse)
 
@@ -86,11 +175,13 @@ class PartsCache:
     def __init__(self) -> None:
         self._parts: dict[SpecConfig, Parts] = {}
 
-    def of(self, config: SpecConfig) -> Parts:
-        """The parts of a configuration; SpecError says what is wrong with one."""
-        # whether the temperature is 0 decides between greedy and drawing rules
+    def of(self, config: SpecConfig, sampled: bool) -> Parts:
+        """The parts of a configuration; SpecError says what is wrong with one.
+
+        sampled: whether the target decodes so; it decides between greedy and drawing rules.
+        """
         chosen = {name: getattr(config, name) for name in PARTS}
-        key = SpecConfig(temperature=float(config.temperature > 0), **chosen)
+        key = SpecConfig(temperature=float(sampled), **chosen)
         if key not in self._parts:
-            self._parts[key] = config.parts()
+            self._parts[key] = key.parts()
         return self._parts[key]

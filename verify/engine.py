@@ -10,13 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from dllm.errors import DllmError
 from dllm.output import Finished, FinishReason
@@ -24,30 +17,48 @@ from dllm.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.spelling import Speller
 from dllm.text import Text
 from dllm.verify.config import PartsCache, SpecConfig
+from dllm.verify.decoding import Decoding, own_decoding
 from dllm.verify.loop import Request, speculate
 from dllm.verify.output import Round, RowRound, SpecEvent, SpecOutput, Standing
-from dllm.verify.protocol import Drafter, Target
+from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng, row_seed
+from dllm.verify.target import HFTarget
 
 
 class SpecEngine:
     """A target, the tokenizer of both, and a drafter (None: model-free sources only)."""
 
     def __init__(
-        self,
-        target: Target,
-        text: Text | None = None,
-        drafter: Drafter | None = None,
-        eos: Sequence[int] = (),
+        self, target: HFTarget, text: Text | None = None, drafter: Drafter | None = None
     ) -> None:
-        """`eos`: the target's end tokens."""
-        self.target, self.text, self.drafter, self.eos = target, text, drafter, frozenset(eos)
+        self.target, self.text, self.drafter = target, text, drafter
         self.parts = PartsCache()
         self.speller = Speller(text) if text else None
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """The target's end tokens, as its checkpoint has them."""
+        return self.target.eos
 
     def config(self, config: SpecConfig | None = None, **options: Any) -> SpecConfig:
         """`config` with `options` put over it."""
         return (config or SpecConfig()).replace(**options)
+
+    def decoding(self, prompts: Sequence[Sequence[int]], config: SpecConfig) -> Decoding:
+        """How the target decodes these prompts by itself; DllmError for what cannot be."""
+        for row, ids in enumerate(prompts):
+            self.check(row, ids)
+        found = own_decoding(
+            self.target.model,
+            prompts,
+            config.max_new_tokens,
+            config.generate_options(),
+            config.logits_processor,
+            stop=config.stop,
+        )
+        if found.stop and self.text is None:
+            raise DllmError(f"stop={found.stop!r}: this engine has no tokenizer to find them with")
+        return found
 
     def rounds(
         self,
@@ -55,22 +66,25 @@ class SpecEngine:
         config: SpecConfig,
         *,
         row_ids: Sequence[int] | None = None,
+        decoding: Decoding | None = None,
     ) -> Iterator[Round]:
         """Decode token ids together; a `Round` after every pass of the target.
 
         row_ids: the identity of each row in random draws (default: its index), so that a row
-        samples the same alone, in a batch, or on another machine.
+        samples the same alone, in a batch, or on another machine.  decoding: the target's own, of
+        these prompts (default: as `decoding` finds it).
         """
-        if config.stop and self.text is None:
-            raise DllmError(f"stop={config.stop!r}: this engine has no tokenizer to find them with")
         prompts = as_ids(prompts)
         row_ids = as_row_ids(row_ids, len(prompts))
-        parts = self.parts.of(config)
+        found = decoding or self.decoding(prompts, config)
+        parts = self.parts.of(config, found.sampled)
+        if found.process is not None:
+            found.process.check(drafts=self.drafter is not None or len(parts.sources) > 0)
         requests = [
-            self.request(row, ids, config, row_id)
-            for row, (ids, row_id) in enumerate(zip(prompts, row_ids, strict=True))
+            self.request(ids, config, found, row_id)
+            for ids, row_id in zip(prompts, row_ids, strict=True)
         ]
-        return speculate(self.target, self.drafter, requests, parts)
+        return speculate(self.target, self.drafter, requests, parts, found.process)
 
     def stream(
         self,
@@ -92,10 +106,11 @@ class SpecEngine:
         ids = [encode_prompt(self.text, prompt, chat) for prompt in batch]
         if not ids:
             return
-        output = partial(self.output, config=config)
+        decoding = self.decoding(ids, config)
+        output = partial(self.output, config=config, decoding=decoding)
         standing = Standing.at_start(ids, config.max_new_tokens)
         try:
-            rounds = self.rounds(ids, config, row_ids=row_ids)
+            rounds = self.rounds(ids, config, row_ids=row_ids, decoding=decoding)
             yield from standing.untold
             for each in rounds:
                 standing = standing.after(each, output)
@@ -121,7 +136,9 @@ class SpecEngine:
         A prompt is text, a list of messages ({"role", "content"}) or token ids: a list, a tensor,
         an array, or what a tokenizer returned. chat: wrap text in the chat template ("auto": if
         there is one). row_ids: see `rounds`. on_round: is given every round. Options are
-        SpecConfig's fields; an unknown one is an error. Ctrl-C returns what is emitted so far.
+        SpecConfig's fields and further ones of the target's own decoding, put in place of its
+        checkpoint's (`repetition_penalty=`, `min_p=`, ...); an unknown one is an error. Ctrl-C
+        returns what is emitted so far.
         """
         batch, single = as_batch(prompts)
         asked: Any = {"chat": chat, "row_ids": row_ids, "on_round": on_round, **options}
@@ -129,8 +146,8 @@ class SpecEngine:
         done = {event.row: event.output for event in events if isinstance(event, Finished)}
         return done[0] if single else [done[row] for row in range(len(batch))]
 
-    def request(self, row: int, ids: Sequence[int], config: SpecConfig, row_id: int) -> Request:
-        """One row as the loop wants it. Its draws depend on the seed and `row_id` alone."""
+    def check(self, row: int, ids: Sequence[int]) -> None:
+        """DllmError for a prompt that the target cannot read."""
         vocab = self.target.vocab_size
         if not ids:
             raise DllmError(f"row {row}: an empty prompt; the target needs at least one token")
@@ -138,22 +155,26 @@ class SpecEngine:
             raise DllmError(
                 f"row {row}: token id {outside[0]} is outside the target's vocabulary [0, {vocab})"
             )
+
+    def request(
+        self, ids: Sequence[int], config: SpecConfig, decoding: Decoding, row_id: int
+    ) -> Request:
+        """One row as the loop wants it. Its draws depend on the seed and `row_id` alone."""
         generator = torch.Generator().manual_seed(row_seed(config.seed, row_id))
         return Request(
             ids=list(ids),
             room=config.max_new_tokens,
             rng=TorchRng(generator),
-            ended=lambda emitted: self.ended(emitted, config.stop),
-            process=warper(config),
+            ended=lambda emitted: self.ended(emitted, decoding),
         )
 
-    def ended(self, emitted: Sequence[int], stop: Sequence[str]) -> FinishReason | None:
+    def ended(self, emitted: Sequence[int], decoding: Decoding) -> FinishReason | None:
         """Why a text is finished with these tokens, if it is."""
-        if emitted[-1] in self.eos:
+        if emitted[-1] in decoding.ends:
             return "eos"
-        if stop and self.text is not None:
+        if decoding.stop and self.text is not None:
             text = self.text.decode(emitted)
-            if any(string in text for string in stop):
+            if any(string in text for string in decoding.stop):
                 return "stop"
         return None
 
@@ -163,7 +184,9 @@ class SpecEngine:
             raise DllmError("this engine has no tokenizer, so there is no text to show")
         return self.speller.pieces(ids)
 
-    def output(self, rounds: Sequence[RowRound], seconds: float, config: SpecConfig) -> SpecOutput:
+    def output(
+        self, rounds: Sequence[RowRound], seconds: float, config: SpecConfig, decoding: Decoding
+    ) -> SpecOutput:
         """What the rounds of a row came to."""
         ids = [token for each in rounds for token in each.tokens]
         reason: Any = rounds[-1].finish_reason if rounds else None
@@ -171,9 +194,9 @@ class SpecEngine:
             ids = ids[:-1]
         text = self.text.decode(ids) if self.text is not None else ""
         if reason == "stop":
-            text = text[: min(at for s in config.stop if (at := text.find(s)) >= 0)]
+            text = text[: min(at for s in decoding.stop if (at := text.find(s)) >= 0)]
             ids = self.within(ids, text)
-        rule = self.parts.of(config).rule
+        rule = self.parts.of(config, decoding.sampled).rule
         return SpecOutput(
             text=text,
             token_ids=ids,
@@ -182,6 +205,7 @@ class SpecEngine:
             seconds=seconds,
             rule=type(rule).__name__.lower(),
             lossless=rule.lossless,
+            decoding=decoding.applied,
         )
 
     def within(self, ids: list[int], text: str) -> list[int]:
@@ -190,23 +214,3 @@ class SpecEngine:
         while ids and not text.startswith(self.text.decode(ids)):
             ids = ids[:-1]
         return ids
-
-
-def warper(config: SpecConfig) -> Any:
-    """The change of logits that temperature, top_k and top_p ask for; None for greedy decoding."""
-    if config.temperature == 0:
-        return None
-    warpers = LogitsProcessorList()
-    if config.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(config.temperature)))
-    if config.top_k:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(config.top_p)))
-
-    def process(emitted: Sequence[int], logits: Tensor) -> Tensor:
-        ids: Any = None  # none of these looks at the text
-        changed: Tensor = warpers(ids, logits[None])
-        return changed[0]
-
-    return process if len(warpers) else None

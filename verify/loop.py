@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dllm.verify.accept import Emit, Greedy, Rule, Scores, Walk, go_on
@@ -51,14 +53,24 @@ class Request:
 
     ids: the prompt, at least one token.  room: tokens to emit at most.  rng: of all draws.
     ended(emitted): the reason why the row is finished after these new tokens, or None.
-    process(emitted, logits [V]): the logits as the target's own decoding would change them there.
     """
 
     ids: Sequence[int]
     room: int
     rng: Rng
     ended: Callable[[Sequence[int]], str | None]
-    process: Callable[[Sequence[int], Tensor], Tensor] | None = None
+
+
+class Process(Protocol):
+    """What the target's own decoding makes of its logits; rows are numbered as the requests are."""
+
+    def row(self, row: int, emitted: Sequence[int], logits: Tensor) -> Tensor:
+        """Logits [V] of a row behind these new tokens, some of which may be rejected drafts."""
+        ...
+
+    def batch(self, emitted: Mapping[int, Sequence[int]], logits: Tensor) -> Tensor:
+        """Logits [n, V] behind the new tokens of all n live rows, in a pass without drafts."""
+        ...
 
 
 def memory_of(parts: Parts) -> Memory:
@@ -103,22 +115,36 @@ class Row:
             self.reason = "length"
         return self.reason is not None
 
-    def scores(self, scored: Scored, at: int) -> Scores:
-        """The target's processed logits behind the nodes of row `at` of a pass."""
-        process = self.request.process
-        if process is None:
-            return lambda node, tokens: scored.row(at, node)
-        return lambda node, tokens: process([*self.emitted, *tokens], scored.row(at, node))
+
+def as_scored(scored: Scored, at: int) -> Scores:
+    """The target's logits of row `at` of a pass as they are."""
+    return lambda node, tokens: scored.row(at, node)
+
+
+def processed(process: Process, row: Row, scored: Scored, at: int) -> Scores:
+    """The logits of row `at` of a pass, each processed when it is asked for."""
+    return lambda node, tokens: process.row(
+        row.number, [*row.emitted, *tokens], scored.row(at, node)
+    )
+
+
+def at_root(logits: Tensor) -> Scores:
+    """Processed logits [V] behind a tree that is a root alone."""
+    return lambda node, tokens: logits
 
 
 def speculate(
-    target: Target, drafter: Drafter | None, requests: Sequence[Request], parts: Parts
+    target: Target,
+    drafter: Drafter | None,
+    requests: Sequence[Request],
+    parts: Parts,
+    process: Process | None = None,
 ) -> Iterator[Round]:
     """Go on with all requests until each has ended; one `Round` per pass of the target.
 
     The requests are checked at once, before the first round is asked for.
     """
-    loop = Loop(target, drafter, requests, parts)
+    loop = Loop(target, drafter, requests, parts, process)
     return loop.rounds()
 
 
@@ -126,9 +152,14 @@ class Loop:
     """The state of one batch between rounds."""
 
     def __init__(
-        self, target: Target, drafter: Drafter | None, requests: Sequence[Request], parts: Parts
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        requests: Sequence[Request],
+        parts: Parts,
+        process: Process | None = None,
     ) -> None:
-        self.parts, self.vocab_size = parts, target.vocab_size
+        self.parts, self.process, self.vocab_size = parts, process, target.vocab_size
         self.rows = [
             Row(number, request, memory_of(parts))
             for number, request in enumerate(requests)
@@ -217,16 +248,29 @@ class Loop:
 
     def walk(self, trees: Sequence[Tree], scored: Scored) -> list[Walk]:
         """What each row emits."""
-        rule, walks = self.parts.rule, []
-        plain = isinstance(rule, Greedy) and any(row.request.process is None for row in self.rows)
-        best = scored.best() if plain else []  # for all rows at once
-        for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
-            if plain and row.request.process is None:
-                walks.append(go_on(Walk([0], []), tree, looked_up(best[i]), row.ended))
-            else:
-                scores = row.scores(scored, i)
-                walks.append(rule.walk(tree, scores, row.request.rng, row.ended))
-        return walks
+        rule = self.parts.rule
+        if isinstance(rule, Greedy) and self.process is None:
+            best = scored.best()  # for all rows at once
+            return [
+                go_on(Walk([0], []), tree, looked_up(best[i]), row.ended)
+                for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True))
+            ]
+        scores = self.scores(trees, scored)
+        return [
+            rule.walk(tree, scores[i], row.request.rng, row.ended)
+            for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True))
+        ]
+
+    def scores(self, trees: Sequence[Tree], scored: Scored) -> list[Scores]:
+        """Of each row the target's processed logits behind the nodes of its tree."""
+        process = self.process
+        if process is None:
+            return [as_scored(scored, i) for i in range(len(trees))]
+        if any(tree.drafts for tree in trees):
+            return [processed(process, row, scored, i) for i, row in enumerate(self.rows)]
+        logits = torch.stack([scored.row(i, 0) for i in range(len(trees))])
+        changed = process.batch({row.number: row.emitted for row in self.rows}, logits)
+        return [at_root(scores) for scores in changed]
 
     def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:
         """Append what was emitted, and tell sources and controller what became of the drafts."""

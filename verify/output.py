@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from dllm.output import Finished, FinishReason, Started
 
@@ -54,6 +54,7 @@ class SpecOutput:
     or those that reach into the stop string.  rounds: one per pass of the target, in order.
     target_passes, drafter_passes: those this row took part in.  seconds: of those rounds, all rows
     of the batch together.  lossless: whether the acceptance rule leaves the target's law as it is.
+    decoding: the target's own, its checkpoint's options included, by transformers' names.
     """
 
     text: str
@@ -63,6 +64,7 @@ class SpecOutput:
     seconds: float
     rule: str
     lossless: bool
+    decoding: dict[str, Any]
 
     @property
     def emitted(self) -> int:

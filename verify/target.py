@@ -22,6 +22,7 @@ from dllm.models.devices import pick_device, pick_dtype
 from dllm.models.loading import resolve
 from dllm.models.stored import CONFIG, read_json
 from dllm.verify.capability import attention_spans, check_config, length_limit, probe
+from dllm.verify.decoding import end_tokens
 from dllm.verify.queries import Queries, lay_out
 from dllm.verify.slots import Slots
 from dllm.verify.tree import Tree
@@ -72,6 +73,11 @@ class HFTarget:
     def vocab_size(self) -> int:
         size: int = self.model.config.get_text_config().vocab_size
         return size
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Its end tokens."""
+        return end_tokens(self.model.generation_config)
 
     def open(self, prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> HFSession:
         """Begin a batch: prompts of at least one token, each growing by up to its room."""

@@ -37,6 +37,7 @@ from dllm.cli.options import (
     option,
 )
 from dllm.errors import DllmError
+from dllm.files import parse_json
 from dllm.saving import answers_to, check_files
 from dllm.streaming import drive
 from dllm.view import DELAY
@@ -80,6 +81,15 @@ Reuse = Annotated[
 Lossy = Annotated[
     bool, option("Let --accept change the target's output.", "--lossy", panel="Decoding")
 ]
+Generation = Annotated[
+    list[str] | None,
+    option(
+        "An option of the target's own decoding in place of its checkpoint's, as transformers "
+        "names it, with a JSON value; repetition_penalty=1.1, say; may be repeated.",
+        "--generation",
+        metavar="NAME=VALUE",
+    ),
+]
 
 
 def speculating() -> dict[str, str]:
@@ -108,6 +118,7 @@ def speculate(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    generation: Generation = None,
     seed: Seed = None,
     stop: Stop = None,
     chat: Chat = None,
@@ -195,15 +206,23 @@ def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEn
         import dllm.verify.api
         from dllm.verify.config import SpecConfig
 
-        names = [f.name for f in fields(SpecConfig) if f.name != "lossless"]
+        ours = ("lossless", "generation", "logits_processor")
+        names = [f.name for f in fields(SpecConfig) if f.name not in ours]
         given = {n: params[n] for n in names if params.get(n) not in (None, [], ())}
         drafter = params["drafter"] or PAIR.get(params["target"])
         drafter = None if drafter == "none" else drafter
         if single and drafter:
             given = {"control": SINGLE, **given}
-        config = SpecConfig(lossless=not params["lossy"]).replace(**given)
+        generation = dict(map(named_value, params["generation"] or []))
+        config = SpecConfig(lossless=not params["lossy"], generation=generation).replace(**given)
         config.parts()  # told at once, not after a long download
         options = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
         if not params["markov"]:
             options["markov"] = False
     return config, dllm.verify.api.load(params["target"], drafter, **options)  # has its own bar
+
+
+def named_value(given: str) -> tuple[str, Any]:
+    """What --generation was given: a name, and its value in JSON."""
+    name, _, value = given.partition("=")
+    return name, parse_json(value, f"--generation {given}")

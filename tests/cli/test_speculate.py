@@ -46,7 +46,8 @@ def test_text_on_stdout_and_numbers_on_stderr(speculate):
     result = speculate(PROMPT, "--control", "fixed:depth=8,nodes=8")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
     assert re.fullmatch(LINE, result.stderr)
-    assert "greedy (output as the target alone) · finished: eos" in result.stderr
+    law = "greedy (output as the target alone) · target: greedy · finished: eos"
+    assert law in result.stderr
     assert speculate.asked == {"target": "tiny-ar", "drafter": "tiny"}
 
 
@@ -76,6 +77,30 @@ def test_options_reach_target_and_configuration(speculate):
     assert sum(len(each["tokens"]) for each in found["rounds"]) <= 5
     expected = {"target": "x", "drafter": None, "dtype": "float32", "device": "cpu"}
     assert speculate.asked == expected
+
+
+def test_the_targets_own_decoding_is_chosen_and_said(speculate):
+    asked = "Copy the list: fig, plum, fig, plum"
+    options = [
+        "--generation",
+        "no_repeat_ngram_size=2",
+        "--generation",
+        "suppress_tokens=[9,8,7,6]",
+    ]
+    result = speculate(asked, *options)
+    assert "target: greedy, no_repeat_ngram_size 2, suppress_tokens (4) · " in result.stderr
+    assert result.stdout != speculate(asked).stdout == "fig, plum, fig, plum\n"
+    found = json.loads(speculate(asked, *options, "--temperature", 2, "--json").stdout)
+    assert found["decoding"] == {
+        "do_sample": True,
+        "no_repeat_ngram_size": 2,
+        "suppress_tokens": [9, 8, 7, 6],
+        "temperature": 2.0,
+        "top_k": 50,
+    }
+    fails(speculate(asked, "--generation", "beams=2"), "'beams'", "num_beams")
+    fails(speculate(asked, "--generation", "num_beams=2"), "num_beams=2 asks for beam search")
+    fails(speculate(asked, "--generation", "min_p"), "--generation min_p: expected JSON")
 
 
 def test_many_prompts(speculate, tmp_path):

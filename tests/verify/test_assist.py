@@ -221,7 +221,7 @@ def test_more_texts_than_one_are_an_error(model):
     candidates = LatticeCandidates(chains(None), max_length=9)
     with pytest.raises(DllmError, match="2 texts: assisted generation takes one"):
         candidates.get_candidates(torch.ones((2, 3), dtype=torch.long))
-    with pytest.raises(DllmError, match="num_beams=2: expected 1"):
+    with pytest.raises(DllmError, match="num_beams=2 asks for beam search"):
         model.generate(
             torch.ones((1, 3), dtype=torch.long),
             custom_generate=Assist(chains(None)),

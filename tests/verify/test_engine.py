@@ -161,7 +161,7 @@ def test_an_interrupt_keeps_what_is_there(pair, plain):
 
 
 def test_without_a_drafter_and_without_sources(pair, plain):
-    free = SpecEngine(pair.target, pair.text, None, sorted(pair.eos))
+    free = SpecEngine(pair.target, pair.text, None)
     output = free.generate(PROMPTS[0], sources=())
     assert emitted(output) == plain[PROMPTS[0]]
     assert output.target_passes == output.emitted
@@ -257,11 +257,12 @@ def test_parts_are_made_once_whatever_the_seed_and_the_length():
     for seed in range(3):
         engine.generate([9, 4, 9, 4, 9], max_new_tokens=12 + seed, seed=seed)
     config = SpecConfig()
-    parts = engine.parts.of(config)
+    parts = engine.parts.of(config, sampled=False)
     assert parts.control.learned.seen > 12
-    assert parts is engine.parts.of(config.replace(seed=9, max_new_tokens=3, stop="x"))
-    warm = engine.parts.of(config.replace(temperature=0.7))
-    assert warm is engine.parts.of(config.replace(temperature=1.2, top_k=5))
+    others = config.replace(seed=9, max_new_tokens=3, stop="x", min_p=0.1)
+    assert parts is engine.parts.of(others, sampled=False)
+    warm = engine.parts.of(config.replace(temperature=0.7), sampled=True)
+    assert warm is engine.parts.of(config.replace(temperature=1.2, top_k=5), sampled=True)
     assert warm.rule != parts.rule
     for changes in ({"search": "coupled"}, {"control": "adl"}, {"sources": ()}, {"reuse": 2}):
-        assert engine.parts.of(config.replace(**changes)) is not parts
+        assert engine.parts.of(config.replace(**changes), sampled=False) is not parts

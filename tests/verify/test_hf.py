@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import StopStringCriteria
+from transformers import LogitsProcessor, StoppingCriteria, StopStringCriteria
 
 import dllm.verify
 from dllm.errors import DllmError
@@ -23,6 +23,9 @@ PROCESSED = [
     {"repetition_penalty": 1.3},
     {"no_repeat_ngram_size": 2},
     {"min_new_tokens": 6, "eos_token_id": 3},
+    {"eos_token_id": [3, 9, 20, 31, 45], "exponential_decay_length_penalty": (1, 1.6)},
+    {"prefix_allowed_tokens_fn": lambda row, ids: [row, len(ids) % 50 + 4, 60]},
+    {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2},
     {"bad_words_ids": [[5], [7, 8]], "repetition_penalty": 0.8},
 ]
 prompts = st.lists(
@@ -139,6 +142,85 @@ def test_sampling_follows_the_seed(family):
     assert len({str(text) for text in texts}) > 1
 
 
+class Counting(LogitsProcessor):
+    """A state of its own: what it does to a row depends on what came before, row by row."""
+
+    def __init__(self):
+        self.sums = None
+
+    def __call__(self, ids, scores):
+        last = ids[:, -1:].double()
+        self.sums = last if self.sums is None else self.sums * 0.9 + last
+        return scores + torch.sin(self.sums + torch.arange(scores.shape[-1])) * 3
+
+
+ENDS = {"eos_token_id": [3, 8, 20, 31, 40, 45], "max_new_tokens": 14}
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.7}])
+def test_a_processor_with_a_state_sees_what_plain_generation_shows_it(options):
+    model, rows = target_model("llama"), [[9, 4, 17, 8], [30, 4], [5, 11, 6]]
+    counting = [] if options else [Counting()]
+    expected = plain(model, rows, logits_processor=counting, **options, **ENDS)
+    assert (expected == 0).any()  # rows end before others
+    counting = [] if options else [Counting()]
+    got = ours(model, rows, logits_processor=counting, sources=(), **options, **ENDS)
+    assert got.tolist() == expected.tolist()
+    with pytest.raises(DllmError, match=r"(Counting|Guidance).* may keep a state"):
+        ours(model, rows, logits_processor=counting, **options, **ENDS)
+
+
+class Watching(LogitsProcessor):
+    """Notes how many rows it is given each time."""
+
+    stateless = True
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, ids, scores):
+        self.rows.append(len(ids))
+        return scores
+
+
+def test_a_step_costs_each_row_once():
+    model, rows = target_model("llama"), [[9, 4, 17]] * 4
+    alone = Watching()
+    ours(model, rows, max_new_tokens=5, logits_processor=[alone], sources=())
+    assert alone.rows == [4] * 5
+    drafted = Watching()
+    expected = plain(model, rows[:1], max_new_tokens=5)
+    rounds = []
+    ours(
+        model,
+        rows,
+        max_new_tokens=5,
+        logits_processor=[drafted],
+        drafter=knowing(expected.tolist(), VOCAB, spoil=100),
+        search="argmax",
+        sources=(),
+        control="fixed:depth=4,nodes=4",
+        on_round=rounds.append,
+    )
+    assert len(rounds) == 1
+    assert drafted.rows == [1] * 20  # five tokens of four rows, none twice
+
+
+class Elsewhere(StoppingCriteria):
+    """Ends the second row of a batch when it is long enough."""
+
+    def __call__(self, ids, scores, **more):
+        return (torch.arange(len(ids)) == 1) & (ids.shape[1] >= 8)
+
+
+def test_a_criterion_that_knows_rows_apart():
+    model, rows = target_model("llama"), [[9, 4, 17], [30, 4, 5]]
+    options = {"max_new_tokens": 9, "stopping_criteria": [Elsewhere()], "eos_token_id": 0}
+    got = ours(model, rows, **options)
+    assert got.tolist() == plain(model, rows, **options).tolist()
+    assert got[1, 8:].tolist() == [0] * 4
+
+
 def test_right_drafts_save_forwards():
     model, rows = target_model("llama"), [[9, 4, 17]]
     expected = plain(model, rows, max_new_tokens=20)
@@ -187,6 +269,63 @@ def test_a_drafter_is_loaded_for_a_tokenizer():
     assert sum(each.rows[0].accepted for each in rounds) > len(rounds)
 
 
+def test_a_drafter_by_its_name():
+    """It is loaded once, for the tokenizer that lies beside the target's checkpoint."""
+    pair = dllm.verify.load("tiny-ar", None, dtype="float64")
+    row = pair.text.chat([{"role": "user", "content": "Copy the list: fig, plum, pear, kiwi"}])
+    rounds = []
+    options = {"sources": (), "on_round": rounds.append}
+    got = ours(pair.target.model, [row], drafter="tiny", **options)
+    assert pair.text.decode(got[0, len(row) : -1].tolist()) == "fig, plum, pear, kiwi"
+    assert sum(each.rows[0].accepted for each in rounds) > len(rounds)
+    with pytest.raises(DllmError, match="'tinny'"):
+        ours(pair.target.model, [row], drafter="tinny")
+
+
+def test_a_drafter_that_cannot_be_loaded():
+    model = target_model("llama")
+    with pytest.raises(DllmError, match=r"drafter='tiny': no tokenizer.*load_drafter"):
+        ours(model, [[9, 4]], drafter="tiny", max_new_tokens=3)
+    with pytest.raises(DllmError, match="drafter=3: expected a name"):
+        ours(model, [[9, 4]], drafter=3, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", ["streamer", "assistant_model"])
+def test_what_transformers_keeps_back_is_warned_of(name):
+    model = target_model("llama")
+    value = {"streamer": Streamer(), "assistant_model": target_model("mistral")}[name]
+    with pytest.warns(UserWarning, match=f"{name}=: transformers keeps it") as told:
+        model.generate(
+            torch.tensor([[9, 4]]),
+            max_new_tokens=3,
+            pad_token_id=0,
+            custom_generate=dllm.verify.generate,
+            **{name: value},
+        )
+    assert any(each.filename == __file__ for each in told)
+
+
+WITHOUT_TOKENS = {
+    "gpt2": {"token_type_ids": torch.zeros(1, 3, dtype=torch.long)},
+    "llama": {"inputs_embeds": torch.zeros(1, 3, 32, dtype=torch.float64)},
+    "qwen2": {"position_ids": torch.tensor([[0, 1, 5]])},
+}
+
+
+@pytest.mark.parametrize("family", WITHOUT_TOKENS)
+def test_inputs_that_would_be_dropped_are_refused(family):
+    inputs = WITHOUT_TOKENS[family]
+    with pytest.raises(DllmError, match=next(iter(inputs))):
+        ours(target_model(family), [[9, 4, 17]], max_new_tokens=3, **inputs)
+
+
+def test_positions_that_are_the_usual_ones_are_taken():
+    model, rows = target_model("llama"), [[9, 4, 17], [8]]
+    options = {"position_ids": torch.tensor([[0, 1, 2], [1, 1, 0]]), "max_new_tokens": 6}
+    got = ours(model, rows, use_cache=False, **options)
+    assert got.tolist() == plain(model, rows, **options).tolist()
+
+
 def test_new_tokens_are_told_as_they_come():
     model, seen = target_model("llama"), {0: [], 1: []}
     rows = [[9, 4, 17], [30, 4]]
@@ -233,7 +372,8 @@ def test_more_sequences_and_a_dictionary():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 2}, "num_beams=2"),
+        ({"num_beams": 2}, "num_beams=2 asks for beam search"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 asks for contrastive search"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
         ({"search": "nearest"}, "unknown search method 'nearest'.*coupled"),
         ({"accept": "typical"}, "lossless=False"),
