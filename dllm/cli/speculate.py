@@ -94,9 +94,9 @@ Generation = Annotated[
 
 def speculating() -> dict[str, str]:
     """The defaults of the options of `prepare`."""
-    from dllm.verify.config import SpecConfig
+    from dllm.verify.config import OF_TARGET, SpecConfig
 
-    return LOADING | defaults_of(SpecConfig)
+    return LOADING | defaults_of(SpecConfig) | dict.fromkeys(OF_TARGET, "the checkpoint's")
 
 
 @app.command(cls=verb(speculating))
@@ -194,6 +194,7 @@ def answers_of(
         "drafter": params["drafter"],
         "markov": params["markov"],
         "weights": fingerprint(engine.target),
+        "generation_config": engine.target.model.generation_config.to_json_string(),
         "drafter's weights": drafter and fingerprint(drafter),
         "chat": chat,
         **options,

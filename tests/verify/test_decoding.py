@@ -16,6 +16,7 @@ from dllm.errors import DllmError
 from dllm.options import ConfigError
 from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
+from dllm.verify.rng import row_seed
 from tests.verify.scripted import knowing
 from tests.verify.tiny_targets import VOCAB, tiny_target
 
@@ -70,7 +71,7 @@ def engine(checkpoint, drafter=None, family="llama"):
 
 def plain(model, ids, length, seed=0, **options):
     """What `generate` adds to a prompt; one draw of the row's generator after the other."""
-    torch.manual_seed(seed * 1_000_003)
+    torch.manual_seed(row_seed(seed, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = model.generate(torch.tensor([ids]), max_new_tokens=length, **options)

@@ -115,9 +115,9 @@ def test_each_of_several_end_tokens_ends_a_text(tmp_path):
     """Qwen and Llama instruct models list two in their generation config."""
     own = dllm.verify.load("tiny-ar", dtype="float64")
     text = own.generate(PROMPTS[0])
-    folder = tmp_path / "two-ends"
+    folder, ends = tmp_path / "two-ends", sorted(own.eos)
     for second in (text.token_ids[2], text.token_ids[4]):
-        own.target.model.generation_config.eos_token_id = [*own.eos, second]
+        own.target.model.generation_config.eos_token_id = [*ends, second]
         own.target.model.save_pretrained(folder)
         own.text.tokenizer.save_pretrained(folder)
         output = dllm.verify.load(folder, dtype="float64").generate(PROMPTS[0])
