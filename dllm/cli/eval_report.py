@@ -48,7 +48,7 @@ def report(
     """
     from dllm.eval.report import read_summary
     from dllm.eval.report import report as tables_of
-    from dllm.files import destination, write_text
+    from dllm.files import destination
 
     if markdown is not None:
         destination(markdown)
