@@ -103,7 +103,7 @@ RULES: dict[str, May] = {
     "dllm.trials": May((*ENGINE, "dllm.intervals")),
     "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
     "dllm.memo": May(BELOW_ENGINE, TENSORS),
-    "dllm.listing": May((*ENGINE, "dllm.verify.parts")),
+    "dllm.listing": May((*ENGINE, "dllm.verify.config", "dllm.verify.parts")),
     "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
     **dict.fromkeys(
         (f"dllm.verify.{name}" for name in PURE),
