@@ -110,7 +110,7 @@ class TestJob:
         made = (tmp_path / "rollouts.jsonl").stat().st_mtime_ns
         assert job.trajectories(student, DecodeConfig(), silent) == first
         assert (tmp_path / "rollouts.jsonl").stat().st_mtime_ns == made
-        with pytest.raises(DllmError, match="model="):
+        with pytest.raises(DllmError, match="another model "):
             job.trajectories(student, DecodeConfig(sampler="entropy"), silent)
 
     def test_answers_that_a_grader_refuses_are_left_out(self, tmp_path, student, monkeypatch):
