@@ -1,5 +1,5 @@
 # make demo     watch the bundled models: parallel decoding, then drafts for an autoregressive target
-# make test     ruff, mypy --strict, pytest
+# make test     ruff, mypy --strict, pytest on all cores
 # make results  docs/results.md and its figure, from the runs in benchmarks/results/suite
 # All set up .venv on the first call and again only when pyproject.toml or constraints.txt change.
 
@@ -18,7 +18,7 @@ demo: $(USER_STAMP)
 	$(BIN)/dllm speculate "$(ASK)" --delay 1
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check

@@ -268,7 +268,10 @@ class TestRecording:
         prompts = tmp_path / "in.txt"
         prompts.write_text("a\nb\n")
         arguments = ("--input", prompts, "--batch-size", 1, "--record", tmp_path / "run.jsonl")
-        fails(run("speculate", *arguments), "--record takes one batch: 2 prompts, batch_size=1")
+        fails(
+            run("speculate", *arguments),
+            "--record takes one batch: there are 2 prompts, --batch-size 1",
+        )
 
     def test_a_broken_line_is_told(self, run, speculate, tmp_path):
         file = tmp_path / "run.jsonl"
