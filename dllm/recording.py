@@ -134,7 +134,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         fields = {key: header[key] for key in ("verb", "model", "config", "prompts", "stop_ids")}
     except KeyError as error:
         raise RecordingError(f"{name}, line 1: no {error}") from error
-    if header["verb"] not in EVENTS:
+    if header["verb"] not in list(EVENTS):  # which takes what cannot be hashed
         raise RecordingError(
             f"{name}, line 1: verb {header['verb']!r}: expected one of {', '.join(EVENTS)}"
         )
@@ -164,11 +164,12 @@ def _parse(fields: dict[str, Any], kinds: Mapping[str, type[AnyEvent]]) -> Recor
     if kind is RowRound:
         fields |= {"tokens": tuple(fields["tokens"]), "sources": tuple(fields["sources"])}
     elif kind is Finished:
-        output = fields["output"]
+        output = {**fields["output"], "text": str(fields["output"]["text"])}
         if "timings" in output:
             fields["output"] = Output(**{**output, "timings": Timings(**output["timings"])})
         else:
-            fields["output"] = SpecOutput(**{**output, "rounds": ()})
+            past: Any = {"seconds": float(output["seconds"]), "rounds": ()}
+            fields["output"] = SpecOutput(**{**output, **past})
     return Recorded(kind(**fields), seconds, pieces)
 
 

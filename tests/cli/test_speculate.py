@@ -279,8 +279,13 @@ class TestRecording:
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join([lines[0], *lines[2:]]))
         fails(run("replay", file), "line 2: no event of this run")
-        file.write_text(lines[0].replace('"speculate"', '"chat"'))
-        fails(run("replay", file), "'chat'", "generate, speculate")
+        file.write_text(
+            "".join([*lines[:-1], lines[-1].replace('"seconds": ', '"seconds": "x", "y": ')])
+        )
+        fails(run("replay", file), f"line {len(lines)}: no event of this run")
+        for verb in ("chat", ["speculate"]):
+            file.write_text(lines[0].replace('"speculate"', json.dumps(verb)))
+            fails(run("replay", file), f"verb {verb!r}", "expected one of generate, speculate")
 
 
 def test_help_is_light():
