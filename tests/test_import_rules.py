@@ -133,18 +133,37 @@ RULES: dict[str, May] = {
         )
     ),
     # the numbers, tables and figures of runs need no torch
-    "dllm.eval.records": May((), ()),
+    "dllm.eval.records": May(("dllm.eval.shapes",), ()),
+    "dllm.eval.shapes": May((), ()),
+    "dllm.eval.packed": May(("dllm.files",), ()),
     "dllm.eval.frontier": May((), ("numpy",)),
     **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
     "dllm.eval.tables": May((), ("rich",)),
     "dllm.eval.laws": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
     "dllm.eval.report": May(
-        (*NUMBERS, "dllm.eval.compare", "dllm.eval.tables", "dllm.eval.suite.base"), ()
+        (
+            *NUMBERS,
+            "dllm.eval.compare",
+            "dllm.eval.packed",
+            "dllm.eval.suite.base",
+            "dllm.eval.tables",
+            "dllm.files",
+        ),
+        (),
     ),
-    "dllm.eval.figures": May(NUMBERS, ("matplotlib",)),
+    "dllm.eval.figures": May((*NUMBERS, "dllm.files"), ("matplotlib",)),
     # the questions and graders need no torch
     "dllm.eval.suite": May(
-        ("dllm.errors", "dllm.specs", "dllm.eval.suite", "dllm.eval.tasks", "dllm.eval.__init__"),
+        (
+            "dllm.errors",
+            "dllm.eval.__init__",
+            "dllm.eval.packed",
+            "dllm.eval.shapes",
+            "dllm.eval.suite",
+            "dllm.eval.tasks",
+            "dllm.files",
+            "dllm.specs",
+        ),
         (),
     ),
     **dict.fromkeys(LAWS, May(LAWS, ())),

@@ -14,7 +14,7 @@ from typer import Option
 from dllm.cli.app import verb
 from dllm.cli.evaluation import eval_app
 from dllm.errors import DllmError
-from dllm.files import write_text
+from dllm.files import destination, write_text
 
 if TYPE_CHECKING:
     from dllm.eval.tables import Table
@@ -48,7 +48,6 @@ def report(
     """
     from dllm.eval.report import read_summary
     from dllm.eval.report import report as tables_of
-    from dllm.files import destination
 
     if markdown is not None:
         destination(markdown)

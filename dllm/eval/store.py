@@ -60,9 +60,7 @@ class Store:
         """DllmError where `plan` cannot be begun or joined here. Nothing is written."""
         if (self.path / RUN).exists():
             joined(self.plan(), plan, self.path)
-        elif self.path.exists() and not (
-            self.path.is_dir() and all(map(_nothing, self.path.iterdir()))
-        ):
+        elif self.path.exists() and not _is_new(self.path):
             raise DllmError(f"{self.path}: expected a new directory, or one of `dllm eval run`")
 
     def begin(self, plan: Plan) -> None:
@@ -117,7 +115,8 @@ class Store:
         """Make `rows` all there is."""
         write_lines(self.path / RESULTS, map(asdict, rows))
         for part in self.path.glob("results.*.jsonl"):
-            part.unlink()
+            with suppress(OSError):  # its rows count once
+                part.unlink()
 
     def samples(self) -> Iterator[tuple[Which, Sample]]:
         plan, path = self.plan(), self.path / SAMPLES
@@ -145,11 +144,16 @@ class Key:
         return key.task, key.n, key.seed, key.i
 
 
-def _nothing(path: Path) -> bool:
-    """Whether a file is left of a run that was killed before it began."""
-    return path.name.endswith(".tmp") or (
-        re.fullmatch(r"results\.\d+\.jsonl", path.name) is not None and not path.stat().st_size
-    )
+def _is_new(path: Path) -> bool:
+    """Whether a directory holds nothing, or what is left of a run that was killed as it began."""
+    try:
+        return all(
+            each.name.endswith(".tmp")
+            or (re.fullmatch(r"results\.\d+\.jsonl", each.name) and not each.stat().st_size)
+            for each in path.iterdir()
+        )
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from error
 
 
 def joined(old: Plan, new: Plan, path: Path) -> Plan:

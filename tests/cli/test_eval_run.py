@@ -75,13 +75,13 @@ def test_what_does_not_fit_the_model_is_said_loudly(run, tmp_path):
 
 def test_it_says_what_keeps_programs_in(run, tmp_path, monkeypatch):
     from dllm.cli.eval_run import notes
+    from dllm.eval.suite import task_of
     from dllm.eval.suite.execution import WALLS
 
     for wall in WALLS:
         monkeypatch.setattr("dllm.eval.suite.humaneval.best_wall", lambda wall=wall: wall)
-        assert notes(["humaneval", "copy", "humaneval:setup=dream"]) == [
-            f"humaneval: programs run behind {wall.about}"
-        ]
+        tasks = map(task_of, ("humaneval", "copy", "humaneval:setup=dream"))
+        assert notes(tasks) == [f"humaneval: programs run behind {wall.about}"]
     file = tmp_path / "none.jsonl"
     result = run(*ORACLE, "--out", tmp_path / "run", "--task", f"humaneval:file={file}")
     assert result.exit_code == 2

@@ -10,6 +10,7 @@ import pytest
 from dllm.errors import DllmError
 from dllm.eval.suite import execution
 from dllm.eval.suite.execution import WALLS, Execution, execute
+from dllm.eval.suite.guard import guard
 from tests.eval.suite.programs import RIGHT, TEST, WRONG, without_hook
 
 HOOK = WALLS[-1]
@@ -72,7 +73,7 @@ def test_what_the_test_uses_is_its_own():
 
 
 HUNT = """
-import re
+import os, re
 found = set()
 mine = "SIGN" + str(2) + "ED"
 with open("/proc/self/maps") as file:
@@ -83,13 +84,18 @@ with open("/proc/self/mem", "rb", 0) as memory:
         if rights.startswith("rw") and end - start < 2**26:
             memory.seek(start)
             found |= set(re.findall(rb"SIGN[0-9]ED", memory.read(end - start)))
+for fd in range(3, 32):
+    try:
+        found |= set(re.findall(rb"SIGN[0-9]ED", os.pread(fd, 2**20, 0)))
+    except OSError:
+        pass
 raise ValueError(sorted(found))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/mem")
-def test_the_test_is_nowhere_in_the_memory_of_the_program(monkeypatch):
-    """Even where the program may read all of it."""
+def test_the_test_is_nowhere_that_the_program_can_read(monkeypatch):
+    """Neither in its memory nor in its files, where it may read all of them."""
     without_hook(monkeypatch)
     done = execute(HUNT, "answer = 'SIGN1ED'", wall=HOOK)
     if "Permission denied" in done.error:
@@ -152,6 +158,44 @@ os.mkdir(f'{OUT}/new')
     "link": "os.symlink(OUT, 'out')\nopen('out/new', 'w')",
     "shared": "import _posixshmem\n_posixshmem.shm_open(NAME, os.O_CREAT | os.O_EXCL | os.O_RDWR)",
 }
+
+
+CREATE = os.O_WRONLY | os.O_CREAT
+
+
+@pytest.mark.parametrize(
+    ("event", "arguments"),
+    [
+        ("open", ("new", None, CREATE)),  # os.open, perhaps with dir_fd
+        ("open", ("/lib/new", "w", CREATE)),
+        ("open", ("/lib/../etc/passwd", "r", 0)),
+        ("open", ("/library", "r", 0)),
+        ("open", (b"/lib/os.py", "r", 0)),
+        ("open", ("/home/x/../new", "w", CREATE)),
+        ("cpython.PyInterpreterState_New", ()),
+        ("import", ("_ctypes", None)),
+    ],
+)
+def test_the_hook_refuses(event, arguments):
+    with pytest.raises((PermissionError, ImportError), match="is not allowed here"):
+        guard("/home/x", ("/lib",))(event, arguments)
+
+
+@pytest.mark.parametrize(
+    ("event", "arguments"),
+    [
+        ("open", ("new", "w", CREATE)),
+        ("open", ("./new", "w", CREATE)),
+        ("open", ("/home/x/new", None, CREATE)),
+        ("open", ("/lib/os.py", "r", 0)),
+        ("open", (os.devnull, "w", CREATE)),
+        ("open", (3, "w", CREATE)),
+        ("import", ("json", None)),
+        ("os.listdir", ("/",)),
+    ],
+)
+def test_the_hook_lets_pass(event, arguments):
+    guard("/home/x", ("/lib",))(event, arguments)
 
 
 @pytest.fixture
