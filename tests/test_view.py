@@ -122,7 +122,7 @@ class TestLiveView:
         began = time.perf_counter()
         with LiveView(Follower.of(engine), delay=0.1, console=Screen().console) as view:
             drive(engine.stream(SEVEN), view)
-        assert 0.4 <= time.perf_counter() - began < 2  # holes and three steps
+        assert 0.4 <= time.perf_counter() - began < 9  # holes and three steps
 
     @pytest.mark.parametrize("live", [True, False])
     def test_elsewhere_only_the_text(self, engine, capsys, live):

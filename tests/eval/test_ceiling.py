@@ -226,9 +226,9 @@ def test_low_temperatures_are_the_limit():
 def test_a_partition_of_a_square_takes_milliseconds_and_a_second_time_nothing():
     sets = [[item, item + 8] for item in range(8)]
     chance("latin_square", 4, [[*range(16)]])
-    began = time.perf_counter()
+    began = time.process_time()
     first = chance("latin_square", 4, sets, 0.9)
-    middle = time.perf_counter()
+    middle = time.process_time()
     assert chance("latin_square", 4, [pair[::-1] for pair in sets], 0.9) == first
-    assert time.perf_counter() - middle < 1e-3
+    assert time.process_time() - middle < 1e-3
     assert middle - began < 0.2

@@ -210,9 +210,9 @@ def test_a_thousand_rows_take_a_fraction_of_a_second():
     oracle = Oracle(Joint.shuffle(6), jitter=1e-3, prompt_length=5)
     rows = [[*prompt, 0, *[6] * 5] for prompt in oracle.prompts(1000)]
     forward(oracle, rows)
-    began = time.perf_counter()
+    began = time.process_time()
     forward(oracle, rows)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 @pytest.mark.parametrize(
