@@ -74,14 +74,15 @@ class Recorder:
     def show(self, event: AnyEvent, seconds: float) -> None:
         """Append one event; `seconds`: what the engine has spent so far."""
         extra: dict[str, Any] = {}
+        told: Any = event
         pieces = self.follower.apply(event, seconds)
         if isinstance(event, (Commit, RowRound)):
             extra["pieces"] = pieces
         elif isinstance(event, Finished):  # its history would repeat the lines above
             past: Any = {"history": None} if isinstance(event.output, Output) else {"rounds": ()}
-            event = Finished(event.row, dataclasses.replace(event.output, **past))
+            told = Finished(event.row, dataclasses.replace(event.output, **past))
         name = self.names[type(event)]
-        self._write(event=name, seconds=round(seconds, 6), **asdict(event), **extra)
+        self._write(event=name, seconds=round(seconds, 6), **asdict(told), **extra)
 
     def _write(self, **fields: Any) -> None:
         self.lines.append(fields)
