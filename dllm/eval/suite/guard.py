@@ -113,9 +113,10 @@ def guard(home: str, shown: tuple[str, ...]) -> Callable[[str, tuple[Any, ...]],
                 return  # open already
             if kind(path) is not text:  # its words may change between this look and the system's
                 raise refusal("open is not allowed here but with a path that is a string")
-            folder = path.rpartition("/")[0]
+            folder, slash, _ = path.rpartition("/")
             # os.open has no mode, and may mean a path that begins in another folder
-            inside = folder == home or path == null or (folder in ("", ".") and mode is not None)
+            here = mode is not None and (slash == "" or folder == ".")
+            inside = here or folder == home or path == null
             library = path.startswith(shown) and "/.." not in path
             refused = not inside and (flags & writes != 0 or not library)
         else:

@@ -30,7 +30,7 @@ CHEATS = {
     "closed": f"import os\n{RIGHT}os.closerange(3, 64)",
     "unraisable": "import sys\nsys.unraisablehook = sys.excepthook = lambda *a: None",
     "audit": "import sys\nsys.addaudithook(lambda *a: None)",
-    "hook": "try: open('/new', 'w')\nexcept PermissionError as e:\n"
+    "hook": "try: open('/nowhere/new', 'w')\nexcept PermissionError as e:\n"
     "    e.__traceback__.tb_frame.f_globals.clear()",
     "equal": "class Five:\n    def __eq__(self, other): return True\ndef add(a, b): return Five()",
     "builtins": "import builtins\nbuiltins.add = builtins.check = lambda *a: 5",
@@ -167,6 +167,7 @@ CREATE = os.O_WRONLY | os.O_CREAT
     ("event", "arguments"),
     [
         ("open", ("new", None, CREATE)),  # os.open, perhaps with dir_fd
+        ("open", ("/new", "w", CREATE)),
         ("open", ("/lib/new", "w", CREATE)),
         ("open", ("/lib/../etc/passwd", "r", 0)),
         ("open", ("/library", "r", 0)),
