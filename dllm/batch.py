@@ -112,14 +112,18 @@ class Bar:
         self.bar.stop()
         if not self.hidden and self.count > 1:
             self.console.print(
-                f"{self.count} prompts · {self.tokens} tokens · {self.tokens / self.nfe:.1f} "
-                "tokens/forward",
+                f"{self.count} prompts · {self.tokens} tokens · {self.rate} tokens/forward",
                 soft_wrap=True,
             )
+
+    @property
+    def rate(self) -> str:
+        """Tokens per forward; rows that Ctrl-C ended before their first one have none."""
+        return f"{self.tokens / self.nfe:.1f}" if self.nfe else "–"
 
     def show(self, event: Event, seconds: float) -> None:
         if isinstance(event, Finished):
             self.count += 1
             self.nfe += event.output.nfe
             self.tokens += event.output.answer_tokens
-            self.bar.update(self.task, advance=1, rate=f"{self.tokens / self.nfe:.1f}")
+            self.bar.update(self.task, advance=1, rate=self.rate)

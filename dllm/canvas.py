@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,15 @@ class Windows:
         return Windows(
             start, end, None if forced is None else torch.nn.functional.pad(forced, (0, more))
         )
+
+    @property
+    def empty(self) -> Tensor:
+        """[B, N] bool: which spans are no windows."""
+        return self.end <= self.start
+
+    def first(self) -> Tensor:
+        """[B] where the first window starts; 2^63 - 1 in a row without any."""
+        return self.start.masked_fill(self.empty, torch.iinfo(self.start.dtype).max).amin(1)
 
     def each(self, pos: Tensor) -> Tensor:
         """[B, N, K] which absolute positions `pos` [B, K] (or [T]) lie in which window."""
@@ -131,6 +140,10 @@ class Canvas:
         inside = self.pos < self.length[:, None]
         self.generated = self.generated & inside
         self.known = self.known | ~inside
+
+    def copy(self) -> Canvas:
+        """The same canvas once more: what changes one of the two leaves the other as it is."""
+        return replace(self, ids=self.ids.clone(), known=self.known.clone())
 
     def take(self, rows: Tensor) -> Canvas:
         """A canvas of its own with `rows` [n] (indices, repeats allowed) of this one."""

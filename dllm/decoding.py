@@ -20,7 +20,7 @@ from dllm.config import DecodeConfig
 from dllm.errors import DllmError
 from dllm.forward import Forward
 from dllm.models.protocol import Model
-from dllm.output import Commit, Event, Finished, FinishReason, Timings
+from dllm.output import Commit, Event, FinishReason, Started, Timings
 from dllm.pages import Guesses, Pages, merged
 from dllm.samplers.candidates import (
     Candidates,
@@ -33,6 +33,7 @@ from dllm.samplers.candidates import (
 )
 from dllm.samplers.rule import Selection, commits
 from dllm.spelling import Codec
+from dllm.standing import Standing
 
 State = dict[str, Tensor]
 
@@ -62,7 +63,6 @@ class Decoding:
         self.canvas = Canvas.from_prompts(
             prompts, config.max_new_tokens, spec.mask_id, device, given=stands
         )
-        self.active = list(range(len(prompts)))  # request index of every row of the canvas
         if row_ids is not None:
             self.canvas.row = torch.tensor(list(row_ids), device=device)
         self.forward = Forward.of(model, self.parts.policy, config, self.canvas)
@@ -82,36 +82,50 @@ class Decoding:
         kinds = ("rule", "planner", "stop_rule", "transform", "kl")
         self.states: dict[str, State] = {kind: {} for kind in kinds}
         self.guesses = Guesses()
-        self.unsent: list[Event] = []  # of the step at work
         self.answers = Answers(text, spec.stop_ids, config.stop)
-        self.commits: dict[int, list[Commit]] = {row: [] for row in self.active}
         self.canvases = zero  # [B] canvases computed for each row
         self.seconds = 0.0
+        started = [
+            Started(row, list(prompt), config.max_new_tokens) for row, prompt in enumerate(prompts)
+        ]
+        self.standing = Standing.at_start(self.canvas, [*started, *self._given()])
 
-    def given(self) -> Iterator[Commit]:
+    @property
+    def active(self) -> Sequence[int]:
+        """Request index of every row of the canvas."""
+        return self.standing.active
+
+    @property
+    def events(self) -> Iterator[Event]:
+        """What happened and was not told yet, each event once."""
+        return self.standing.unsent
+
+    def _given(self) -> Iterator[Commit]:
         """The answer tokens that stand in every row from the start, as events of forward 0."""
         canvas = self.canvas
         answer = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
+        settled = canvas.first_hole().tolist()
         for i, which in enumerate(answer & ~canvas.generated):
             if bool(which.any()):
                 where, ids = canvas.pos[which].tolist(), canvas.ids[i, which].tolist()
-                yield Commit(self.active[i], 0, where, ids, [1.0] * len(ids))
+                yield Commit(i, 0, where, ids, [1.0] * len(ids), settled=settled[i])
 
     @torch.no_grad()
-    def step(self) -> list[Event]:
+    def step(self) -> None:
         """One forward and all it decides: every active row commits at least one token.
 
         Where the forward had guessed the canvas that a row has now become, the row's next step
-        follows at once. Rows that end are finished.
+        follows at once. Rows that end are finished. `events` tell of it.
         """
         began = time.perf_counter()
+        self.canvas = self.standing.canvas.copy()
         pages = self._pages()
         every = torch.arange(len(self.active), device=self.model.device)
         page = every
-        events = self.unsent
+        made: list[Commit] = []
         self.guesses = Guesses()
         while True:
-            events += self._advance(pages, page)
+            made += self._advance(pages, page)
             reasons = self.answers.reasons(self.canvas)
             if len(pages.row) == len(every):
                 break
@@ -119,8 +133,7 @@ class Decoding:
             if bool((page < 0).all()):
                 break
         self.seconds += time.perf_counter() - began
-        self.unsent = []
-        return [*events, *self._finish_rows(reasons)]
+        self._settle(made, reasons)
 
     def _pages(self) -> Pages:
         """Logits for every row's canvas and its guesses."""
@@ -157,6 +170,7 @@ class Decoding:
         moves = page >= 0
         before = {kind: dict(state) for kind, state in self.states.items()}
         windows, _ = self._scope(self.canvas, self.states["planner"])
+        first = windows.first()
         pos, logits, want = pages.of(page)
         seen = want.gather(1, pos)
         whole = self._score(logits, pos, seen, moves)
@@ -169,7 +183,7 @@ class Decoding:
         view = per_window(inside, windows, self.progress)
         selection = self.parts.rule.select(view)
         chosen = commits(view, selection, self._forced(view, windows, moves))
-        events = self._commit(whole, view, selection, chosen)
+        events = self._commit(whole, view, selection, chosen, first)
         for kind, state in self.states.items():
             moved = moves if kind != "rule" else moves.repeat_interleave(windows.start.shape[1])
             self.states[kind] = merged(before[kind], state, moved)
@@ -265,7 +279,12 @@ class Decoding:
         return t.view(len(self.active), -1, t.shape[1])
 
     def _commit(
-        self, whole: Candidates, view: Candidates, selection: Selection, chosen: Tensor
+        self,
+        whole: Candidates,
+        view: Candidates,
+        selection: Selection,
+        chosen: Tensor,
+        first: Tensor,
     ) -> list[Commit]:
         """Write one step's decision to the canvas; one event for each row that moved."""
         token = view.token if selection.token is None else selection.token
@@ -286,7 +305,10 @@ class Decoding:
         if self.parts.stop_rule is not None:
             chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
         self.forward.changed = self.canvas.known ^ known
-        return list(self._record(whole, chosen, token, reopened))
+        settled = self.canvas.first_hole()
+        if self.parts.rule.remasks:
+            settled = torch.minimum(settled, first)
+        return list(self._record(whole, chosen, token, reopened, settled))
 
     def _stop(
         self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor, held: Tensor
@@ -310,7 +332,12 @@ class Decoding:
         return chosen, token, reopened
 
     def _record(
-        self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor
+        self,
+        whole: Candidates,
+        chosen: Tensor,
+        token: Tensor,
+        reopened: Tensor,
+        settled: Tensor,
     ) -> Iterator[Commit]:
         """The commits of this step as events; moves the step counters."""
         moves = chosen.any(1).long()
@@ -322,44 +349,32 @@ class Decoding:
             which = chosen[i]
             if not bool(which.any()):
                 continue
-            commit = Commit(
+            yield Commit(
                 row=row,
                 nfe=int(self.forward.nfe[i]),
                 positions=whole.pos[i, which].tolist(),
                 token_ids=token[i, which].tolist(),
                 confidences=whole.conf[i, which].tolist(),
                 remasked=whole.pos[i, reopened[i]].tolist(),
+                settled=int(settled[i]),
             )
-            self.commits[row].append(commit)
-            yield commit
 
-    def _finish_rows(self, reasons: Sequence[FinishReason | None]) -> Iterator[Event]:
-        """Finish every row that has ended and take it out of the batch."""
-        for i, reason in enumerate(reasons):
-            if reason is not None:
-                yield self._finished(i, reason)
-        stay = [i for i, reason in enumerate(reasons) if reason is None]
-        if len(stay) < len(reasons):
-            self._keep(torch.tensor(stay, dtype=torch.long, device=self.model.device))
-            self.active = [self.active[i] for i in stay]
+    def _settle(self, made: Sequence[Commit], reasons: Sequence[FinishReason | None]) -> None:
+        """Let the step stand, and its rows that have a reason to end leave the batch."""
+        timings = Timings(self.seconds, self.forward.seconds, self.forward.first)
+        counts = self.forward.nfe.tolist(), self.canvases.tolist()
+        now = self.standing.stepped(self.canvas, *counts, made, timings)
+        if any(reasons):
+            now = now.finished(reasons, self.answers, self.config.history)
+            stay = [i for i, reason in enumerate(reasons) if reason is None]
+            rows = torch.tensor(stay, dtype=torch.long, device=self.model.device)
+            self._keep(rows, now.canvas.ids.shape[1])
+        self.standing = now
 
-    def _finished(self, i: int, reason: FinishReason) -> Event:
-        output = self.answers.output(
-            self.canvas,
-            i,
-            reason,
-            self.commits[self.active[i]],
-            nfe=int(self.forward.nfe[i]),
-            canvases=int(self.canvases[i]),
-            timings=Timings(self.seconds, self.forward.seconds, self.forward.first),
-            history=self.config.history,
-        )
-        return Finished(self.active[i], output)
-
-    def _keep(self, rows: Tensor) -> None:
+    def _keep(self, rows: Tensor, length: int) -> None:
+        """Drop all rows but `rows` [n] (indices), and the positions from `length` on."""
         windows = self.progress.window_start.shape[1]
-        self.canvas.keep(rows)
-        self.forward.keep(rows, self.canvas.ids.shape[1])
+        self.forward.keep(rows, length)
         self.guesses.keep(rows)
         for kind, state in self.states.items():
             count = windows if kind == "rule" else 1
@@ -371,8 +386,7 @@ class Decoding:
         )
         self.canvases = self.canvases[rows]
 
-    def interrupt(self) -> list[Event]:
-        """End all rows that are still active with what they have; what a cut step had to tell."""
-        found = [self._finished(i, "interrupted") for i in range(len(self.active))]
-        self.active = []
-        return [*self.unsent, *found]
+    def interrupt(self) -> None:
+        """End all rows that are still active with what stands; a step that was cut never was."""
+        reasons: list[FinishReason | None] = ["interrupted" for _ in self.active]
+        self.standing = self.standing.finished(reasons, self.answers, self.config.history)

@@ -5,14 +5,15 @@ stream_steps (ids) -> stream (text) -> generate (Outputs).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, overload
 
 from dllm.canvas import Given
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding import DecodeError, Decoding
+from dllm.driving import drive
 from dllm.models.protocol import Model
-from dllm.output import Event, Finished, Output, Started
+from dllm.output import Events, Output
 from dllm.presets import TUNED, preset_options
 from dllm.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.spelling import Codec
@@ -65,7 +66,7 @@ class Engine:
         *,
         row_ids: Sequence[int] | None = None,
         given: Sequence[Given] | None = None,
-    ) -> Iterator[Event]:
+    ) -> Events:
         """Decode token ids; yield Started, Commit and Finished events of all rows as they happen.
 
         row_ids: the identity of each row in random draws (default: its index), so that a row
@@ -79,17 +80,14 @@ class Engine:
         if not prompts:
             return
         decoding = Decoding(self.model, self.text, prompts, config, row_ids, given)
-        for row, prompt in enumerate(prompts):
-            yield Started(row, list(prompt), config.max_new_tokens)
-        yield from decoding.given()
-        step: Iterator[Event] = iter(())
         try:
+            yield from decoding.events
             while decoding.active:
-                step = iter(decoding.step())
-                yield from step
+                decoding.step()
+                yield from decoding.events
         except KeyboardInterrupt:
-            yield from step  # what the interrupted step had still to tell
-            yield from decoding.interrupt()
+            decoding.interrupt()
+            yield from decoding.events
 
     def stream(
         self,
@@ -99,7 +97,7 @@ class Engine:
         chat: Chat = "auto",
         row_ids: Sequence[int] | None = None,
         **options: Any,
-    ) -> Iterator[Event]:
+    ) -> Events:
         """Decode text, messages or ids; events and row_ids as in `stream_steps`.
 
         Prompts, chat and options are those of `generate`.
@@ -133,11 +131,10 @@ class Engine:
         Ctrl-C returns what is committed so far.
         """
         batch, single = as_batch(prompts)
-        done: dict[int, Output] = {}
         events = self.stream(batch, config, chat=chat, row_ids=row_ids, **options)
-        for event in events:
-            if isinstance(event, Finished):
-                done[event.row] = event.output
+        done, _ = drive(events)
+        if len(done) < len(batch):
+            raise KeyboardInterrupt
         return done[0] if single else [done[row] for row in range(len(batch))]
 
     def encode(self, prompt: Any, chat: Chat = "auto") -> list[int]:

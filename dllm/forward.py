@@ -80,7 +80,6 @@ class Forward:
     def _step(
         self, canvas: Canvas, windows: Windows, want: Tensor, index: Tensor, row: Tensor
     ) -> Step:
-        empty = windows.end <= windows.start
         size = canvas.ids.shape[1]
         live = age = torch.zeros_like(canvas.known)
         for store in self.stores:
@@ -89,8 +88,8 @@ class Forward:
             live, age = self.stores[0].live, self.stores[0].age
         return Step(
             canvas=canvas,
-            start=windows.start.masked_fill(empty, size).amin(1),
-            end=windows.end.masked_fill(empty, 0).amax(1),
+            start=windows.first().clamp(max=size),
+            end=windows.end.masked_fill(windows.empty, 0).amax(1),
             want=want,
             shift=self.model.spec.shift,
             index=index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -15,6 +16,8 @@ class Commit:
 
     nfe: forwards of this row so far, this one included; 0 for tokens given with the request.
     positions are absolute. remasked: committed positions that this step made holes again.
+    settled: nothing in front of this position changes any more: the first hole, or, with a rule
+    that makes holes again, the start of its first window, if that comes before.
     """
 
     row: int
@@ -23,6 +26,7 @@ class Commit:
     token_ids: list[int]
     confidences: list[float]
     remasked: list[int] = field(default_factory=list)
+    settled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +95,4 @@ class Finished(Generic[Result]):
 
 
 Event = Started | Commit | Finished[Output]
+Events = Generator[Event, None, None]

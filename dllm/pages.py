@@ -61,7 +61,7 @@ class Guesses:
         self.made = [(rows & ~moves, guess) for rows, guess in self.made]
         before = torch.zeros_like(pos, dtype=torch.bool)
         for chosen in sets:
-            guess = canvas.take(torch.arange(len(pos), device=pos.device))
+            guess = canvas.copy()
             guess.commit(pos, token, chosen)
             rows = moves & (chosen & ~before).any(1) & guess.holes.any(1)
             self.made.append((rows, guess))

@@ -6,14 +6,13 @@ and the recorder (recording.py) are built on it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from dllm.driving import drive
 from dllm.errors import DllmError
-from dllm.output import Event, Finished, Output, Started
+from dllm.output import Event, Events, Finished, Output, Started
 from dllm.spelling import Speller
 
 if TYPE_CHECKING:
@@ -102,42 +101,6 @@ class Follower:
         return row.output.text if row.output else "".join(row.pieces[: self.end(row)])
 
 
-class Consumer(Protocol):
-    """Is shown every event of an engine, with the seconds that it has spent so far."""
-
-    def show(self, event: Any, seconds: float) -> None: ...
-
-
-def drive(events: Iterator[Any], *consumers: Consumer) -> dict[int, Any]:
-    """Show all events to all consumers; return the outputs by row.
-
-    Ctrl-C while a consumer draws or waits ends the rows as Ctrl-C in the engine does: with what is
-    committed.
-    """
-    done: dict[int, Any] = {}
-    spent, pending = 0.0, events
-    while True:
-        began = time.perf_counter()
-        event = next(pending, None)
-        spent += time.perf_counter() - began
-        if event is None:
-            return done
-        if isinstance(event, Finished):
-            done[event.row] = event.output
-        try:
-            for consumer in consumers:
-                consumer.show(event, spent)
-        except KeyboardInterrupt:
-            pending = chain(_interrupted(events), events)
-
-
-def _interrupted(events: Iterator[Any]) -> Iterator[Any]:
-    try:  # the engine's streams are generators: what is thrown in is raised where they stand
-        yield cast("Generator[Any, None, None]", events).throw(KeyboardInterrupt())
-    except StopIteration:
-        return
-
-
 class Streamer(Protocol):
     """What transformers calls a streamer; one that also has `put_draft(value)` sees every step."""
 
@@ -145,61 +108,82 @@ class Streamer(Protocol):
     def end(self) -> None: ...
 
 
-def feed(
-    events: Iterator[Event], streamer: Streamer, engine: Engine, *, stop: Sequence[str] = ()
-) -> Output:
+def feed(events: Events, streamer: Streamer, engine: Engine, *, stop: Sequence[str] = ()) -> Output:
     """Drive a transformers streamer with the events of one prompt.
 
-    put(prompt ids); then put(ids) whenever the answer is decided a little further, followed by
+    put(prompt ids); then put(ids) whenever more of the answer can no longer change, followed by
     put_draft(ids of the rest, the mask id in holes) where the streamer has it; end() in any case.
-    `stop`: the request's stop strings, so that nothing is put that they would cut off again. All
-    that is put after the prompt is `Output.token_ids`.
+    A rule that makes tokens holes again lets nothing be put of a window at work. `stop`: the
+    request's stop strings, so that nothing is put that they would cut off again. All that is put
+    after the prompt is `Output.token_ids`. Ctrl-C in the streamer ends the row as in the engine.
     """
-    import torch
-
-    follower = Follower(engine.model.spec.stop_ids)
-    put_draft = getattr(streamer, "put_draft", None)
-    sent, output = 0, None
     try:
-        for event in events:
-            follower.apply(event)
-            if len(follower.rows) > 1:
-                raise DllmError("a streamer takes one prompt: give a single one, not a batch")
-            row = follower.rows[event.row]
-            if isinstance(event, Started):
-                streamer.put(torch.tensor(event.prompt_ids, dtype=torch.long))
-                continue
-            if isinstance(event, Finished):
-                output = event.output
-                ready = output.token_ids
-            else:
-                ready = _decided(row.tokens[: follower.end(row)], stop, engine.text)
-            if len(ready) > sent:
-                streamer.put(torch.tensor(ready[sent:]))
-                sent = len(ready)
-            rest = row.tokens[sent : follower.end(row)]
-            if put_draft is not None and rest and output is None:
-                mask = engine.model.spec.mask_id
-                put_draft(torch.tensor([mask if token is None else token for token in rest]))
+        done, interrupted = drive(events, Feeder(streamer, engine, stop))
     finally:
         streamer.end()  # also after an error: a thread may be waiting for more
-    if output is None:
+    if interrupted and not done:
+        raise KeyboardInterrupt
+    if not done:
         raise DllmError("the events ended before their prompt was finished")
+    output: Output = done[0]
     return output
 
 
-def _decided(
-    tokens: Sequence[int | None], stop: Sequence[str], codec: TextCodec | None
-) -> list[int]:
-    """The tokens before the first hole, less those that a stop string may still cut off."""
-    ready = cast("list[int]", list(takewhile(lambda token: token is not None, tokens)))
+class Feeder:
+    """The consumer behind `feed`."""
+
+    def __init__(self, streamer: Streamer, engine: Engine, stop: Sequence[str]) -> None:
+        self.streamer, self.stop, self.codec = streamer, stop, engine.text
+        self.mask_id = engine.model.spec.mask_id
+        self.follower = Follower(engine.model.spec.stop_ids)
+        self.put_draft = getattr(streamer, "put_draft", None)
+        self.sent = 0  # tokens of the answer
+
+    def show(self, event: Event, seconds: float) -> None:
+        """Put what the event lets be put."""
+        self.follower.apply(event)
+        if len(self.follower.rows) > 1:
+            raise DllmError("a streamer takes one prompt: give a single one, not a batch")
+        row = self.follower.rows[event.row]
+        end = self.follower.end(row)
+        if isinstance(event, Started):
+            self._put(event.prompt_ids)
+        elif isinstance(event, Finished):
+            self._answer(event.output.token_ids)
+        else:
+            settled = max(0, event.settled - len(row.prompt_ids))
+            known = cast("list[int]", row.tokens[: min(settled, end)])
+            self._answer(_uncut(known, self.stop, self.codec))
+            rest = row.tokens[self.sent : end]
+            if self.put_draft is not None and rest:
+                draft = [self.mask_id if token is None else token for token in rest]
+                self.put_draft(_tensor(draft))
+
+    def _answer(self, ready: Sequence[int]) -> None:
+        """Put those of the answer's tokens that are `ready` and were not put yet."""
+        new, self.sent = ready[self.sent :], max(self.sent, len(ready))
+        if new:
+            self._put(new)
+
+    def _put(self, ids: Sequence[int]) -> None:
+        self.streamer.put(_tensor(ids))
+
+
+def _tensor(ids: Sequence[int]) -> Any:
+    import torch  # late: a recording is replayed without it
+
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def _uncut(tokens: list[int], stop: Sequence[str], codec: TextCodec | None) -> list[int]:
+    """The tokens less those that a stop string may still cut off."""
     if codec is None or not stop:
-        return ready
-    text = codec.decode(ready)
+        return tokens
+    text = codec.decode(tokens)
     safe = min(_safe_length(text, string) for string in stop)
-    while ready and len(codec.decode(ready)) > safe:
-        ready.pop()
-    return ready
+    while tokens and len(codec.decode(tokens)) > safe:
+        tokens.pop()
+    return tokens
 
 
 def _safe_length(text: str, stop: str) -> int:

@@ -15,6 +15,7 @@ GROUND = (
     "dllm.cache.plan",
     "dllm.cache.store",
     "dllm.canvas",
+    "dllm.driving",
     "dllm.errors",
     "dllm.files",
     "dllm.jsonlog",
@@ -33,6 +34,7 @@ LOOP = (
     "dllm.forward",
     "dllm.pages",
     "dllm.presets",
+    "dllm.standing",
 )
 ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
 BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")

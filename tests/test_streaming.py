@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
+from dllm.driving import drive
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.output import Commit, Output, Started, Timings
-from dllm.streaming import Follower, drive, feed, output_to_dict
+from dllm.streaming import Follower, feed, output_to_dict
 from tests.echo import echo, write_tiny
+from tests.fakes import EOS, FakeModel, FakeText, hashed, leaning
 
 SEVEN = "one two three four five six seven"
 BYTES = "naïve 日本 🙂👍🏽 x"  # characters of two to four bytes, each byte a token
@@ -64,7 +66,8 @@ class TestFollower:
 
 class TestDrive:
     def test_gives_the_outputs(self, engine):
-        done = drive(engine.stream([SEVEN, "one"]))
+        done, interrupted = drive(engine.stream([SEVEN, "one"]))
+        assert not interrupted
         assert {row: output.text for row, output in done.items()} == {0: SEVEN, 1: "one"}
 
     def test_seconds_are_the_engines(self, engine):
@@ -85,7 +88,9 @@ class TestDrive:
                 if isinstance(event, Commit) and event.nfe == 2:
                     raise KeyboardInterrupt
 
-        output = drive(engine.stream(SEVEN), Impatient())[0]
+        done, interrupted = drive(engine.stream(SEVEN), Impatient())
+        output = done[0]
+        assert interrupted
         assert (output.finish_reason, output.nfe) == ("interrupted", 2)
         assert output.text == "two three five six"
 
@@ -169,6 +174,36 @@ class TestFeed:
         assert list(chain(*streamer.puts[1:])) == output.token_ids
         assert engine.text.decode(output.token_ids) in SEVEN.partition(stop)[0]
         assert len(streamer.drafts) <= output.nfe  # none behind the end
+
+    @given(st.sampled_from(["saber", "saber:count=5", "threshold:threshold=0.5"]), st.data())
+    def test_nothing_is_put_that_is_taken_back(self, sampler, data):
+        out = hashed(data.draw(st.integers(0, 2**32)), 3.0)
+        engine = Engine(FakeModel(leaning(EOS, 1.0, out)), FakeText())
+        planner = data.draw(st.sampled_from(["fixed", "multi:add=0", "slowfast:explore=2"]))
+        options = {"sampler": sampler, "planner": planner, "block_length": 4}
+        streamer = Collector()
+        events = engine.stream([3], max_new_tokens=16, **options)
+        output = feed(events, streamer, engine)
+        assert list(chain(*streamer.puts[1:])) == output.token_ids
+
+    def test_a_window_that_is_full_is_put_also_by_a_rule_that_takes_back(self):
+        streamer, engine = Collector(), Engine(FakeModel(leaning(7)), FakeText())
+        options = {"sampler": "saber", "block_length": 4, "max_new_tokens": 12}
+        feed(engine.stream([3], **options), streamer, engine)
+        assert [len(put) for put in streamer.puts] == [1, 4, 4, 4]
+
+    def test_ctrl_c_in_the_streamer_ends_the_answer(self, engine):
+        class Impatient(Collector):
+            def put(self, value):
+                super().put(value)
+                if len(self.puts) == 2:
+                    raise KeyboardInterrupt
+
+        streamer = Impatient()
+        output = feed(engine.stream(SEVEN, block_length=3), streamer, engine)
+        assert output.finish_reason == "interrupted"
+        assert list(chain(*streamer.puts[1:])) == output.token_ids
+        assert streamer.ends == 1
 
     def test_an_interrupted_answer_is_put_whole(self, folder):
         engine, streamer = echo(folder, interrupt_at=3), Collector()

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from dllm.config import DecodeConfig
+from dllm.driving import drive
 from dllm.output import Commit, Finished
 from dllm.recording import Recorder, RecordingError, read_recording, replay
-from dllm.streaming import Follower, drive
+from dllm.streaming import Follower
 from dllm.view import LiveView
 from tests.echo import echo, write_tiny
 

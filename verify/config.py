@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from dllm.options import ConfigError, check_numbers, check_top_p, checked_stop, 
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.verify.loop import Parts
+    from dllm.verify.output import Round
 
 NUMBERS: dict[str, tuple[type[Any], float]] = {
     "max_new_tokens": (Integral, 1),
@@ -185,3 +186,15 @@ class PartsCache:
         if key not in self._parts:
             self._parts[key] = key.parts()
         return self._parts[key]
+
+    def watched(self, parts: Parts, rounds: Iterator[Round]) -> Iterator[Round]:
+        """`rounds` with `parts`. These are made anew after a round that Ctrl-C or an error cut: what
+        they were learning may be half written.
+        """
+        try:
+            yield from rounds
+        except GeneratorExit:  # between two rounds
+            raise
+        except BaseException:
+            self._parts = {key: each for key, each in self._parts.items() if each is not parts}
+            raise

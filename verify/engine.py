@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
+from dllm.driving import drive
 from dllm.errors import DllmError
-from dllm.output import Finished, FinishReason
+from dllm.output import FinishReason
 from dllm.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.spelling import Speller
 from dllm.text import Text
 from dllm.verify.config import PartsCache, SpecConfig
 from dllm.verify.decoding import Decoding, own_decoding
 from dllm.verify.loop import Request, speculate
-from dllm.verify.output import Round, RowRound, SpecEvent, SpecOutput, Standing
+from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, Standing
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng, row_seed
 from dllm.verify.target import HFTarget
@@ -84,7 +85,8 @@ class SpecEngine:
             self.request(ids, config, found, row_id)
             for ids, row_id in zip(prompts, row_ids, strict=True)
         ]
-        return speculate(self.target, self.drafter, requests, parts, found.process)
+        rounds = speculate(self.target, self.drafter, requests, parts, found.process)
+        return self.parts.watched(parts, rounds)
 
     def stream(
         self,
@@ -95,7 +97,7 @@ class SpecEngine:
         row_ids: Sequence[int] | None = None,
         on_round: Callable[[Round], None] | None = None,
         **options: Any,
-    ) -> Iterator[SpecEvent]:
+    ) -> SpecEvents:
         """Decode text, messages or ids; Started, RowRound and Finished events as they happen.
 
         KeyboardInterrupt ends the rows that are left with finish_reason "interrupted". Arguments
@@ -142,8 +144,9 @@ class SpecEngine:
         """
         batch, single = as_batch(prompts)
         asked: Any = {"chat": chat, "row_ids": row_ids, "on_round": on_round, **options}
-        events = self.stream(batch, config, **asked)
-        done = {event.row: event.output for event in events if isinstance(event, Finished)}
+        done, _ = drive(self.stream(batch, config, **asked))
+        if len(done) < len(batch):
+            raise KeyboardInterrupt
         return done[0] if single else [done[row] for row in range(len(batch))]
 
     def check(self, row: int, ids: Sequence[int]) -> None:

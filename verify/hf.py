@@ -121,7 +121,8 @@ def generate(
     ]
     emitted: list[list[int]] = [[] for _ in requests]
     put = _listener(on_tokens, len(requests))
-    for each in speculate(target, drafter, requests, parts, process):
+    rounds = speculate(target, drafter, requests, parts, process)
+    for each in known.parts.watched(parts, rounds):
         known.probed = True
         for row in each.rows:
             emitted[row.row] += row.tokens

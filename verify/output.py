@@ -5,7 +5,7 @@ Knows no tensors, so that what was recorded is shown again without them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -91,6 +91,7 @@ class SpecOutput:
 
 
 SpecEvent = Started | RowRound | Finished[SpecOutput]
+SpecEvents = Generator[SpecEvent, None, None]
 
 
 @dataclass(frozen=True, slots=True)

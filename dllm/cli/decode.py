@@ -53,10 +53,11 @@ from dllm.cli.options import (
     prepare,
 )
 from dllm.cli.terminal import unechoed
+from dllm.driving import drive
 from dllm.errors import DllmError
 from dllm.saving import answers_to, check_files
 from dllm.spec_view import SpecView
-from dllm.streaming import Follower, drive
+from dllm.streaming import Follower
 from dllm.view import DELAY, LiveView
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def generate(
 
     def consumers(part: Sequence[Record]) -> Iterator[Any]:
         titles = [title(item) for item in part]
-        if record:  # first, since Ctrl-C mostly hits the view while it waits
+        if record:
             from dllm.recording import Recorder
 
             yield Recorder(record, Follower.of(engine), config, model=model, prompts=titles)
@@ -150,10 +151,9 @@ def generate(
                 prompts = [engine.encode(item["prompt"], template) for item in part]
                 # the rows' own numbers, so that a draw does not depend on the size of a batch
                 events = engine.stream_steps(prompts, config, row_ids=range(at, at + len(part)))
-                done = drive(events, bar, *map(stack.enter_context, consumers(part)))
+                done, cut = drive(events, bar, *map(stack.enter_context, consumers(part)))
             answers.put({at + row: answer for row, answer in done.items()})
-            reasons = {answer.finish_reason for answer in done.values()}
-            if "interrupted" in reasons or len(done) < len(part):
+            if cut:
                 raise typer.Exit(INTERRUPTED)
 
 
@@ -226,7 +226,7 @@ def chat_(
         try:
             view = LiveView(Follower.of(engine), delay=delay, live=watch is not False)
             with unechoed(), view:
-                done = drive(engine.stream(turn, config), view)
+                done, _ = drive(engine.stream(turn, config), view)
         except DllmError as error:
             print(f"error: {error} (/reset starts again)", file=sys.stderr)
             continue

@@ -36,10 +36,10 @@ from dllm.cli.options import (
     defaults_of,
     option,
 )
+from dllm.driving import drive
 from dllm.errors import DllmError
 from dllm.files import parse_json
 from dllm.saving import answers_to, check_files
-from dllm.streaming import drive
 from dllm.view import DELAY
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def speculate(
 
     def consumers(part: Sequence[Record]) -> Iterator[Any]:
         titles = [title(item) for item in part]
-        if record:  # first, since Ctrl-C mostly hits the view while it waits
+        if record:
             from dllm.recording import Recorder
 
             follower = SpecFollower.of(engine)
@@ -171,10 +171,9 @@ def speculate(
                 # the rows' own numbers, so that a draw does not depend on the size of a batch
                 rows = range(at, at + len(part))
                 events = engine.stream(prompts, config, chat=template, row_ids=rows)
-                done = drive(events, *map(stack.enter_context, consumers(part)))
+                done, cut = drive(events, *map(stack.enter_context, consumers(part)))
             answers.put({at + row: answer for row, answer in done.items()})
-            reasons = {answer.finish_reason for answer in done.values()}
-            if "interrupted" in reasons or len(done) < len(part):
+            if cut:
                 raise typer.Exit(INTERRUPTED)
 
 

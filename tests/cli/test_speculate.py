@@ -10,9 +10,9 @@ from rich.console import Console
 
 import dllm.spec_view
 import dllm.verify.api
+from dllm.driving import drive
 from dllm.recording import read_recording
 from dllm.spec_streaming import SpecFollower
-from dllm.streaming import drive
 from tests.cli.common import fails, modules_after
 
 PROMPT = "Reverse the list: pear, fig, plum"
@@ -214,7 +214,8 @@ def screen(monkeypatch):
 
 def test_the_view_follows_the_rounds(pair, screen):
     with dllm.spec_view.SpecView(SpecFollower.of(pair), delay=0) as view:
-        output = drive(pair.stream(PROMPT, control="fixed:depth=4,nodes=4"), view)[0]
+        done, _ = drive(pair.stream(PROMPT, control="fixed:depth=4,nodes=4"), view)
+    output = done[0]
     shown = screen.file.getvalue()
     for number, each in enumerate(output.rounds, 1):
         assert f"round {number}: {each.drafts} drafts verified, {each.accepted} accepted" in shown

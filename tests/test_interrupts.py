@@ -1,0 +1,204 @@
+"""Ctrl-C on every line of a request: what was told stands, the rest never was."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from dllm.config import DecodeConfig
+from dllm.driving import drive
+from dllm.engine import Engine
+from dllm.output import Commit, Event, Finished, Output, Started
+from tests.cache.models import decoder
+from tests.fakes import EOS, EOT, FakeModel, FakeText, hashed, leaning
+from tests.interrupting import Line, Lines, every_line
+from tests.test_promises import drifting, replay, summary
+
+PROMPTS, GIVEN = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
+ANSWERING = ("dllm/engine.py", "dllm/driving.py", "dllm/standing.py")
+BETWEEN = ("Engine.stream_steps", "Decoding.events", "Decoding._settle")
+ANY = "threshold:threshold=0.5"
+CONFIGS = {
+    "several windows": DecodeConfig(6, 3, sampler=ANY, planner="multi:add=0", temperature=0.7),
+    "tokens taken back": DecodeConfig(8, 4, sampler="saber"),
+    "guesses": DecodeConfig(6, 3, sampler=ANY, speculator="freedave:length=3"),
+    "a stop string": DecodeConfig(6, None, sampler="quota", stop=("b", "cd")),
+    "rows cut short": DecodeConfig(6, None, sampler="quota", stop_rule="eotp:threshold=0.3"),
+    "rows filled": DecodeConfig(6, 6, sampler="quota", stop_rule="prophet:at=2,length=2,late=0"),
+    "guidance": DecodeConfig(4, 2, sampler="quota", cfg_scale=0.5, transform="credit"),
+    "a cache": DecodeConfig(4, 2, sampler="quota", cache="prefix"),
+    "a cache with guidance": DecodeConfig(4, 2, sampler="quota", cache="dual", cfg_scale=0.5),
+}
+
+
+class Told:
+    """A consumer that keeps the events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def show(self, event: Event, seconds: float) -> None:
+        self.events.append(event)
+
+    def commits(self, row: int, given: bool = True) -> list[Commit]:
+        return [
+            event
+            for event in self.events
+            if isinstance(event, Commit) and event.row == row and (given or event.nfe)
+        ]
+
+
+def engine(config: DecodeConfig) -> Engine:
+    if config.cache != "none":
+        return Engine(decoder(), FakeText())
+    out = drifting(3, 0.1) if config.speculator else hashed(3)
+    return Engine(FakeModel(leaning(EOS, 1.0, out)), FakeText())
+
+
+def decode(
+    engine: Engine, config: DecodeConfig, at: int | None = None
+) -> tuple[Told, dict[int, Output], Lines]:
+    """What consumers were told, the Outputs, and the lines up to the one that was interrupted."""
+    told, lines = Told(), Lines(at)
+    with lines:
+        done, _ = drive(engine.stream_steps(PROMPTS, config, given=GIVEN), told)
+    return told, done, lines
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_was_told_stands_whatever_the_line(name):
+    config = CONFIGS[name].replace(history=True)
+    one = engine(config)
+    decode(one, config)  # what is made once is there
+    full, whole, lines = decode(one, config)
+    assert len({output.nfe for output in whole.values()}) > 1, "rows leave at different times"
+    # from where the first event waits to be told to where the last one was told
+    places = every_line(lines.ran, "Decoding.events", "drive")[:-1]
+    between = [at for at in places if lines.ran[at].function in BETWEEN]
+    pick = random.Random(name)
+    for at in [*pick.sample(between, 12), *pick.sample(places, 12)]:
+        told, done, cut = decode(one, config, at)
+        assert cut.hit
+        check(config, full, whole, told, done, cut.ran[-1])
+    _, again, _ = decode(one, config)
+    assert [summary(again[row]) for row in again] == [summary(whole[row]) for row in whole]
+
+
+def check(
+    config: DecodeConfig,
+    full: Told,
+    whole: dict[int, Output],
+    told: Told,
+    done: dict[int, Output],
+    line: Line,
+) -> None:
+    """A cut run against the same run without Ctrl-C."""
+    rows = range(len(PROMPTS))
+    assert sorted(done) == list(rows), line
+    if line.function == "drive":  # whoever was about to be shown an event may not have seen it
+        return
+    started = [event.row for event in told.events if isinstance(event, Started)]
+    finished = [event.row for event in told.events if isinstance(event, Finished)]
+    assert (started, sorted(finished)) == (list(rows), list(rows)), line
+    for row, output in done.items():
+        if output.finish_reason != "interrupted":
+            assert summary(output) == summary(whole[row]), line
+            assert told.commits(row) == full.commits(row), line
+            continue
+        commits = told.commits(row)
+        assert commits == full.commits(row)[: len(commits)], line
+        assert len(told.commits(row)) < len(full.commits(row)) or row not in finished[:-1], line
+        assert output.history == told.commits(row, given=False), line
+        *_, answer = replay(PROMPTS[row], commits, config.max_new_tokens)
+        known = [token for token in answer[len(PROMPTS[row]) :] if token is not None]
+        ends = [i for i, token in enumerate(known) if token in (EOS, EOT)]
+        expected = known[: ends[0]] if ends else known
+        if config.stop_rule and "eotp" in str(config.stop_rule):  # it drops what is behind its cut
+            expected = expected[: len(output.token_ids)]
+        assert output.token_ids == expected, line
+        assert output.text == FakeText().decode(expected), line
+        assert output.nfe == (commits[-1].nfe if commits else 0), line
+        assert output.canvases >= output.nfe / (2 if config.cfg_scale else 1), line
+        assert output.slots == sum(len(c.positions) - len(c.remasked) for c in output.history)
+        assert output.timings.total >= output.timings.forward >= output.timings.prompt, line
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_generate_gives_an_output_for_every_row(history):
+    one = engine(CONFIGS["tokens taken back"])
+    config = CONFIGS["tokens taken back"].replace(history=history)
+    with Lines() as lines:
+        whole = one.generate(PROMPTS, config)
+    for at in every_line(lines.ran, "Decoding.events", "drive", ANSWERING):
+        with Lines(at):
+            outputs = one.generate(PROMPTS, config)
+        for a, b in zip(whole, outputs, strict=True):
+            assert a.token_ids == b.token_ids or b.finish_reason == "interrupted"
+            assert (b.history is not None) == history
+
+
+def test_before_the_first_step_there_is_nothing_to_keep():
+    one = Engine(FakeModel(), FakeText())
+    for at in (0, 5, 50):
+        with Lines(at), pytest.raises(KeyboardInterrupt):
+            one.generate(PROMPTS)
+
+
+class Impatient(Told):
+    """Is interrupted at the events that `at` says."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def show(self, event, seconds):
+        super().show(event, seconds)
+        if self.at(event):
+            raise KeyboardInterrupt
+
+
+def impatient(at):
+    told = Told()
+    events = Engine(FakeModel()).stream_steps(PROMPTS, DecodeConfig(4))
+    done, interrupted = drive(events, Impatient(at), told)
+    assert interrupted
+    return told, [output.finish_reason for output in done.values()]
+
+
+def test_consumers_behind_the_interrupted_one_see_the_event():
+    told, reasons = impatient(lambda event: isinstance(event, Commit) and event.row == 1)
+    assert reasons == ["interrupted"] * 3
+    assert [type(event) for event in told.events] == [Started] * 3 + [Commit] * 3 + [Finished] * 3
+
+
+def test_a_second_interrupt_ends_it_at_once():
+    """While the rows are told that they ended."""
+
+    def at(event):
+        return isinstance(event, Finished) or (isinstance(event, Commit) and event.row == 2)
+
+    _, reasons = impatient(at)
+    assert reasons == ["interrupted"]
+
+
+def test_an_interrupt_behind_the_last_row_cuts_nothing_but_is_told():
+    _, reasons = impatient(lambda event: isinstance(event, Finished) and event.row == 1)
+    assert "interrupted" not in reasons[:1]
+
+
+def test_the_step_that_stands_is_never_changed():
+    """Not even by the next step at work: it is what an interrupt goes by."""
+    one = Engine(FakeModel(leaning(7)))
+    events = one.stream_steps(PROMPTS, DecodeConfig(4, sampler="quota"))
+    for event in events:
+        if isinstance(event, Commit):
+            break
+    decoding = events.gi_frame.f_locals["decoding"]
+    before = decoding.standing
+    ids, known = before.canvas.ids.clone(), before.canvas.known.clone()
+    decoding.step()
+    assert decoding.standing is not before
+    assert torch.equal(before.canvas.ids, ids)
+    assert torch.equal(before.canvas.known, known)
