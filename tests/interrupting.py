@@ -33,8 +33,8 @@ class Lines:
         self.hit = False
         self._ran: list[tuple[CodeType, int]] = []
 
-    @property
     def ran(self) -> list[Line]:
+        """The lines so far."""
         return [Line(_below(c.co_filename), c.co_qualname, n) for c, n in self._ran]
 
     def __len__(self) -> int:

@@ -75,13 +75,14 @@ def test_what_was_told_stands_whatever_the_line(name):
     full, whole, lines = decode(one, config)
     assert len({output.nfe for output in whole.values()}) > 1, "rows leave at different times"
     # from where the first event waits to be told to where the last one was told
-    places = every_line(lines.ran, "Decoding.events", "drive")[:-1]
-    between = [at for at in places if lines.ran[at].function in BETWEEN]
+    ran = lines.ran()
+    places = every_line(ran, "Decoding.events", "drive")[:-1]
+    between = [at for at in places if ran[at].function in BETWEEN]
     pick = random.Random(name)
     for at in [*pick.sample(between, 12), *pick.sample(places, 12)]:
         told, done, cut = decode(one, config, at)
         assert cut.hit
-        check(config, full, whole, told, done, cut.ran[-1])
+        check(config, full, whole, told, done, cut.ran()[-1])
     _, again, _ = decode(one, config)
     assert [summary(again[row]) for row in again] == [summary(whole[row]) for row in whole]
 
@@ -131,7 +132,7 @@ def test_generate_gives_an_output_for_every_row(history):
     config = CONFIGS["tokens taken back"].replace(history=history)
     with Lines() as lines:
         whole = one.generate(PROMPTS, config)
-    for at in every_line(lines.ran, "Decoding.events", "drive", ANSWERING):
+    for at in every_line(lines.ran(), "Decoding.events", "drive", ANSWERING):
         with Lines(at):
             outputs = one.generate(PROMPTS, config)
         for a, b in zip(whole, outputs, strict=True):
