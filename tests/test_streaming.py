@@ -8,6 +8,8 @@ from itertools import chain
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import TextDiffusionStreamer, TextIteratorStreamer, TextStreamer
 
 from dllm.driving import drive
