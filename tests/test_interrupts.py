@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dllm.config import DecodeConfig
+from dllm.decoding import Decoding
 from dllm.driving import drive
 from dllm.engine import Engine
 from dllm.output import Commit, Event, Finished, Output, Started
@@ -189,17 +190,24 @@ def test_an_interrupt_behind_the_last_row_cuts_nothing_but_is_told():
     assert "interrupted" not in reasons[:1]
 
 
-def test_the_step_that_stands_is_never_changed():
+def test_events_that_nobody_took_wait_behind_each_other():
+    config = DecodeConfig(3, sampler="quota")
+    decoding = Decoding(FakeModel(leaning(7)), None, [[3]], config)
+    while decoding.active:
+        decoding.step()
+    kinds = [type(event) for event in decoding.events]
+    assert kinds == [Started, Commit, Commit, Commit, Finished]
+    assert list(decoding.events) == []
+
+
+def test_what_stands_is_never_changed():
     """Not even by the next step at work: it is what an interrupt goes by."""
-    one = Engine(FakeModel(leaning(7)))
-    events = one.stream_steps(PROMPTS, DecodeConfig(4, sampler="quota"))
-    for event in events:
-        if isinstance(event, Commit):
-            break
-    decoding = events.gi_frame.f_locals["decoding"]
-    before = decoding.standing
-    ids, known = before.canvas.ids.clone(), before.canvas.known.clone()
+    decoding = Decoding(FakeModel(leaning(7)), None, PROMPTS, DecodeConfig(4, sampler="quota"))
     decoding.step()
-    assert decoding.standing is not before
-    assert torch.equal(before.canvas.ids, ids)
-    assert torch.equal(before.canvas.known, known)
+    for change in (decoding.step, decoding.interrupt):
+        before = decoding.standing
+        ids, known = before.canvas.ids.clone(), before.canvas.known.clone()
+        change()
+        assert decoding.standing is not before
+        assert torch.equal(before.canvas.ids, ids)
+        assert torch.equal(before.canvas.known, known)

@@ -1,11 +1,13 @@
 """Ctrl-C on every line of a round of speculation: what was told stands, and the engine goes on."""
 
 import random
+from contextlib import suppress
 
 import pytest
 
 import dllm.verify
 from dllm.driving import drive
+from dllm.errors import DllmError
 from dllm.output import Finished, Started
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import RowRound
@@ -91,14 +93,21 @@ def emitted(rounds):
     return [token for each in rounds for token in each.tokens]
 
 
-def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DllmError])
+def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypatch, error):
     """Half of a measure would be an error in every later run."""
     engine = engine_of(target, plain, spoil=3)
-    _, _, lines = decode(engine, {})
-    engine.parts = type(engine.parts)()
-    ran = lines.ran()
-    half = next(i for i, line in enumerate(ran) if line.function == "Curve._fit")
-    decode(engine, {}, half)
+    parts = engine.parts.of(engine.config())
+
+    def half(arm, tokens, seconds):
+        arm.rounds += 1
+        raise error
+
+    with monkeypatch.context() as patch, suppress(DllmError):
+        patch.setattr("dllm.verify.goodput.Arm.add", half)
+        while engine.parts.of(engine.config()) is parts:  # until there is something to compare with
+            decode(engine, {})
+    assert any(arm.rounds and not arm.seconds for arm in parts.control.learned.arms.values())
     for _ in range(3):
         _, done, _ = decode(engine, {})
         assert [emitted(done[row].rounds) for row in range(3)] == plain
