@@ -226,10 +226,11 @@ def test_malformed_messages(llada_text, messages):
 # --- checks -----------------------------------------------------------------------------------
 
 
-def test_mask_token_has_to_be_the_models(dream):
-    spec = HFSpec(300, mask_id=261, eos_id=258, pad_id=258, family="dream")
+@pytest.mark.parametrize("other", [261, 263])
+def test_mask_token_has_to_be_the_models(dream, other):
+    spec = HFSpec(300, mask_id=other, eos_id=258, pad_id=258, family="dream")
     with pytest.raises(
-        LoadError, match=r"mask token '<\|mask\|>' is id 262, but .* mask_id is 261"
+        LoadError, match=rf"mask token '<\|mask\|>' is id 262, but .* mask_id is {other}"
     ):
         load_text(dream, spec)
 

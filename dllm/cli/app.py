@@ -48,7 +48,7 @@ class Commands(TyperGroup):
         except OSError as error:  # all files but stdout have their names
             place = error.filename or ("stdout" if error.errno in FULL else None)
             status = told(f"{place}: {error.strerror}" if place else str(error))
-        except typer.Abort:
+        except (typer.Abort, KeyboardInterrupt):
             status = INTERRUPTED
         drop_unwritten()
         sys.exit(status)
@@ -146,4 +146,7 @@ def of_all(
 
 def main() -> None:
     """Run the command line of this process."""
-    app(prog_name="dllm")
+    try:
+        app(prog_name="dllm")
+    except KeyboardInterrupt:  # while what went wrong is told
+        sys.exit(INTERRUPTED)
