@@ -106,7 +106,8 @@ class Kept:
         asking = window.gather(1, run.pos)  # [B, Q]; padding is no part of a window
         score = scores(q, k, asking)  # [B, K]
         score = score.gather(1, pos.clamp(max=k.shape[2] - 1)).masked_fill(~real, -torch.inf)
-        score = F.max_pool1d(score, self.width, stride=1, padding=self.width // 2)
+        width = min(self.width, 2 * score.shape[1] - 1)  # a wider one sees no more
+        score = F.max_pool1d(score, width, stride=1, padding=width // 2)
         score = score.masked_fill(~real, -torch.inf)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         lost = real & (rank >= self.count[rows, None])

@@ -11,7 +11,7 @@ from dllm.cache import POLICIES
 from dllm.options import ConfigError as ConfigError
 from dllm.options import check_numbers, check_top_p, checked_stop, replaced
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
-from dllm.specs import build_part, resolve
+from dllm.specs import build_part, check_types, resolve
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.cache.policy import CachePolicy
@@ -120,6 +120,7 @@ class DecodeConfig:
             raise ConfigError(
                 f"{option}={given!r}: expected a spec, or an object with {kind.method}()"
             )
+        check_types(part)
         return part
 
     def check_parts(self) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, get_origin, get_type_hints
 
 from dllm.errors import DllmError
 from dllm.files import FileError
 from dllm.jsonlog import ends_whole, new_log, read_records
 from dllm.output import Commit, Event, Finished, Output, Started, Timings
-from dllm.spec_streaming import SpecFollower
-from dllm.streaming import Follower
+from dllm.spec_streaming import SpecFollower, SpecRow
+from dllm.specs import describe, fits
+from dllm.streaming import Follower, Row
 from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from dllm.verify.config import SpecConfig
 
 SCHEMA = 2
+TEXTS, IDS = list[str], list[int]
+HEADER = {"verb": str, "model": str, "config": dict, "prompts": TEXTS, "stop_ids": IDS}
+LIMIT = 2**28  # bytes of a file that is read
+ROWS, TOKENS = 4096, 2**22  # of a batch: the canvases are built from a few numbers
 AnyEvent = Event | SpecEvent
 # what may happen in a run of each verb, by the name it has in a line
 EVENTS: dict[str, dict[str, type[AnyEvent]]] = {
@@ -118,60 +124,118 @@ def follower_of(verb: str, stop_ids: Sequence[int]) -> Follower | SpecFollower:
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """What a `Recorder` wrote to `path`. Raises RecordingError naming the line at fault."""
+    """What a `Recorder` wrote to `path`. Raises RecordingError naming the line at fault.
+
+    Time and memory are bounded by the size of the file, which is at most `LIMIT`.
+    """
     name = os.fspath(path)
     try:
-        objects = [record for _, record in read_records(path)]
+        if os.path.getsize(path) > LIMIT:
+            raise FileError(f"{name}: expected at most {LIMIT / 2**20:.0f} MiB")
+        lines = read_records(path)
+        _, header = next(lines, (1, {}))
+        if header.get("dllm_recording") != SCHEMA:
+            raise RecordingError(
+                f"{name}: expected a recording (--record FILE) of version {SCHEMA}, "
+                f"found version {header.get('dllm_recording')!r:.99}"
+            )
+        fields: dict[str, Any] = {}
+        for key, hint in HEADER.items():
+            fields[key] = header.get(key)
+            if not fits(fields[key], hint):
+                raise RecordingError(f"{name}, line 1: {key} is {fields[key]!r:.99}")
+        if fields["verb"] not in EVENTS:
+            known = ", ".join(EVENTS)
+            raise RecordingError(
+                f"{name}, line 1: verb {fields['verb']!r:.99}: expected one of {known}"
+            )
+        events = list(_events(name, lines, fields["verb"], fields["stop_ids"]))
+        "".join(fields["prompts"]).encode()
         truncated = not ends_whole(path)
     except FileError as error:
         raise RecordingError(str(error)) from error
-    header = objects[0] if objects else {}
-    if header.get("dllm_recording") != SCHEMA:
-        raise RecordingError(
-            f"{name}: expected a recording (--record FILE) of version {SCHEMA}, "
-            f"found version {header.get('dllm_recording')}"
-        )
-    try:
-        fields = {key: header[key] for key in ("verb", "model", "config", "prompts", "stop_ids")}
-    except KeyError as error:
-        raise RecordingError(f"{name}, line 1: no {error}") from error
-    if header["verb"] not in list(EVENTS):  # which takes what cannot be hashed
-        raise RecordingError(
-            f"{name}, line 1: verb {header['verb']!r}: expected one of {', '.join(EVENTS)}"
-        )
-    events = list(_events(name, objects[1:], header["verb"], header["stop_ids"]))
+    except OSError as error:
+        raise RecordingError(f"{name}: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise RecordingError(f"{name}, line 1: prompts that are no texts ({error})") from error
     return Recording(**fields, events=events, truncated=truncated)
 
 
 def _events(
-    path: str, objects: Sequence[Any], verb: str, stop_ids: Sequence[int]
+    path: str, lines: Iterable[tuple[int, dict[str, Any]]], verb: str, stop_ids: Sequence[int]
 ) -> Iterator[Recorded]:
     """The events of a recording's lines, followed once to see that they fit together."""
     follower: Any = follower_of(verb, stop_ids)
-    for number, fields in enumerate(objects, 2):
+    room = TOKENS
+    for number, fields in lines:
         try:
             recorded = _parse(fields, EVENTS[verb])
+            room -= _check(recorded, follower.rows, room)
             follower.apply(*recorded)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            problem = f"{path}, line {number}: no event of this run ({error})"
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            problem = f"{path}, line {number}: no event of this run ({reason!s:.200})"
             raise RecordingError(problem) from error
         yield recorded
 
 
 def _parse(fields: dict[str, Any], kinds: Mapping[str, type[AnyEvent]]) -> Recorded:
     fields = dict(fields)
-    kind, seconds = kinds[fields.pop("event")], float(fields.pop("seconds"))
-    pieces = {int(place): str(piece) for place, piece in fields.pop("pieces", {}).items()}
-    if kind is RowRound:
-        fields |= {"tokens": tuple(fields["tokens"]), "sources": tuple(fields["sources"])}
-    elif kind is Finished:
-        output = {**fields["output"], "text": str(fields["output"]["text"])}
+    kind, seconds = kinds[fields.pop("event")], fields.pop("seconds")
+    pieces = {int(place): piece for place, piece in fields.pop("pieces", {}).items()}
+    if kind is Finished:
+        output = dict(fields["output"])
         if "timings" in output:
-            fields["output"] = Output(**{**output, "timings": Timings(**output["timings"])})
+            output["timings"] = _typed(Timings, output["timings"])
+            fields["output"] = _typed(Output, output)
         else:
-            past: Any = {"seconds": float(output["seconds"]), "rounds": ()}
-            fields["output"] = SpecOutput(**{**output, **past})
-    return Recorded(kind(**fields), seconds, pieces)
+            fields["output"] = _typed(SpecOutput, {**output, "rounds": ()})
+    event: AnyEvent = _typed(kind, fields)
+    if not (fits(seconds, float) and 0 <= seconds < inf):
+        raise ValueError(f"seconds={seconds!r:.99}")
+    if not fits(list(pieces.values()), list[str]):
+        raise ValueError("pieces that are no texts")
+    return Recorded(event, seconds, pieces)
+
+
+def _typed(cls: type[Any], fields: dict[str, Any]) -> Any:
+    """`cls` made of exactly its fields, each of its type; JSON has lists where it has tuples."""
+    values = dict(fields)
+    for name, hint in get_type_hints(cls).items():
+        if get_origin(hint) is tuple and isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+        if name in values and not fits(values[name], hint):
+            raise ValueError(f"{name}={values[name]!r:.99}: expected {describe(hint)}")
+    return cls(**values)
+
+
+def _check(recorded: Recorded, rows: Mapping[int, Row | SpecRow], room: int) -> int:
+    """Tokens that the event adds to the canvases; ValueError where it does not fit the `rows`, or
+    the `room` for more tokens.
+    """
+    event, _, pieces = recorded
+    if isinstance(event, Started):
+        if event.row in rows or not 0 <= event.row < ROWS:
+            raise ValueError(f"row {event.row} begins")
+        if not 0 <= event.max_new_tokens <= room:
+            raise ValueError(f"max_new_tokens={event.max_new_tokens}: expected at most {room}")
+        return event.max_new_tokens
+    row = rows[event.row]
+    if row.output is not None:
+        raise ValueError(f"row {event.row} has ended")
+    places, size = list(pieces), 0
+    if isinstance(event, Finished):
+        event.output.text.encode()
+    elif isinstance(event, RowRound):
+        size = len(row.pieces) + len(event.tokens)
+    elif isinstance(row, Row):
+        places += [at - len(row.prompt_ids) for at in (*event.positions, *event.remasked)]
+        size = len(row.tokens)
+    for place in places:
+        if not 0 <= place < size:
+            raise ValueError(f"place {place} of {size}")
+    "".join(pieces.values()).encode()  # half of a surrogate pair cannot be shown
+    return 0
 
 
 class ReplayView(Protocol):

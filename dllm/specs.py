@@ -14,16 +14,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
+from math import inf
+from numbers import Integral, Real
 from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 from dllm.errors import DllmError
 
 ImportPath = NewType("ImportPath", str)  # the type of an option that names code to import
+LARGEST = 2**31 - 1  # of a whole number: what numbers a place in a tensor
+FLOATS = sys.float_info.max
+TOO_LARGE = re.compile(r"[+-]?[0-9]{10,}")
+NUMBER = re.compile(r"[0-9]{1,9}")  # of a list
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -169,17 +176,66 @@ def convert(text: str, hint: Any, name: str) -> Any:
             pieces = [piece for piece in text.split("+") if piece]
             if get_args(choice)[0] is str:
                 return tuple(pieces)
-            if pieces and all(piece.isdigit() for piece in pieces):
+            if pieces and all(NUMBER.fullmatch(piece) for piece in pieces):
                 return tuple(map(int, pieces))
         elif choice is ImportPath:
             return text
         elif choice in (int, float, str):
             try:
-                return choice(text)
-            except ValueError:
+                value = choice(text)
+            except ValueError:  # also for an integer of thousands of digits
                 continue
-    expected = " or ".join(describe(choice) for choice in choices)
-    raise SpecError(f"{name}={text!r}: expected {expected}")
+            if fits(value, choice):
+                return value
+    expected = describe(hint)
+    if TOO_LARGE.fullmatch(text):
+        expected += f", at most {LARGEST}"
+    raise SpecError(f"{name}={text!r:.99}: expected {expected}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is one of the type `hint`, within what a tensor can hold where it is a number
+    (NaN is none); True for types that are no option's in a spec.
+    """
+    for choice in alternatives(hint):
+        if get_origin(choice) is Literal:
+            good = value in get_args(choice)
+        elif get_origin(choice) is tuple:
+            item = get_args(choice)[0]
+            good = isinstance(value, tuple) and all(fits(each, item) for each in value)
+        elif get_origin(choice) is list:
+            item = get_args(choice)[0]
+            good = isinstance(value, list) and all(fits(each, item) for each in value)
+        elif choice is int:
+            good = _is_number(value, Integral) and abs(value) <= LARGEST
+        elif choice is float:  # infinity is one; 10**400 is none
+            good = _is_number(value, Real) and (abs(value) <= FLOATS or value in (inf, -inf))
+        elif (get_origin(choice) or choice) is dict:
+            good = isinstance(value, dict)
+        elif choice in (bool, str, type(None)):
+            good = isinstance(value, choice)
+        else:
+            good = True
+        if good:
+            return True
+    return False
+
+
+def _is_number(value: Any, kind: type[Any]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_types(part: Any) -> None:
+    """SpecError where an option of a part that was made in Python is not of its field's type."""
+    cls = type(part)
+    if not dataclasses.is_dataclass(cls):
+        return
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        value = getattr(part, field.name)
+        if field.init and not fits(value, hints[field.name]):
+            expected = describe(hints[field.name])
+            raise SpecError(f"{cls.__name__}: {field.name}={value!r:.99}: expected {expected}")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from dllm.output import Commit, Event, Started
 from dllm.streaming import Follower, Row
 
 DELAY = 0.15  # least seconds of a step on the screen: a tiny model takes ten milliseconds for one
+LONGEST = 30.0  # seconds that a step stays there because the engine, or a recording, took as long
 FPS = 20
 HOLE, END = " ·", "■"
 NEW = "black on bright_green"
@@ -72,10 +73,11 @@ class LiveView:
 
     def show(self, event: Event, seconds: float, pieces: Mapping[int, str] | None = None) -> None:
         """Take in an event; draw when it completes a step. `seconds`: the engine's, so far."""
+        if self.live is None:
+            self.follower.apply(event, seconds, pieces)
+            return
         begins_step = isinstance(event, Commit) and self.follower.step_is_complete()
         self.follower.apply(event, seconds, pieces)
-        if self.live is None:
-            return
         if begins_step or all(row.output for row in self.follower.rows.values()):
             self._pause(seconds)  # for the step on the screen
         due = isinstance(event, Started) or time.perf_counter() - self.drawn >= 1 / FPS
@@ -85,7 +87,7 @@ class LiveView:
 
     def _pause(self, seconds: float) -> None:
         """Wait until the step on the screen has had its time."""
-        wait = max(self.delay, seconds - self.step_seconds) / self.speed
+        wait = max(self.delay, min(seconds - self.step_seconds, LONGEST)) / self.speed
         time.sleep(max(0.0, self.step_began + wait - time.perf_counter()))
         self.step_began, self.step_seconds = time.perf_counter(), seconds
 
@@ -160,7 +162,9 @@ class LiveView:
             self.console.print(Group(*map(self._panel, rows)))
             return
         for row in rows.values():
-            print(self.follower.text(row), file=self.console.file)
+            text = self.follower.text(row)
+            steered = self.console.is_terminal  # a file or a pipe gets what the model wrote
+            print(text.translate(CONTROLS) if steered else text, file=self.console.file)
         line = stats(list(rows.values()), self.follower)
         reasons = sorted({row.output.finish_reason for row in rows.values() if row.output})
         Console(stderr=True, highlight=False).print(

@@ -12,6 +12,8 @@ from dllm.canvas import Canvas
 from dllm.samplers.parts import State
 from dllm.samplers.rule import at_least, probability
 
+MOST_SLOTS = 1024  # each is 12 bytes for every position; hardly one has so many best tokens
+
 
 @dataclass(frozen=True)
 class Credit:
@@ -38,6 +40,8 @@ class Credit:
         probability("beta", self.beta)
         at_least("gamma", self.gamma, 0)
         at_least("slots", self.slots, 1, "a whole number")
+        if self.slots > MOST_SLOTS:
+            raise ValueError(f"slots={self.slots}: expected at most {MOST_SLOTS}")
 
     def apply(
         self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State

@@ -14,7 +14,7 @@ from dllm.driving import drive
 from dllm.output import Commit, Finished
 from dllm.recording import Recorder, RecordingError, read_recording, replay
 from dllm.streaming import Follower
-from dllm.view import LiveView
+from dllm.view import LONGEST, LiveView
 from tests.echo import echo, write_tiny
 
 SEVEN = "one two three four five six seven"
@@ -125,6 +125,24 @@ class TestLiveView:
             drive(engine.stream(SEVEN), view)
         assert 0.4 <= time.perf_counter() - began < 9  # holes and three steps
 
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_a_dumb_terminal_is_not_steered_and_a_pipe_gets_what_was_written(
+        self, engine, terminal
+    ):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=terminal, _environ={"TERM": "dumb"})
+        with LiveView(Follower.of(engine), delay=0, console=console) as view:
+            drive(engine.stream("one\x1b[2Jtwo"), view)
+        assert file.getvalue() == ("one\ufffd[2Jtwo\n" if terminal else "one\x1b[2Jtwo\n")
+
+    def test_no_recorded_step_takes_forever(self, engine, monkeypatch):
+        waits: list[float] = []
+        monkeypatch.setattr("dllm.view.time.sleep", waits.append)
+        with LiveView(Follower.of(engine), delay=0, console=Screen().console) as view:
+            for i, event in enumerate(engine.stream(SEVEN)):
+                view.show(event, 1e9 * i)
+        assert LONGEST - 1 < max(waits) <= LONGEST
+
     @pytest.mark.parametrize("live", [True, False])
     def test_elsewhere_only_the_text(self, engine, capsys, live):
         began = time.perf_counter()
@@ -207,7 +225,7 @@ class TestRecording:
             (lambda lines: [], "expected a recording.* found version None"),
             (lambda lines: ["[]\n"], "line 1: expected a JSON object"),
             (lambda lines: ['{"dllm_recording": 99}\n'], "version 2, found version 99"),
-            (lambda lines: ['{"dllm_recording": 2}\n'], "line 1: no 'verb'"),
+            (lambda lines: ['{"dllm_recording": 2}\n'], "line 1: verb is None"),
             (lambda lines: [lines[0], "no json\n", *lines[2:]], "line 2: expected JSON"),
             (lambda lines: [lines[0], *lines[2:]], "line 2: no event of this run"),
             (lambda lines: [*lines[:2], '{"event": "x", "seconds": 0}\n'], "line 3: no event"),
