@@ -117,22 +117,22 @@ def test_what_does_not_fit_is_one_error_with_its_line(tmp_path, line, changes, m
 
 
 def test_a_row_begins_and_ends_once(tmp_path):
-    with pytest.raises(RecordingError, match="line 3.*row 0 begins"):
+    with pytest.raises(RecordingError, match=r"line 3.*row 0 begins"):
         read_recording(write(tmp_path / "run", [HEAD, BEGUN, BEGUN]))
-    with pytest.raises(RecordingError, match="line 4.*row 0 has ended"):
+    with pytest.raises(RecordingError, match=r"line 4.*row 0 has ended"):
         read_recording(write(tmp_path / "run", [HEAD, BEGUN, ENDED, COMMIT]))
 
 
 def test_many_rows_share_the_room(tmp_path):
     rows = [{**BEGUN, "row": row, "max_new_tokens": 2**20} for row in range(4096)]
-    with pytest.raises(RecordingError, match="line 6.*expected at most 0"):
+    with pytest.raises(RecordingError, match=r"line 6.*expected at most 0"):
         read_recording(write(tmp_path / "run", [HEAD, *rows]))
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
-        with pytest.raises(RecordingError, match="a pipe or a device|Is a directory"):
+        with pytest.raises(RecordingError, match=r"a pipe or a device|Is a directory"):
             read_recording(path)
     (tmp_path / "deep").write_text("[" * 10**5 + "\n")
     with pytest.raises(RecordingError, match="nested too deep"):
