@@ -284,9 +284,10 @@ class TestRecording:
             "".join([*lines[:-1], lines[-1].replace('"seconds": ', '"seconds": "x", "y": ')])
         )
         fails(run("replay", file), f"line {len(lines)}: no event of this run")
-        for verb in ("chat", ["speculate"]):
-            file.write_text(lines[0].replace('"speculate"', json.dumps(verb)))
-            fails(run("replay", file), f"verb {verb!r}", "expected one of generate, speculate")
+        file.write_text(lines[0].replace('"speculate"', '"chat"'))
+        fails(run("replay", file), "verb 'chat'", "expected one of generate, speculate")
+        file.write_text(lines[0].replace('"speculate"', '["speculate"]'))
+        fails(run("replay", file), "line 1: verb is ['speculate']")
 
 
 def test_help_is_light():
