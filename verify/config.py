@@ -188,8 +188,8 @@ class PartsCache:
         return self._parts[key]
 
     def watched(self, parts: Parts, rounds: Iterator[Round]) -> Iterator[Round]:
-        """`rounds` with `parts`, which are made anew after a round that Ctrl-C or an error cut:
-        what they were learning then may be half written.
+        """`rounds` with `parts`. After one that Ctrl-C or an error cut these are made anew: what
+        they were learning then may be half written.
         """
         try:
             yield from rounds

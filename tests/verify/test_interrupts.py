@@ -29,20 +29,22 @@ LEARNING = ("verify/costs.py", "verify/goodput.py", "verify/sources.py", "verify
 
 @pytest.fixture(scope="module")
 def target():
-    return dllm.verify.HFTarget(tiny_target("llama"))
+    model = tiny_target("llama")
+    model.generation_config.eos_token_id = 7
+    return dllm.verify.HFTarget(model)
 
 
 @pytest.fixture(scope="module")
 def plain(target):
     """What the target says by itself."""
-    engine = SpecEngine(target, None, None, eos=(7,))
+    engine = SpecEngine(target)
     outputs = engine.generate(PROMPTS, sources=(), max_new_tokens=SIZE)
     return [[t for each in o.rounds for t in each.tokens] for o in outputs]
 
 
 def engine_of(target, plain, spoil):
     texts = [[*prompt, *tokens] for prompt, tokens in zip(PROMPTS, plain, strict=True)]
-    return SpecEngine(target, None, knowing(texts, VOCAB, spoil), eos=(7,))
+    return SpecEngine(target, None, knowing(texts, VOCAB, spoil))
 
 
 def decode(engine, options, at=None):
@@ -97,7 +99,7 @@ def emitted(rounds):
 def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypatch, error):
     """Half of a measure would be an error in every later run."""
     engine = engine_of(target, plain, spoil=3)
-    parts = engine.parts.of(engine.config())
+    parts = engine.parts.of(engine.config(), False)
 
     def half(arm, tokens, seconds):
         arm.rounds += 1
@@ -105,7 +107,9 @@ def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypa
 
     with monkeypatch.context() as patch, suppress(DllmError):
         patch.setattr("dllm.verify.goodput.Arm.add", half)
-        while engine.parts.of(engine.config()) is parts:  # until there is something to compare with
+        while (
+            engine.parts.of(engine.config(), False) is parts
+        ):  # until there is something to compare with
             decode(engine, {})
     assert any(arm.rounds and not arm.seconds for arm in parts.control.learned.arms.values())
     for _ in range(3):
@@ -116,8 +120,8 @@ def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypa
 def test_what_was_learned_stays_where_rounds_were_whole(target, plain):
     engine = engine_of(target, plain, spoil=3)
     config = engine.config(max_new_tokens=SIZE)
-    parts = engine.parts.of(config)
+    parts = engine.parts.of(config, False)
     events = engine.stream(PROMPTS, config)
     next(event for event in events if isinstance(event, RowRound))
     events.close()
-    assert engine.parts.of(config) is parts
+    assert engine.parts.of(config, False) is parts
