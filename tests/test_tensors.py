@@ -210,7 +210,7 @@ def test_a_name_or_a_format_that_is_not_there(tmp_path):
 )
 def test_what_a_part_cannot_do_without_is_named(spec, message):
     with pytest.raises(SpecError) as error:
-        DecodeConfig(sampler=spec).make_sampler()
+        DecodeConfig(sampler=spec).make("sampler")
     assert message in str(error.value)
 
 
