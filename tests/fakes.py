@@ -56,6 +56,12 @@ def hashed(seed: int = 0, spread: float = 2.0) -> Out:
     return out
 
 
+def drifting(seed: int, drift: float) -> Out:
+    """Logits that mostly stay as tokens are committed, so that guesses often come true."""
+    still, moving = hashed(seed, 3.0), hashed(seed + 1, drift)
+    return lambda ids: still(np.zeros_like(ids)) + moving(ids)
+
+
 def constant(value: float = 0.0) -> Out:
     """The same logits everywhere: everything ties."""
     return lambda ids: np.full((len(ids), VOCAB), value)

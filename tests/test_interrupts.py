@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from dllm.config import DecodeConfig
 from dllm.decoding import Decoding
 from dllm.driving import drive
 from dllm.engine import Engine
-from dllm.output import Commit, Event, Finished, Output, Started
+from dllm.output import Commit, Finished, Started
 from tests.cache.models import decoder
-from tests.fakes import EOS, EOT, FakeModel, FakeText, hashed, leaning
-from tests.interrupting import Line, Lines, every_line
-from tests.test_promises import drifting, replay, summary
+from tests.fakes import EOS, FakeModel, FakeText, drifting, hashed, leaning
+from tests.interrupting import Lines, every_line
+from tests.promises import Request, Told, check_cut, decode, summary
 
 PROMPTS, GIVEN = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
 ANSWERING = ("dllm/engine.py", "dllm/driving.py", "dllm/standing.py")
@@ -34,103 +35,37 @@ CONFIGS = {
 }
 
 
-class Told:
-    """A consumer that keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def show(self, event: Event, seconds: float) -> None:
-        self.events.append(event)
-
-    def commits(self, row: int, given: bool = True) -> list[Commit]:
-        return [
-            event
-            for event in self.events
-            if isinstance(event, Commit) and event.row == row and (given or event.nfe)
-        ]
-
-
-def engine(config: DecodeConfig) -> Engine:
+def model_of(config: DecodeConfig) -> Any:
     if config.cache != "none":
-        return Engine(decoder(), FakeText())
+        return decoder()
     out = drifting(3, 0.1) if config.speculator else hashed(3)
-    return Engine(FakeModel(leaning(EOS, 1.0, out)), FakeText())
-
-
-def decode(
-    engine: Engine, config: DecodeConfig, at: int | None = None
-) -> tuple[Told, dict[int, Output], Lines]:
-    """What consumers were told, the Outputs, and the lines up to the one that was interrupted."""
-    told, lines = Told(), Lines(at)
-    with lines:
-        done, _ = drive(engine.stream_steps(PROMPTS, config, given=GIVEN), told)
-    return told, done, lines
+    return FakeModel(leaning(EOS, 1.0, out))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_was_told_stands_whatever_the_line(name):
-    config = CONFIGS[name].replace(history=True)
-    one = engine(config)
-    decode(one, config)  # what is made once is there
-    full, whole, lines = decode(one, config)
-    assert len({output.nfe for output in whole.values()}) > 1, "rows leave at different times"
+    request = Request(PROMPTS, CONFIGS[name].replace(history=True), given=GIVEN)
+    model = model_of(request.config)
+    decode(model, request)  # what is made once is there
+    whole = decode(model, request, Lines())
+    assert len({output.nfe for output in whole.outputs}) > 1, "rows leave at different times"
     # from where the first event waits to be told to where the last one was told
-    ran = lines.ran()
+    ran = whole.lines.ran()
     places = every_line(ran, "Decoding.events", "drive")[:-1]
     between = [at for at in places if ran[at].function in BETWEEN]
     pick = random.Random(name)
     for at in [*pick.sample(between, 12), *pick.sample(places, 12)]:
-        told, done, cut = decode(one, config, at)
-        assert cut.hit
-        check(config, full, whole, told, done, cut.ran()[-1])
-    _, again, _ = decode(one, config)
-    assert [summary(again[row]) for row in again] == [summary(whole[row]) for row in whole]
-
-
-def check(
-    config: DecodeConfig,
-    full: Told,
-    whole: dict[int, Output],
-    told: Told,
-    done: dict[int, Output],
-    line: Line,
-) -> None:
-    """A cut run against the same run without Ctrl-C."""
-    rows = range(len(PROMPTS))
-    assert sorted(done) == list(rows), line
-    if line.function == "drive":  # whoever was about to be shown an event may not have seen it
-        return
-    started = [event.row for event in told.events if isinstance(event, Started)]
-    finished = [event.row for event in told.events if isinstance(event, Finished)]
-    assert (started, sorted(finished)) == (list(rows), list(rows)), line
-    for row, output in done.items():
-        if output.finish_reason != "interrupted":
-            assert summary(output) == summary(whole[row]), line
-            assert told.commits(row) == full.commits(row), line
-            continue
-        commits = told.commits(row)
-        assert commits == full.commits(row)[: len(commits)], line
-        assert len(told.commits(row)) < len(full.commits(row)) or row not in finished[:-1], line
-        assert output.history == told.commits(row, given=False), line
-        *_, answer = replay(PROMPTS[row], commits, config.max_new_tokens)
-        known = [token for token in answer[len(PROMPTS[row]) :] if token is not None]
-        ends = [i for i, token in enumerate(known) if token in (EOS, EOT)]
-        expected = known[: ends[0]] if ends else known
-        if config.stop_rule and "eotp" in str(config.stop_rule):  # it drops what is behind its cut
-            expected = expected[: len(output.token_ids)]
-        assert output.token_ids == expected, line
-        assert output.text == FakeText().decode(expected), line
-        assert output.nfe == (commits[-1].nfe if commits else 0), line
-        assert output.canvases >= output.nfe / (2 if config.cfg_scale else 1), line
-        assert output.slots == sum(len(c.positions) - len(c.remasked) for c in output.history)
-        assert output.timings.total >= output.timings.forward >= output.timings.prompt, line
+        cut = decode(model, request, Lines(at))
+        assert cut.lines.hit
+        check_cut(request, whole, cut, ran[at])
+    again = decode(model, request)
+    assert [summary(output) for output in again.outputs] == list(map(summary, whole.outputs))
 
 
 @pytest.mark.parametrize("history", [False, True])
 def test_generate_gives_an_output_for_every_row(history):
-    one = engine(CONFIGS["tokens taken back"])
     config = CONFIGS["tokens taken back"].replace(history=history)
+    one = Engine(model_of(config), FakeText())
     with Lines() as lines:
         whole = one.generate(PROMPTS, config)
     for at in every_line(lines.ran(), "Decoding.events", "drive", ANSWERING):

@@ -5,106 +5,35 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from dllm.canvas import Canvas, Windows
+from dllm.canvas import Canvas
 from dllm.config import DecodeConfig
-from dllm.engine import Engine
-from dllm.output import Commit, Event, Finished, Output
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy
-from dllm.samplers.learn2pd import Learn2PD, save_filter
-from dllm.samplers.parts import Planner, State, Verdict
+from dllm.samplers.parts import State, Verdict
 from dllm.samplers.prophet import Prophet
-from dllm.samplers.scheduler import Scheduler
 from tests.fakes import (
     EOS,
     EOT,
     MASK,
-    PLAIN,
     VOCAB,
     FakeModel,
-    FakeText,
     Out,
     constant,
+    drifting,
     hashed,
     leaning,
 )
-
-LONGEST = 10  # max_new_tokens
-
-
-class Halves:
-    """A scheduler that fills the surer half of what is masked."""
-
-    def step(self, logits: Tensor, timestep: Any, sample: Tensor, mask_token_id: int) -> Any:
-        conf, token = logits.softmax(-1).max(-1)
-        masked = sample == mask_token_id
-        order = conf.masked_fill(~masked, -1).argsort(dim=1, descending=True, stable=True)
-        first = order[:, : math.ceil(int(masked.sum()) / 2)]
-        return (sample.scatter(1, first, token.gather(1, first)),)
-
-
-def random_filter(seed: int, block: int = LONGEST) -> Learn2PD:
-    """A filter whose answers are as good as random; low thresholds let several tokens pass."""
-    rng = torch.Generator().manual_seed(seed)
-    shapes = {"in.weight": (4, block), "in.bias": (4,), "out.weight": (block, 4)}
-    layers = {
-        n: torch.randn(s, generator=rng) for n, s in (shapes | {"out.bias": (block,)}).items()
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        save_filter(Path(folder) / "filter", layers)
-        return Learn2PD(str(Path(folder) / "filter"), threshold=0.6)
-
-
-def references(seed: int) -> ExtremelyGreedy:
-    rows = np.random.default_rng(seed).choice(PLAIN, (10, LONGEST)).tolist()
-    return ExtremelyGreedy(tuple(map(tuple, rows)))
-
-
-RULES: dict[str, list[Any]] = {
-    "quota": ["quota", "quota:steps=3", "quota:steps=4,remasking=random"],
-    "dream": ["dream:steps=4", "dream:alg=entropy,steps=5", "dream:alg=topk_margin,alg_temp=0.5"],
-    "threshold": ["threshold:threshold=0.5", "threshold:threshold=0.8"],
-    "factor": ["factor:factor=2", "factor:compat=true"],
-    "frechet": ["frechet:delta=0.05"],
-    "localleap": ["localleap:threshold=0.7,relaxed=0.3,radius=2"],
-    "entropy": ["entropy:threshold=1.2"],
-    "eb": ["eb:bound=0.8", "eb:bound=1.5,error=margin"],
-    "klass": ["klass:threshold=0.2,kl_threshold=1.5,history=1", "klass:threshold=0,kl_threshold=3"],
-    "hierarchical": ["hierarchical:low=0.2,high=0.7"],
-    "dus": ["dus"],
-    "pc": ["pc", "pc:steps=4,decay=0"],
-    "fhs": ["fhs", "fhs:count=3"],
-    "saber": ["saber", "saber:count=5"],
-    "learn2pd": [random_filter(0), random_filter(1)],
-    "scheduler": [Scheduler(Halves())],
-}
-WHERE: dict[str, list[str]] = {
-    "fixed": ["fixed"],
-    "adablock": ["adablock:threshold=0.1,share=0.5", "adablock:exact=true,threshold=0,share=1"],
-    "slowfast": ["slowfast:explore=2,reach=0.2", "slowfast:block_length=none"],
-    "multi": ["multi:add=0,most=3,full=0.5", "multi:add=0.4,full=0.8"],
-}
-STOPS = {
-    "eotp": ["eotp:threshold=0.3", "eotp:threshold=0"],
-    "prophet": ["prophet:at=2,length=3,early=3,middle=2,late=1", "prophet:marker=ab,late=0"],
-}
-CHANGES = {"credit": ["credit", "credit:slots=1,alpha=3"]}
-GUESSES = {"freedave": ["freedave:length=3", "freedave"], "ssd": ["ssd:length=3"]}
+from tests.parts import CHANGES, GUESSES, LONGEST, RULES, STOPS, WHERE, references
+from tests.promises import Request, Watching, check_model, check_run, decode, run, summary
 
 
 def test_every_registered_part_takes_part():
@@ -137,12 +66,6 @@ prompts = st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=5), min_size=1, 
 shifts = st.sampled_from([0, 1])
 
 
-def drifting(seed: int, drift: float) -> Out:
-    """Logits that mostly stay as tokens are committed, so that guesses often come true."""
-    still, moving = hashed(seed, 3.0), hashed(seed + 1, drift)
-    return lambda ids: still(np.zeros_like(ids)) + moving(ids)
-
-
 @st.composite
 def models(draw: st.DrawFn) -> Out:
     """Hashed, slowly drifting, or tied logits; perhaps leaning to an end token or the mask."""
@@ -156,127 +79,16 @@ def models(draw: st.DrawFn) -> Out:
     return leaning(token, height, out)
 
 
-def events_of(
-    model: FakeModel,
-    batch: Sequence[Sequence[int]],
-    config: DecodeConfig,
-    row_ids: Sequence[int] | None = None,
-) -> list[Event]:
-    return list(Engine(model, FakeText()).stream_steps(batch, config, row_ids=row_ids))
-
-
-def run(
-    model: FakeModel,
-    batch: Sequence[Sequence[int]],
-    config: DecodeConfig,
-    row_ids: Sequence[int] | None = None,
-) -> list[Output]:
-    events = events_of(model, batch, config, row_ids)
-    done = {event.row: event.output for event in events if isinstance(event, Finished)}
-    for row, output in done.items():
-        assert output.history == [e for e in events if isinstance(e, Commit) and e.row == row]
-    return [done[row] for row in range(len(batch))]
-
-
-def replay(
-    prompt: Sequence[int], commits: Sequence[Commit], size: int
-) -> Iterator[list[int | None]]:
-    """The row (holes are None) before the first commit and after each."""
-    row: list[int | None] = [*prompt, *[None] * size]
-    yield list(row)
-    for commit in commits:
-        for pos, token in zip(commit.positions, commit.token_ids, strict=True):
-            assert row[pos] is None, "committed twice, or inside the prompt"
-            row[pos] = token
-        for pos in commit.remasked:
-            assert row[pos] is not None, "made a hole of a hole"
-            assert pos >= len(prompt)
-            row[pos] = None
-        yield list(row)
-
-
-def summary(output: Output) -> tuple[Any, ...]:
-    """All of an Output that does not depend on the clock or the row's number."""
-    names = ("text", "token_ids", "finish_reason", "nfe", "canvases", "slots", "answer_tokens")
-    history = [replace(commit, row=0) for commit in output.history or ()]
-    return (*(getattr(output, name) for name in names), history)
-
-
 # --- 1, 2, 4, 7: progress, windows, forwards, events ---------------------------------------------
-
-
-@dataclass
-class Watching:
-    """A planner that notes in which spans each step of each row may commit."""
-
-    planner: Planner
-    spans: dict[tuple[int, int], list[range]] = field(default_factory=dict)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.planner.needs
-
-    def bind(self, vocabulary: Any) -> Watching:
-        if hasattr(self.planner, "bind"):
-            self.planner = self.planner.bind(vocabulary)
-        return self
-
-    def windows(self, canvas: Canvas, state: State) -> Windows:
-        return self.planner.windows(canvas, state)
-
-    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
-        chosen = self.planner.narrow(view, windows, state)
-        for b in range(len(view.row)):
-            if view.valid[b].any():
-                key = int(view.row[b]), int(view.step[b])
-                assert key not in self.spans, "a step was decided twice"
-                self.spans[key] = [*map(range, chosen.start[b].tolist(), chosen.end[b].tolist())]
-        return chosen
 
 
 @settings(max_examples=120)
 @given(prompts, speculative, shifts, models())
 def test_steps_progress_in_windows_and_are_counted(batch, config, shift, out):
-    planner = Watching(config.make("planner"))
-    model = FakeModel(out, shift)
-    outputs = run(model, batch, config.replace(planner=planner))
-    size = config.max_new_tokens
-    assert max(output.nfe for output in outputs) == model.calls <= size
-    assert sum(output.canvases for output in outputs) == sum(model.batches)
-    for i, (prompt, output) in enumerate(zip(batch, outputs)):
-        assert output.history
-        for step, commit in enumerate(output.history):
-            assert len(commit.positions) > len(commit.remasked)
-            assert MASK not in commit.token_ids
-            filled = step == len(output.history) - 1 and "prophet" in str(config.stop_rule)
-            spans = [range(len(prompt) + size)] if filled else planner.spans[i, step]
-            inside = {pos for span in spans for pos in span}
-            assert inside.issuperset([*commit.positions, *commit.remasked])
-            first = min(commit.positions) if config.planner == "fixed" else None
-            assert first is None or first < planner.spans[i, step][0].stop
-        assert (i, len(output.history)) not in planner.spans
-        *_, last = replay(prompt, output.history, size)
-        assert output.slots == sum(token is not None for token in last[len(prompt) :])
-        known = [*last[len(prompt) :], None]
-        known = known[: known.index(None)]
-        ends = [k for k, token in enumerate(known) if token in (EOS, EOT)]
-        known = known[: ends[0]] if ends else known
-        if output.finish_reason == "stop":
-            assert FakeText().decode(known).startswith(output.text)
-            assert not any(stop in output.text for stop in config.stop)
-        elif "eotp" in str(config.stop_rule):  # may have dropped tokens that were known
-            assert known[: len(output.token_ids)] == output.token_ids
-        else:
-            assert output.token_ids == known
-            assert output.finish_reason == ("eos" if ends else "length")
-            assert ends or len(known) == size
-    # The model was shown, in front of the guesses, what the events say.
-    for call, ids in enumerate(model.seen):
-        rows = [i for i, output in enumerate(outputs) if output.nfe > call]
-        for i, seen in zip(rows, ids.tolist()):
-            done = [c for c in outputs[i].history or () if c.nfe <= call]
-            *_, row = replay(batch[i], done, size)
-            assert seen[: len(row)] == [MASK if t is None else t for t in row][: len(seen)]
+    planner, model = Watching(config.make("planner")), FakeModel(out, shift)
+    found = decode(model, Request(batch, config.replace(planner=planner)))
+    check_run(Request(batch, config), found, planner.spans)
+    check_model(Request(batch, config), found, model)
 
 
 # --- 3, 9: rows do not see each other ------------------------------------------------------------

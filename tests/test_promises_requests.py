@@ -19,22 +19,18 @@ from dllm.pages import Guesses
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import PlannerBase, State
 from dllm.samplers.rule import CommitRule, Selection
-from tests.fakes import EOS, EOT, MASK, FakeModel, FakeText, hashed, leaning, scripted
+from tests.fakes import EOS, EOT, MASK, FakeModel, FakeText, drifting, hashed, leaning, scripted
+from tests.parts import STOPS, WHERE
+from tests.promises import ended, replay, run, summary
 from tests.test_promises import (
-    STOPS,
-    WHERE,
     Noting,
     any_of,
     configs,
-    drifting,
     guessing,
     models,
     prompts,
-    replay,
-    run,
     shifts,
     speculative,
-    summary,
 )
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
@@ -109,18 +105,6 @@ def test_given_text_stands_where_it_was_put(batch, config, texts, out):
             assert (output.token_ids, output.finish_reason) == end
     alone = list(Engine(FakeModel(out), EndText()).stream_steps(batch[:1], config))
     assert summary(alone[-1].output) == summary(done[0])
-
-
-def ended(answer: Sequence[int | None]) -> tuple[list[int], str] | None:
-    """Tokens and reason of a finished answer."""
-    found: list[int] = []
-    for token in answer:
-        if token is None:
-            return None
-        if token in (EOS, EOT):
-            return found, "eos"
-        found.append(token)
-    return found, "length"
 
 
 def test_a_given_end_token_ends_the_answer():

@@ -14,40 +14,8 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from tests.cache.models import MASK, PLAIN, Watched, decoder, run, steps
-from tests.test_promises import CHANGES, STOPS, WHERE, any_of, rules
-
-# Each policy with options that compute everything in every step, and with some that do not.
-EXACT: dict[str, list[str]] = {
-    "none": ["none"],
-    "prefix": ["prefix:refresh=1"],
-    "dual": ["dual:refresh=1"],
-    "block": ["block"],
-    "vicinity": ["vicinity:refresh=1", "vicinity:warmup=99", "vicinity:before=99,after=99"],
-    "delayed": ["delayed:refresh=1"],
-    "delayed-greedy": ["delayed-greedy:refresh=1", "delayed-greedy:refresh=1,ahead=1"],
-    "freeze": ["freeze:refresh=1"],
-    "elastic": ["elastic:refresh=1", "elastic:refresh=1,gamma=2,tracked=2"],
-    "interval": ["interval:prompt=1,answer=1", "interval:prompt=1,share=1.0"],
-    "sparse": ["sparse:refresh=1", "sparse:refresh=1,keep=0.0", "sparse:refresh=1,width=1"],
-}
-LAZY: dict[str, list[str]] = {
-    "none": ["none"],
-    "prefix": ["prefix", "prefix:refresh=3"],
-    "dual": ["dual", "dual:refresh=2"],
-    "block": ["block", "block:exact=false"],
-    "vicinity": ["vicinity:before=1,after=2,warmup=1", "vicinity:before=2,after=0,refresh=3"],
-    "delayed": [
-        "delayed",
-        "delayed:refresh=3",
-        "delayed:mode=pd,refresh=4",
-        "delayed:mode=prefill",
-    ],
-    "delayed-greedy": ["delayed-greedy", "delayed-greedy:refresh=6,neighbours=1,ahead=2"],
-    "freeze": ["freeze", "freeze:refresh=3"],
-    "elastic": ["elastic", "elastic:window=3,gamma=0.97,tracked=2", "elastic:refresh=3,gamma=2"],
-    "interval": ["interval", "interval:prompt=3,answer=2,share=0.0", "interval:prompt=5,answer=3"],
-    "sparse": ["sparse", "sparse:keep=0.2,width=1", "sparse:refresh=3"],
-}
+from tests.parts import BLOCKS, CHANGES, EXACT, LAZY, STOPS, WHERE
+from tests.test_promises import any_of, rules
 
 BUSY = {  # options of the parts that see or choose more than a rule does
     "planner": any_of(WHERE),
@@ -56,8 +24,6 @@ BUSY = {  # options of the parts that see or choose more than a rule does
 }
 prompts = st.lists(st.lists(st.sampled_from(PLAIN), max_size=9), min_size=1, max_size=3)
 shifts = st.sampled_from([0, 1])
-# The blocks of attention that a policy's models have (None: it goes both ways); others: None, 4.
-BLOCKS: dict[str, list[int | None]] = {"block": [1, 4, 8], "elastic": [None], "sparse": [None]}
 options = st.fixed_dictionaries(
     {
         "max_new_tokens": st.integers(1, 14),

@@ -12,7 +12,7 @@ from dllm.output import Finished, Started
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import RowRound
 from tests.interrupting import Lines, every_line
-from tests.test_interrupts import Told
+from tests.promises import Told
 from tests.verify.scripted import knowing
 from tests.verify.tiny_targets import VOCAB, tiny_target
 
