@@ -30,12 +30,13 @@ def expect(holds: bool, promise: str) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for, by token ids."""
+    """What a user asks for, by token ids. ends: the model's end tokens."""
 
     prompts: Sequence[Sequence[int]]
     config: DecodeConfig
     row_ids: Sequence[int] | None = None
     given: Sequence[Given] | None = None
+    ends: Sequence[int] = (EOS, EOT)
 
     def of(self, rows: Sequence[int]) -> Request:
         """The same of these rows alone, in this order."""
@@ -46,6 +47,7 @@ class Request:
             self.config,
             [ids[row] for row in rows],
             [given[row] for row in rows],
+            self.ends,
         )
 
     def replace(self, **options: Any) -> Request:
@@ -132,13 +134,15 @@ def summary(output: Output) -> tuple[Any, ...]:
     return (*(getattr(output, name) for name in names), history)
 
 
-def ended(answer: Sequence[int | None]) -> tuple[list[int], str] | None:
+def ended(
+    answer: Sequence[int | None], ends: Sequence[int] = (EOS, EOT)
+) -> tuple[list[int], str] | None:
     """Tokens and reason of a finished answer, None where it is not."""
     found: list[int] = []
     for token in answer:
         if token is None:
             return None
-        if token in (EOS, EOT):
+        if token in ends:
             return found, "eos"
         found.append(token)
     return found, "length"
@@ -225,7 +229,7 @@ def check_end(request: Request, row: int, commits: Sequence[Commit], output: Out
         state[len(request.prompts[row]) :] for state in replay(request.prompts[row], commits, size)
     ]
     known = answers[-1][: answers[-1].index(None) if None in answers[-1] else size]
-    ends = [i for i, token in enumerate(known) if token in (EOS, EOT)]
+    ends = [i for i, token in enumerate(known) if token in request.ends]
     known = known[: ends[0]] if ends else known
     expect(not any(stop in output.text for stop in config.stop), "no stop string in the text")
     if output.finish_reason == "stop":
@@ -236,9 +240,11 @@ def check_end(request: Request, row: int, commits: Sequence[Commit], output: Out
     elif drops(config):
         expect(output.token_ids == known[: len(output.token_ids)], "tokens are the answer's")
     else:
-        expect((output.token_ids, output.finish_reason) == ended(answers[-1]), "tokens and reason")
+        expect((output.token_ids, output.finish_reason) == ended(answers[-1], request.ends), "end")
         earlier = answers[1 + len(commits) - len(made) : -1]
-        expect(all(ended(answer) is None for answer in earlier), "a row ends when it may")
+        expect(
+            all(ended(answer, request.ends) is None for answer in earlier), "a row ends when it may"
+        )
     if output.finish_reason != "stop":
         expect(output.text == FakeText().decode(output.token_ids), "text and tokens agree")
 
@@ -295,7 +301,7 @@ def check_cut(request: Request, whole: Run, cut: Run, line: Line) -> None:
         prompt, made = request.prompts[row], cut.told.made(row)
         *_, answer = replay(prompt, commits, request.config.max_new_tokens)
         known = [token for token in answer[len(prompt) :] if token is not None]
-        ends = [i for i, token in enumerate(known) if token in (EOS, EOT)]
+        ends = [i for i, token in enumerate(known) if token in request.ends]
         expected = known[: ends[0]] if ends else known
         if drops(request.config):
             expected = expected[: len(output.token_ids)]
