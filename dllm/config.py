@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from dllm.cache import POLICIES
 from dllm.options import ConfigError as ConfigError
-from dllm.options import check_numbers, check_top_p, checked_stop, replaced
+from dllm.options import Number, check_numbers, check_switches, check_top_p, checked_stop, replaced
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.specs import build_part, check_types, resolve
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.samplers.rule import Rule
 
 # Options that are numbers: their kind and least value.
-NUMBERS: dict[str, tuple[type[Any], float]] = {
-    "max_new_tokens": (Integral, 1),
-    "block_length": (Integral, 1),
-    "temperature": (Real, 0),
-    "top_p": (Real, 0),
-    "top_k": (Integral, 0),
-    "seed": (Integral, 0),
-    "cfg_scale": (Real, 0),
-    "cache_mib": (Real, 0),
+NUMBERS = {
+    "max_new_tokens": Number(Integral, 1, 2**20),
+    "block_length": Number(Integral, 1),
+    "temperature": Number(Real, 0),
+    "top_p": Number(Real, 0),
+    "top_k": Number(Integral, 0),
+    "seed": Number(Integral, 0),
+    "cfg_scale": Number(Real, 0),
+    "cache_mib": Number(Real, 0),
 }
 MAY_BE_NONE = ("block_length", "cache_mib")
 
@@ -89,10 +89,13 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, NUMBERS, MAY_BE_NONE)
+        check_switches(self, "history", "buckets")
         check_top_p(self.top_p)
         object.__setattr__(self, "stop", checked_stop(self.stop))
         if isinstance(self.given, str):
             object.__setattr__(self, "given", (self.given,))
+        if not isinstance(self.given, Sequence):
+            raise ConfigError(f"given={self.given!r:.99}: expected texts like OFFSET:TEXT")
         for item in self.given:
             offset, colon, text = item.partition(":") if isinstance(item, str) else ("", "", "")
             if not (offset.isascii() and offset.isdigit() and colon and text):

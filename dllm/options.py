@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from math import inf
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dllm.errors import DllmError
 
@@ -17,24 +16,43 @@ class ConfigError(DllmError):
     """An option that does not exist or whose value makes no sense."""
 
 
+class Number(NamedTuple):
+    """What an option may be: a kind of number, and from where to where; a tensor can hold it."""
+
+    kind: type[Any]
+    least: float
+    most: int = 2**63 - 1
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        if isinstance(value, bool) or not isinstance(value, self.kind):
+            return False
+        return bool(self.least <= value <= self.most)
+
+
 def check_numbers(
-    config: object, numbers: Mapping[str, tuple[type[Any], float]], may_be_none: Sequence[str] = ()
+    config: object, numbers: Mapping[str, Number], may_be_none: Sequence[str] = ()
 ) -> None:
-    """ConfigError for an option that is not of its kind, below its least value, or a whole number
-    of more than 63 bits.
-    """
-    for name, (kind, least) in numbers.items():
+    """ConfigError for an option that is not of its kind, or outside its bounds."""
+    for name, may in numbers.items():
         value = getattr(config, name)
         if name in may_be_none and value is None:
             continue
-        most = 2**63 if kind is Integral else inf
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < most:
-            number = "a whole number" if kind is Integral else "a number"
-            below = " and below 2**63" if isinstance(value, Integral) and int(value) >= most else ""
+        if not may.holds(value):
+            number = "a whole number" if may.kind is Integral else "a number"
+            above = isinstance(value, may.kind) and not isinstance(value, bool) and value > may.most
+            most = f" and at most {may.most}" if above else ""
             none = ", or None" if name in may_be_none else ""
             raise ConfigError(
-                f"{name}={value!r}: expected {number} of at least {least}{below}{none}"
+                f"{name}={value!r:.99}: expected {number} of at least {may.least}{most}{none}"
             )
+
+
+def check_switches(config: object, *names: str) -> None:
+    """ConfigError for an option that is neither True nor False."""
+    for name in names:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ConfigError(f"{name}={value!r:.99}: expected True or False")
 
 
 def check_top_p(top_p: float) -> None:

@@ -120,7 +120,7 @@ def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any)
         with _working_directory_searched(typed):
             return cls(**values)
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{spec!r}: {error}") from error
+        raise SpecError(f"{spec!r:.99}: {error}") from error
 
 
 def resolve(
@@ -185,7 +185,7 @@ def convert(text: str, hint: Any, name: str) -> Any:
                 value = choice(text)
             except ValueError:  # also for an integer of thousands of digits
                 continue
-            if fits(value, choice):
+            if fits(value, choice) or value != value:  # a part says itself why NaN is none
                 return value
     expected = describe(hint)
     if TOO_LARGE.fullmatch(text):

@@ -17,6 +17,10 @@ from dllm.samplers.quota import Quota
 @pytest.mark.parametrize(
     ("option", "values", "expected"),
     [
+        ("max_new_tokens", [2**20 + 1], "a whole number of at least 1 and at most 1048576$"),
+        ("temperature", [10**400], "a number of at least 0"),
+        ("history", [1, None, "no"], "True or False$"),
+        ("given", [5, None], "texts like OFFSET:TEXT$"),
         ("max_new_tokens", [0, -1, 2.5, "8", None, True], "a whole number of at least 1$"),
         ("block_length", [0, -4, 1.5, "none", False], "a whole number of at least 1, or None"),
         ("temperature", [-0.1, math.nan, math.inf, "hot", None, 1j], "a number of at least 0"),
@@ -25,7 +29,7 @@ from dllm.samplers.quota import Quota
         ("top_p", [0, 1.01], "a number above 0 and at most 1"),
         ("top_p", [-0.1, math.nan, "x"], "a number of at least 0"),
         ("seed", [1.5, None, "x", -1], "a whole number of at least 0$"),
-        ("seed", [2**63, 10**30], r"a whole number of at least 0 and below 2\*\*63$"),
+        ("seed", [2**63, 10**30], "a whole number of at least 0 and at most 9223372036854775807$"),
         ("stop", [[""], ["a", ""], "", [1], None, 3], "non-empty strings"),
     ],
 )

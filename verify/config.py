@@ -7,19 +7,27 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from dllm.options import ConfigError, check_numbers, check_top_p, checked_stop, replaced
+from dllm.options import (
+    ConfigError,
+    Number,
+    check_numbers,
+    check_switches,
+    check_top_p,
+    checked_stop,
+    replaced,
+)
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.verify.loop import Parts
     from dllm.verify.output import Round
 
-NUMBERS: dict[str, tuple[type[Any], float]] = {
-    "max_new_tokens": (Integral, 1),
-    "temperature": (Real, 0),
-    "top_p": (Real, 0),
-    "top_k": (Integral, 0),
-    "seed": (Integral, 0),
-    "reuse": (Integral, 0),
+NUMBERS = {
+    "max_new_tokens": Number(Integral, 1, 2**20),
+    "temperature": Number(Real, 0),
+    "top_p": Number(Real, 0),
+    "top_k": Number(Integral, 0),
+    "seed": Number(Integral, 0),
+    "reuse": Number(Integral, 0),
 }
 OF_TARGET = ("temperature", "top_p", "top_k")  # None: as the target's checkpoint says
 
@@ -66,6 +74,7 @@ GENERATION = (
     "cache_implementation",
 )
 
+COLDEST = 1e-6  # below it logits by temperature leave what floating-point numbers hold
 PARTS = ("search", "accept", "control", "sources", "reuse", "lossless")
 
 
@@ -101,6 +110,7 @@ class SpecConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, NUMBERS, OF_TARGET)
+        check_switches(self, "lossless")
         if self.top_p is not None:
             check_top_p(self.top_p)
         self._check_generation()
@@ -112,11 +122,19 @@ class SpecConfig:
                 )
         if isinstance(self.sources, str):
             object.__setattr__(self, "sources", (self.sources,))
-        if not isinstance(self.sources, Sequence):
-            raise ConfigError(f"sources={self.sources!r}: expected specs, name:key=value")
+        if not isinstance(self.sources, Sequence) or not all(
+            isinstance(source, str) for source in self.sources
+        ):
+            raise ConfigError(f"sources={self.sources!r:.99}: expected specs, name:key=value")
+        if self.temperature and self.temperature < COLDEST:
+            raise ConfigError(
+                f"temperature={self.temperature}: expected 0, or a number of at least {COLDEST}"
+            )
         object.__setattr__(self, "sources", tuple(self.sources))
 
     def _check_generation(self) -> None:
+        if not isinstance(self.generation, Mapping):
+            raise ConfigError(f"generation={self.generation!r:.99}: expected options by name")
         for name in self.generation:
             if name not in GENERATION:
                 raise ConfigError(

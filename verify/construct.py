@@ -212,7 +212,7 @@ class KSeqTree(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("chains", self.chains, 1)
+        check_count("chains", self.chains, 1, 1024)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):

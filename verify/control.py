@@ -78,10 +78,12 @@ class ControlPart(Protocol):
     def open(self, rows: int) -> Control: ...
 
 
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
+def check_count(name: str, value: int, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless `value` is a whole number from `least` to `most`."""
     if not (isinstance(value, int) and value >= least):
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}={value!r}: expected at most {most}")
 
 
 def check_share(name: str, value: float) -> None:

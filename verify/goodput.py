@@ -53,7 +53,7 @@ class Cost:
     def __post_init__(self) -> None:
         check_count("least", self.least, 1)
         check_count("depth", self.depth, self.least)
-        check_count("most", self.most, self.depth)
+        check_count("most", self.most, self.depth, 4096)
         check_count("nodes", self.nodes, 1)
         check_count("memory", self.memory, 16)
         for name in ("threshold", "waste"):

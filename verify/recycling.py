@@ -27,7 +27,7 @@ class Recycling:
     nodes: int = 16
 
     def __post_init__(self) -> None:
-        at_least("top", self.top, 1)
+        at_least("top", self.top, 1, 1024)
         at_least("nodes", self.nodes, 0)
 
     def open(self) -> Adjacency:

@@ -219,7 +219,7 @@ class Coupled(Heaviest):
 
     def __post_init__(self) -> None:
         at_least("width", self.width, 1)
-        at_least("sweeps", self.sweeps, 1)
+        at_least("sweeps", self.sweeps, 1, 10_000)
         positive("gamma", self.gamma)
         if self.order not in (2, 3):
             raise ValueError(f"order={self.order}: expected 2 or 3")

@@ -73,10 +73,11 @@ class Text:
         return None
 
 
-def at_least(name: str, value: int, low: int) -> None:
-    """Raise ValueError where a part's option is too small."""
-    if value < low:
-        raise ValueError(f"{name}={value}: expected a whole number from {low}")
+def at_least(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise ValueError where a part's option is too small, or too large to come to an end."""
+    if value < low or (high is not None and value > high):
+        upto = "" if high is None else f" to {high}"
+        raise ValueError(f"{name}={value}: expected a whole number from {low}{upto}")
 
 
 class SourcePart(Protocol):

@@ -31,7 +31,7 @@ class Suffix:
 
     def __post_init__(self) -> None:
         at_least("least", self.least, 1)
-        at_least("paths", self.paths, 1)
+        at_least("paths", self.paths, 1, 1024)
 
     def open(self) -> Matches:
         return Matches(self.least, self.paths)

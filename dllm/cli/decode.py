@@ -51,6 +51,7 @@ from dllm.cli.options import (
     Watch,
     decoding,
     prepare,
+    real,
 )
 from dllm.cli.terminal import unechoed
 from dllm.driving import drive
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from dllm.config import DecodeConfig
     from dllm.engine import Engine
 
+SLOWEST = 1e-3  # of a replay
 HELP = (
     "/reset forgets the conversation, /exit ends it, /help says this; Ctrl-C cuts an answer. "
     "Behind a blank, a line that begins with / goes to the model."
@@ -239,14 +241,14 @@ def chat_(
 @app.command(cls=verb())
 def replay(
     recording: Annotated[Path, typer.Argument(help="A file that --record has written.")],
-    speed: Annotated[float, Option(help="2 is twice as fast.")] = 1.0,
+    speed: Annotated[float, Option(help="2 is twice as fast.", max=1e6, callback=real)] = 1.0,
     delay: Delay = DELAY,
 ) -> None:
     """Show a recorded run again, without its model."""
     import dllm.recording as recordings
 
-    if speed <= 0:
-        raise DllmError(f"--speed {speed}: expected a number above 0")
+    if speed < SLOWEST:
+        raise DllmError(f"--speed {speed}: expected a number of at least {SLOWEST}")
     run = recordings.read_recording(recording)
     if run.truncated:
         print(f"warning: the last line of {recording} is cut off and left out", file=sys.stderr)

@@ -13,6 +13,7 @@ from typer import Option
 
 from dllm.cli.app import verb
 from dllm.cli.evaluation import eval_app
+from dllm.cli.options import real
 from dllm.errors import DllmError
 from dllm.files import destination, write_text
 
@@ -35,7 +36,8 @@ def report(
     ] = None,
     n: Annotated[str | None, Option(help="Sizes, joined by commas; default: all.")] = None,
     reach: Annotated[
-        float | None, Option(help="Tokens per forward that areas (LPA) go up to.", min=1)
+        float | None,
+        Option(help="Tokens per forward that areas (LPA) go up to.", min=1, callback=real),
     ] = None,
     markdown: Annotated[Path | None, Option(help="Write the tables to this file.")] = None,
     figure: Annotated[

@@ -14,7 +14,20 @@ from typer import Option
 from dllm.cli.app import INTERRUPTED, verb
 from dllm.cli.eval_report import show as show_tables
 from dllm.cli.evaluation import eval_app
-from dllm.cli.options import PART, Chat, Device, Dtype, Model, Revision, decoding, option
+from dllm.cli.options import (
+    MOST_GB,
+    MOST_ROWS,
+    MOST_SEED,
+    PART,
+    Chat,
+    Device,
+    Dtype,
+    Model,
+    Revision,
+    decoding,
+    option,
+    real,
+)
 from dllm.errors import DllmError
 
 if TYPE_CHECKING:
@@ -25,6 +38,7 @@ if TYPE_CHECKING:
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
 Texts = list[str] | None
+MOST_SAMPLES = 10**6  # of a task: the pieces of a run are all in memory
 
 
 def many(text: str, **more: Any) -> Any:
@@ -52,9 +66,12 @@ def run(
         ),
     ] = None,
     task: Annotated[Texts, option("A task; may be repeated.", panel=WHAT, metavar=PART)] = None,
-    count: Annotated[int, option("Samples of each task.", panel=WHAT)] = 100,
+    count: Annotated[
+        int, option("Samples of each task.", panel=WHAT, min=1, max=MOST_SAMPLES)
+    ] = 100,
     seed: Annotated[
-        list[int] | None, option("Of samples and draws; may be repeated.", panel=WHAT)
+        list[int] | None,
+        option("Of samples and draws; may be repeated.", panel=WHAT, min=0, max=MOST_SEED),
     ] = None,
     grid: Annotated[str | None, many("quick, rules or presets; default: quick.")] = None,
     sampler: Annotated[
@@ -79,9 +96,15 @@ def run(
     max_new_tokens: Annotated[
         list[int] | None, many("Most tokens of an answer; default: what the task's answers need.")
     ] = None,
-    batch_size: Annotated[int, Option(help="Samples decoded together.")] = 32,
+    batch_size: Annotated[int, Option(help="Samples decoded together.", min=1, max=MOST_ROWS)] = 32,
     memo: Annotated[
-        float, Option(help="GB of logits shared by settings; above 0 nothing is timed.", min=0)
+        float,
+        Option(
+            help="GB of logits shared by settings; above 0 nothing is timed.",
+            min=0,
+            max=MOST_GB,
+            callback=real,
+        ),
     ] = 0.0,
     figure: Annotated[
         Path | None, Option(help="Draw accuracy against parallelism, .png or .svg.")

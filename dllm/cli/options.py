@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
-from typer import Option
+from typer import BadParameter, Option
 
 from dllm.specs import shown
 
@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from dllm.engine import Engine
 
 
+MOST_ROWS = 2**16  # of a batch
+MOST_SECONDS = 3600  # of a step on the screen
+MOST_GB = 2**20  # of memory
+MOST_SEED = 2**63 - 1
+
+
 def option(text: str, *names: str, panel: str = "Decoding", **more: Any) -> Any:
     return Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def real(value: float | None) -> float | None:
+    """A number from the command line; NaN compares with nothing, so that bounds let it through."""
+    if value is not None and value != value:
+        raise BadParameter("nan is no number.")
+    return value
 
 
 MODEL, FILES, PART = "Model", "Input and output", "SPEC"
@@ -78,13 +91,22 @@ Overwrite = Annotated[
         "Start anew, and replace the files to be written if they exist.", "--overwrite", panel=FILES
     ),
 ]
-BatchSize = Annotated[int, option("Prompts decoded together.", panel=FILES, min=1)]
+BatchSize = Annotated[int, option("Prompts decoded together.", panel=FILES, min=1, max=MOST_ROWS)]
 AsJson = Annotated[bool, option("Print a JSON line per prompt.", "--json", panel=FILES)]
 Watch = Annotated[
     bool | None,
     option("Show every step; by default a single prompt's, in a terminal.", panel=FILES),
 ]
-Delay = Annotated[float, option("Least seconds per step while watching.", panel=FILES, min=0)]
+Delay = Annotated[
+    float,
+    option(
+        "Least seconds per step while watching.",
+        panel=FILES,
+        min=0,
+        max=MOST_SECONDS,
+        callback=real,
+    ),
+]
 Record_ = Annotated[Path | None, option("Write every step to this file, for replay.", panel=FILES)]
 
 

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dllm.cli.app import INTERRUPTED, app, verb
-from dllm.cli.options import MODEL, Device, Dtype, defaults_of, option
+from dllm.cli.options import MODEL, MOST_ROWS, MOST_SEED, Device, Dtype, defaults_of, option, real
 from dllm.errors import DllmError
 from dllm.saving import check_files
 
 if TYPE_CHECKING:
     from dllm.train.job import Run
 
+MOST_EXAMPLES = 10**7  # all of them are in memory
 DATA, TRAINING, RESULT = "Data", "Training", "Result"
 FOLDER = "checkpoint"  # in the directory of a run
 OF_RECIPE = ("model", "steps", "batch_size", "parts", "lr", "muon_lr")
@@ -68,23 +69,37 @@ def train(
         ),
     ] = None,
     examples: Annotated[
-        int | None, option("Prompts used; by default 4096, or all of a file.", panel=DATA, min=1)
+        int | None,
+        option(
+            "Prompts used; by default 4096, or all of a file.", panel=DATA, min=1, max=MOST_EXAMPLES
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, option("Of an answer made for this run.", panel=DATA, min=1)
+        int | None, option("Of an answer made for this run.", panel=DATA, min=1, max=2**20)
     ] = None,
-    steps: Annotated[int | None, option("Updates.", panel=TRAINING, min=1)] = None,
-    batch_size: Annotated[int | None, option("Rows of an update.", panel=TRAINING, min=1)] = None,
+    steps: Annotated[int | None, option("Updates.", panel=TRAINING, min=1, max=10**9)] = None,
+    batch_size: Annotated[
+        int | None, option("Rows of an update.", panel=TRAINING, min=1, max=MOST_ROWS)
+    ] = None,
     parts: Annotated[
         int | None,
-        option("Compute a batch in so many pieces, for want of memory.", panel=TRAINING, min=1),
+        option(
+            "Compute a batch in so many pieces, for want of memory.",
+            panel=TRAINING,
+            min=1,
+            max=MOST_ROWS,
+        ),
     ] = None,
-    lr: Annotated[float | None, option("Highest learning rate.", panel=TRAINING, min=0)] = None,
+    lr: Annotated[
+        float | None, option("Highest learning rate.", panel=TRAINING, min=0, max=10, callback=real)
+    ] = None,
     muon_lr: Annotated[
         float | None,
-        option("Of the layers' matrices, by Muon.", panel=TRAINING, min=0),
+        option("Of the layers' matrices, by Muon.", panel=TRAINING, min=0, max=10, callback=real),
     ] = None,
-    seed: Annotated[int | None, option("Of all random draws.", panel=TRAINING)] = None,
+    seed: Annotated[
+        int | None, option("Of all random draws.", panel=TRAINING, min=0, max=MOST_SEED)
+    ] = None,
     lora: Annotated[
         str | None,
         option("Train a low-rank adapter: rank=16,alpha=32.", panel=TRAINING, metavar="OPTIONS"),

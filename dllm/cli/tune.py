@@ -16,6 +16,8 @@ from typer import Option
 from dllm.batch import Record, read_prompts
 from dllm.cli.app import INTERRUPTED, app, verb
 from dllm.cli.options import (
+    MOST_GB,
+    MOST_ROWS,
     BlockLength,
     Chat,
     Device,
@@ -25,6 +27,7 @@ from dllm.cli.options import (
     Revision,
     decoding,
     prepare,
+    real,
 )
 from dllm.errors import DllmError
 from dllm.saving import check_files
@@ -49,8 +52,11 @@ def tune(
     block_length: BlockLength = None,
     chat: Chat = None,
     output: Annotated[Path, Option(help="The preset file to write.")] = Path("preset.json"),
-    batch_size: Annotated[int, Option(help="Prompts decoded together.", min=1)] = 16,
-    memo: Annotated[float, Option(help="GB of logits remembered between settings.", min=0)] = 2.0,
+    batch_size: Annotated[int, Option(help="Prompts decoded together.", min=1, max=MOST_ROWS)] = 16,
+    memo: Annotated[
+        float,
+        Option(help="GB of logits remembered between settings.", min=0, max=MOST_GB, callback=real),
+    ] = 2.0,
 ) -> None:
     """Measure rules and knobs on your model and prompts; write the fastest that loses no more.
 

@@ -27,6 +27,9 @@ Progress = Callable[[int, int, Setting], None]
 Unable = tuple[Setting, str, int, str]  # cannot run this task (spec) at this size, for this reason
 
 
+MOST = 10**6  # samples of a task: the pieces of a run are all in memory
+
+
 class Work(NamedTuple):
     """Samples `first` .. `last` - 1 of a task (index in the plan) at size n; decoded together."""
 
@@ -55,8 +58,8 @@ class Sweep:
             if not getattr(self, name):
                 raise DllmError(f"{name}: expected at least one")
         for name in ("count", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise DllmError(f"{name}={value}: expected at least 1")
+            if not 1 <= (value := getattr(self, name)) <= MOST:
+                raise DllmError(f"{name}={value}: expected at least 1 and at most {MOST}")
 
     def plan(self, subject: Subject) -> Plan:
         return Plan(

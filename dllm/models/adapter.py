@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import write_json
@@ -22,7 +21,7 @@ from dllm.models.decoder import Decoder
 from dllm.models.families import FAMILIES, read_spec
 from dllm.models.fingerprint import fingerprint_stored, sample, stored_samples
 from dllm.models.loading import BUNDLED, listed, load_model, resolve
-from dllm.models.lora import Lora, attach, attached
+from dllm.models.lora import Lora, attach, attached, shapes
 from dllm.models.stored import ADAPTER, CONFIG, NOT_WHOLE, opened, read_json, save_tensors
 
 FORMAT = "dllm-lora-1"
@@ -101,13 +100,17 @@ def load_adapter(
             f"{folder}: made for the base {adapter.base!r} of fingerprint "
             f"{adapter.fingerprint[:12]}, but {source} has {found[:12]}: other weights"
         )
-    matrices = _read_matrices(folder / MATRICES, adapter)
+    file = folder / MATRICES
+    _check_matrices(file, adapter)
     model = load_model(source, dtype, device, adapter.config if config is None else config)
     try:
+        _compare_shapes(file, _shapes(model, adapter.lora))  # before anything of its size is made
         attach(model, adapter.lora, seed=0)
+    except LoadError:
+        raise
     except DllmError as error:
         raise LoadError(f"{folder / ADAPTER}: {error}") from error
-    _fill(model, matrices, folder / MATRICES)
+    _fill(model, file)
     return model
 
 
@@ -206,30 +209,41 @@ def _check_base(model: Decoder, source: Path) -> str:
     return fingerprint_stored(stored)
 
 
-def _read_matrices(file: Path, adapter: Adapter) -> dict[str, Tensor]:
-    """The tensors of adapter.safetensors; LoadError unless it is the file `adapter` describes."""
+def _check_matrices(file: Path, adapter: Adapter) -> None:
+    """LoadError unless adapter.safetensors is the file that `adapter` describes."""
     with opened(file) as tensors:
         about = tensors.metadata() or {}
-        found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     for key, value in _metadata(adapter.lora).items():
         if about.get(key) != value:
             raise LoadError(f"{file}: {key} is {about.get(key)!r}, but {ADAPTER} says {value!r}")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != adapter.sha256:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != adapter.sha256:
         raise LoadError(
             f"{file}: is corrupt, or not the file that {ADAPTER} was written with (sha256)"
         )
-    return found
+
+
+def _shapes(model: Decoder, lora: Lora) -> dict[str, tuple[int, int]]:
+    """Of the matrices of an adapter that is not attached yet, by their names on disk."""
+    family = FAMILIES[model.spec.family]
+    return {family.tensor_name(name): shape for name, shape in shapes(model, lora).items()}
+
+
+def _compare_shapes(file: Path, expected: Mapping[str, tuple[int, int]]) -> None:
+    """LoadError where the tensors of `file` are not those `expected`; none of them is read."""
+    with opened(file) as stored:
+        _compare(file, "tensors", expected.keys(), stored.keys())
+        for name, shape in expected.items():
+            if (found := stored.get_slice(name).get_shape()) != list(shape):
+                raise LoadError(
+                    f"{file}: tensor {name!r} has shape {found}, expected {list(shape)}"
+                )
 
 
 @torch.no_grad()
-def _fill(model: Decoder, stored: Mapping[str, Tensor], file: Path) -> None:
-    """Copy the `stored` matrices into the adapter attached to `model`; LoadError if they differ."""
-    matrices = _matrices(model)
-    _compare(file, "tensors", matrices.keys(), stored.keys())
-    for name, matrix in matrices.items():
-        if stored[name].shape != matrix.shape:
-            raise LoadError(
-                f"{file}: tensor {name!r} has shape {list(stored[name].shape)}, expected "
-                f"{list(matrix.shape)}"
-            )
-        matrix.copy_(stored[name])
+def _fill(model: Decoder, file: Path) -> None:
+    """Copy the matrices in `file` into the adapter attached to `model`."""
+    with opened(file) as stored:
+        for name, matrix in _matrices(model).items():
+            matrix.copy_(stored.get_tensor(name))

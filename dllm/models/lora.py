@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dllm.errors import DllmError
-from dllm.options import ConfigError, check_numbers
+from dllm.options import ConfigError, Number, check_numbers
 
 IN_A_LAYER = re.compile(r"(^|\.)\d+\.")  # "layers.0.attn.q" and "model.layers.0.mlp.up_proj"
 
@@ -35,7 +35,7 @@ class Lora:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self, {"rank": (Integral, 1), "alpha": (Real, -inf)})
+        check_numbers(self, {"rank": Number(Integral, 1), "alpha": Number(Real, -inf)})
         if self.alpha <= 0:
             raise ConfigError(f"alpha={self.alpha!r}: expected a number above 0")
         named = isinstance(self.targets, tuple)
@@ -103,6 +103,16 @@ def attach(model: nn.Module, lora: Lora, seed: int) -> None:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
         model.set_submodule(name, LoraLinear(base, lora, generator))
+
+
+def shapes(model: nn.Module, lora: Lora) -> dict[str, tuple[int, int]]:
+    """Of the matrices that `attach` would give `model`, by parameter name; DllmError as there."""
+    found = {}
+    for name in _chosen(model, lora.targets):
+        weight = model.get_parameter(f"{name}.weight")
+        found[f"{name}.lora_A"] = lora.rank, weight.shape[1]
+        found[f"{name}.lora_B"] = weight.shape[0], lora.rank
+    return found
 
 
 def attached(model: nn.Module) -> dict[str, LoraLinear]:

@@ -1,8 +1,15 @@
 """One clear error for every adapter directory that is broken."""
 
+import contextlib
+import hashlib
+import random
+import resource
+
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from dllm.errors import DllmError
 from dllm.models.loading import load_model
 from tests.models.adapters import error, replace, rewrite
 
@@ -80,3 +87,44 @@ def test_adapter_json_is_no_json(saved):
 def test_other_targets_than_the_tensors(saved):
     rewrite(saved, targets=["q"])
     assert "adapter.safetensors: tensors do not fit: 24 unexpected" in error(saved)
+
+
+@pytest.mark.parametrize("rank", [10**6, 2**31 - 1, 2**31, 2**63])
+def test_a_rank_that_the_file_does_not_have_is_refused_before_it_is_made(saved, rank):
+    """Matrices of rank 10**6 would take gigabytes; they need not be in the file."""
+    file = saved / "adapter.safetensors"
+    tensors = {name: torch.zeros(0, 0) for name in load_file(file)}
+    replace(saved, tensors, rank=str(rank))
+    rewrite(saved, rank=rank)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = error(saved)
+    assert "has shape [0, 0], expected" in message or f"rank={rank}: expected" in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_what_cannot_be_adapter_matrices(saved):
+    file = saved / "adapter.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "adapter.safetensors" in error(saved)
+    file.unlink()
+    file.mkdir()
+    assert "adapter.safetensors" in error(saved)
+    file.rmdir()
+    file.write_bytes(content)
+    load_model(saved)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mutated_adapter_is_an_error_or_an_adapter(saved, seed):
+    rng, file = random.Random(seed), saved / "adapter.safetensors"
+    content, about = file.read_bytes(), (saved / "adapter.json").read_text()
+    for _ in range(15):
+        data = bytearray(content)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(rng.choice((200, len(data))))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+        (saved / "adapter.json").write_text(about)
+        rewrite(saved, sha256=hashlib.sha256(data).hexdigest())
+        with contextlib.suppress(DllmError):
+            load_model(saved)
