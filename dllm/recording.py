@@ -190,7 +190,7 @@ def _parse(fields: dict[str, Any], kinds: Mapping[str, type[AnyEvent]]) -> Recor
             fields["output"] = _typed(Output, output)
         else:
             fields["output"] = _typed(SpecOutput, {**output, "rounds": ()})
-    event: AnyEvent = _typed(kind, fields)
+    event = _typed(kind, fields)
     if not (fits(seconds, float) and 0 <= seconds < inf):
         raise ValueError(f"seconds={seconds!r:.99}")
     if not fits(list(pieces.values()), list[str]):

@@ -14,6 +14,7 @@ from dllm.files import FileError, PathLike
 
 LIMIT = 2**32  # bytes of a file that is read whole
 POINTER = b"version https://git-lfs"
+NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 SHOWN = 4  # names in an error
 
 
@@ -64,8 +65,13 @@ def read_tensors(
             holds = ", ".join(map(repr, sorted(found)[:SHOWN])) or "none"
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise FileError(f"{where}: holds {holds}{more}, expected {sorted(names)}")
+        for name in names:
+            if (kind := file.get_slice(name).get_dtype()) not in NUMBERS:
+                raise FileError(
+                    f"{where}: {name!r} holds {kind}, expected one of {', '.join(NUMBERS)}"
+                )
         try:
             return {name: file.get_tensor(name) for name in names}, metadata
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-            # a number type that torch or numpy does not have
+            # numpy has no BF16
             raise FileError(f"{where}: a tensor cannot be read: {error}") from error

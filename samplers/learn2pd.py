@@ -13,6 +13,7 @@ from torch.nn.functional import linear, pad
 
 from dllm.canvas import Canvas
 from dllm.files import replacing
+from dllm.options import ConfigError
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRule, Selection, at_least, probability, quota, top
@@ -30,7 +31,7 @@ class Learn2PD(CommitRule):
     filter: a file that `save_filter` wrote, for one block length. It sees the probability of the
     most likely token at every position of the window, committed ones included; what is missing of a
     short last block, and positions the engine did not fill, count as 1. A longer window is a
-    ValueError. The default threshold is the paper's.
+    ConfigError. The default threshold is the paper's.
     """
 
     paper = "Learn2PD, arXiv 2509.25188"
@@ -53,7 +54,7 @@ class Learn2PD(CommitRule):
         block = self.layers["in.weight"].shape[1]
         longest = int((view.end - view.start).max())
         if longest > block:
-            raise ValueError(
+            raise ConfigError(
                 f"filter={self.filter!r}: made for blocks of {block} tokens, got a window of "
                 f"{longest}"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm.options import ConfigError
 from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform
 from dllm.samplers.parts import Vocabulary
@@ -95,7 +96,7 @@ class Scheduler(CommitRule):
         result = scheduler.step(logits, timestep, sample, **options)
         filled = result.prev_sample if hasattr(result, "prev_sample") else result[0]
         if filled.shape != sample.shape:
-            raise ValueError(
+            raise ConfigError(
                 f"scheduler={type(scheduler).__name__}: gave a sample of shape "
                 f"{list(filled.shape)}, expected {list(sample.shape)}"
             )

@@ -83,9 +83,10 @@ RULES: dict[str, May] = {
     "dllm.samplers": May(("dllm.samplers", "dllm.canvas", "dllm.options"), TENSORS),
     "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.canvas", "dllm.files", "dllm.tensors"), (*TENSORS, "safetensors")
+        ("dllm.samplers", "dllm.canvas", "dllm.files", "dllm.options", "dllm.tensors"),
+        (*TENSORS, "safetensors"),
     ),
-    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.specs"), TENSORS),
+    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.specs"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
