@@ -23,10 +23,10 @@ LONGEST = 10  # max_new_tokens
 
 
 class Halves:
-    """A scheduler that fills the surer half of what is masked."""
+    """A scheduler that fills the surer half of what is masked, by fp32: what ties must tie."""
 
     def step(self, logits: Tensor, timestep: Any, sample: Tensor, mask_token_id: int) -> Any:
-        conf, token = logits.softmax(-1).max(-1)
+        conf, token = logits.float().softmax(-1).max(-1)
         masked = sample == mask_token_id
         order = conf.masked_fill(~masked, -1).argsort(dim=1, descending=True, stable=True)
         first = order[:, : math.ceil(int(masked.sum()) / 2)]

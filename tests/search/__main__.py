@@ -55,7 +55,8 @@ def attempt(seed: int, number: int) -> dict[str, Any]:
     finally:
         signal.alarm(0)
     seconds = round(time.perf_counter() - began, 3)
-    return {"case": number, "result": result, "what": what, "parts": case.parts(), "took": seconds}
+    parts = case.parts()
+    return {"case": number, "result": result, "what": what, "parts": parts, "took": seconds}
 
 
 def _too_long(*_: Any) -> None:

@@ -174,15 +174,12 @@ def interrupted(case: Case, whole: Run) -> None:
     same(case, whole, traced, "the same request gives the same")
     ran = traced.lines.ran()
     begun = next(i for i, line in enumerate(ran) if line.function == "Decoding.events")
-    for at in sorted({int(share * len(ran)) for share in case.cuts}):
-        cut = decode(model, case.request, Lines(at))
-        if at < begun:
-            expect(cut.done == {}, "nothing was decoded yet")
-        else:
-            try:
-                check_cut(case.request, traced, cut, ran[at])
-            except AssertionError as broken:
-                raise AssertionError(f"Ctrl-C at line {at}, {ran[at]}: {broken}") from broken
+    for at in sorted({begun + int(share * (len(ran) - begun)) for share in case.cuts}):
+        try:
+            check_cut(case.request, traced, decode(model, case.request, Lines(at)), ran[at])
+        except (AssertionError, KeyboardInterrupt) as error:
+            what = str(error) or "it went through"
+            raise AssertionError(f"Ctrl-C at line {at}, {ran[at]}: {what}") from error
     same(case, whole, decode(model, case.request), "after Ctrl-C the engine goes on")
 
 

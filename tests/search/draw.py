@@ -72,8 +72,8 @@ class Case:
         config = self.request.config
         options = ("sampler", "planner", "transform", "stop_rule", "speculator", "cache")
         chosen = [getattr(config, option) for option in options]
-        names = (type(part).__name__ if not isinstance(part, str) else part for part in chosen)
-        return [name.partition(":")[0] for name in names if name != "NoneType"]
+        names = (part if isinstance(part, str) else type(part).__name__.lower() for part in chosen)
+        return [name.partition(":")[0] for name in names if name != "nonetype"]
 
 
 def draw(seed: int, number: int) -> Case:

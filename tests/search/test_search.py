@@ -1,0 +1,96 @@
+"""The random search itself: a short one finds nothing, and a broken promise is found."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dllm.decoding import Decoding
+from dllm.files import FileError
+from dllm.jsonlog import JsonLog
+from tests.search.__main__ import attempt, main
+from tests.search.draw import draw
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """What a search sets for its process ends with the test."""
+    monkeypatch.setenv("DLLM_CHECK_CACHE", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def results(path, seed=5):
+    with JsonLog(path, {"format": "dllm-search-1", "seed": seed}) as log:
+        return list(log)
+
+
+def test_a_short_search_finds_nothing_and_goes_on(tmp_path, capsys):
+    state = tmp_path / "state.jsonl"
+    options = ["--seed", "5", "--state", str(state)]
+    assert main([*options, "--cases", "20"]) == 0
+    first = results(state)
+    assert main([*options, "--cases", "40"]) == 0
+    assert results(state)[:20] == first
+    assert sorted(record["case"] for record in results(state)) == list(range(40))
+    assert "40 cases: " in capsys.readouterr().out
+    with pytest.raises(FileError, match="another seed"):
+        main(["--seed", "6", "--state", str(state), "--cases", "1"])
+
+
+def test_a_case_is_the_same_whenever_it_is_drawn():
+    for number in range(30):
+        one, two = (draw(3, number) for _ in range(2))
+        assert repr(one.request.prompts) == repr(two.request.prompts)
+        assert (one.source, one.order, one.cuts) == (two.source, two.order, two.cuts)
+        assert one.parts() == two.parts()
+    assert draw(3, 0).source != draw(4, 0).source
+
+
+def unsent_lost(monkeypatch):
+    """The mutant that an interrupt drops what waits to be told."""
+    interrupt = Decoding.interrupt
+
+    def forgets(self):
+        list(self.events)
+        interrupt(self)
+
+    monkeypatch.setattr(Decoding, "interrupt", forgets)
+    return "interrupted: Ctrl-C at line"
+
+
+def stop_strings_overlooked(monkeypatch):
+    """The mutant that no stop string ends."""
+    monkeypatch.setattr("dllm.answers.Answers.stop_index", lambda *_: None)
+    return "no stop string in the text"
+
+
+def rows_see_each_other(monkeypatch):
+    """The mutant whose draws change with the size of the batch."""
+    step = Decoding.step
+
+    def beside(self):
+        step(self)
+        if len(self.active) > 1:
+            self.proposal = replace(self.proposal, seed=self.proposal.seed + 1)
+
+    monkeypatch.setattr(Decoding, "step", beside)
+    return "rows_alone"
+
+
+@pytest.mark.parametrize("mutant", [unsent_lost, stop_strings_overlooked, rows_see_each_other])
+def test_a_broken_promise_is_found(monkeypatch, mutant):
+    expected = mutant(monkeypatch)
+    found = (attempt(5, number) for number in range(150))
+    broken = next(record for record in found if record["result"] == "broken")
+    assert expected in broken["what"]
+
+
+def test_a_broken_case_is_told_with_the_command_that_shows_it(monkeypatch, capsys):
+    stop_strings_overlooked(monkeypatch)
+    assert main(["--seed", "5", "--cases", "25"]) == 1
+    line = next(x for x in capsys.readouterr().out.splitlines() if "--case " in x)
+    arguments = line.split("tests.search ")[1].split()
+    assert main(arguments) == 1
+    assert "no stop string in the text" in capsys.readouterr().err
