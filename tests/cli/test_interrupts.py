@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from dllm.cli.app import main
 from tests.cli.common import PROMPT
 from tests.echo import echo
 from tests.interrupting import Lines, every_line
@@ -64,6 +65,27 @@ def test_a_file_of_answers_goes_on(run, tmp_path):
         if not target.exists():  # else it was cut when all was done
             assert run(*options, target, input=LINES).exit_code == 0
         assert texts(target) == texts(whole)
+
+
+def test_behind_the_verb(run, monkeypatch):
+    """While what it printed is flushed, and while what went wrong is told."""
+    arguments = ("generate", PROMPT, "--max-new-tokens", 8)
+    run(*arguments)
+    with Lines() as lines:
+        run(*arguments)
+    functions = [line.function for line in lines.ran()]
+    verb = len(functions) - functions[::-1].index("generate")
+    flush = functions.index("Commands.main", verb)
+    with Lines(flush):
+        assert run(*arguments).exit_code == 130
+
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dllm.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
 
 
 def texts(path):
