@@ -82,7 +82,7 @@ def test_behind_the_verb(run, monkeypatch):
     def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dllm.cli.app.app", interrupted)
+    monkeypatch.setitem(main.__globals__, "app", interrupted)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130

@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return min(1, search(chosen))
     except KeyboardInterrupt:
+        print("interrupted; the same command with its --state goes on", file=sys.stderr)
         return 130
 
 
