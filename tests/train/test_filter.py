@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
+from dllm.files import FileError
 from dllm.models.decoder import Decoder
 from dllm.samplers.learn2pd import NAMES, Learn2PD, load_filter, save_filter
 from dllm.train.filter import Filter, FilterMLP, export
@@ -175,13 +176,13 @@ def test_a_filter_that_is_no_numbers_replaces_none(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_filter(tmp_path, monkeypatch):
-    def broken(path, layers):
+    def broken(tensors, path, metadata):
         Path(path).write_text("half a fil")
         raise OSError("no space left")
 
     export(FilterMLP(4, 3, 0), tmp_path)
-    monkeypatch.setattr("dllm.train.filter.save_filter", broken)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("dllm.samplers.learn2pd.save_file", broken)
+    with pytest.raises(FileError, match="no space left"):
         export(FilterMLP(4, 3, 1), tmp_path)
     (file,) = tmp_path.iterdir()
     assert torch.equal(load_filter(file)["in.bias"], FilterMLP(4, 3, 0).state_dict()["in.bias"])
