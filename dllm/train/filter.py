@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.files import replacing
+from dllm.files import FileError
 from dllm.samplers.learn2pd import save_filter
 from dllm.samplers.rule import at_least
 from dllm.train.job import DIFFUSION, TOGETHER, Job, Run
@@ -123,7 +123,8 @@ def export(model: FilterMLP, directory: Path) -> None:
     """Write the filter into `directory`; DllmError if its weights are not finite."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with replacing(directory / FILE) as temp:
-            save_filter(temp, layers=model.state_dict())
+        save_filter(directory / FILE, model.state_dict())
+    except FileError:  # also a ValueError
+        raise
     except ValueError as error:
         raise DllmError(f"the filter diverged: {error}, try a lower --lr") from error
