@@ -4,7 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 from typer.main import get_command
@@ -47,7 +47,7 @@ def test_the_defaults_are_those_of_the_library():
         text = shown(verb, "--help")
         for field in fields(config):
             row = re.search(rf"^│ --{field.name.replace('_', '-')} .*", text, re.MULTILINE)
-            if row is None or isinstance(field.default, (tuple, bool, type(None))):
+            if row is None or isinstance(field.default, (tuple, bool, type(None), type(MISSING))):
                 continue
             if field.name != "control":  # it has two
                 assert f"[default: {field.default}]" in row[0]
