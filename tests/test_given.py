@@ -70,7 +70,7 @@ def test_the_request_s_text_and_the_row_s_tokens_both_stand():
         ([[(0, [3, 4]), (1, [6])]], "row 0, given at 1: its 1 tokens overlap"),
         ([[(-1, [3])]], "row 0, given at -1: its 1 tokens reach out"),
         ([[(7, [3, 4])]], "row 0, given at 7: its 2 tokens reach out of max_new_tokens=8"),
-        ([[(0, [3] * SIZE)]], "row 0: what is given leaves no hole"),
+        ([[(0, [3] * SIZE)]], "row 0: what is given leaves no masked position"),
         ([[], []], "2 given for 1 prompts"),
         ([[(0, [VOCAB])]], f"token id {VOCAB} is outside the vocabulary"),
     ],

@@ -58,7 +58,7 @@ def untimed(file):
 def break_after(verb, monkeypatch, batches, error):
     """Let the verb decode so many batches, then raise."""
     engine = verb.run.asked["engine"] if verb.name == "generate" else verb.pair
-    name = "stream_steps" if verb.name == "generate" else "generate"
+    name = "stream_steps" if verb.name == "generate" else "stream"
     real, left = getattr(engine, name), [batches]
 
     def some(*arguments, **settings):
