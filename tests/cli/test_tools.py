@@ -106,4 +106,4 @@ class TestCommand:
             text=True,
         )
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: none: cannot be read")
+        assert done.stderr.startswith("error: none: No such file")

@@ -46,6 +46,6 @@ def test_an_answer_field_is_what_counts(run, tmp_path):
 def test_bad_values_are_one_line(run, tmp_path):
     prompts = write(tmp_path, [{"prompt": PROMPT}])
     for value in ("-1", "2", "x", "101%"):
-        fails(run("tune", "--prompts", prompts, f"--max-loss={value}"), "max_loss", value)
+        fails(run("tune", "--prompts", prompts, f"--max-loss={value}"), "--max-loss", value)
     fails(run("tune", "--prompts", tmp_path / "none.jsonl"), "none.jsonl")
     fails(run("generate", PROMPT, "--preset", "leap"), "unknown preset 'leap'", "localleap")
