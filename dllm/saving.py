@@ -36,7 +36,7 @@ class Answer(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerSink:
     """What takes the answers of a run. put: of some prompts, by their index in the input.
 
     batches: where the batches begin that are to be decoded.
@@ -98,7 +98,7 @@ def answers_to(
     silent: bool = False,
     overwrite: bool = False,
     to_dict: Callable[[Any], dict[str, Any]] = output_to_dict,
-) -> Iterator[Answers]:
+) -> Iterator[AnswerSink]:
     """What takes the answers to `records`: JSON lines to a file or stdout, or texts to stdout.
 
     to_dict: the fields of a line. belongs: what the answers depend on beside the prompts. A regular
@@ -118,10 +118,10 @@ def answers_to(
     everything = range(0, len(records), batch_size)
     if path is None:
         closed = sys.stdout is None
-        yield Answers((lambda _: None) if silent or closed else print_all, everything)
+        yield AnswerSink((lambda _: None) if silent or closed else print_all, everything)
     elif is_stream(path):
         with LineStream(path) as stream:
-            yield Answers(lambda answers: stream.append(*lines(answers)), everything)
+            yield AnswerSink(lambda answers: stream.append(*lines(answers)), everything)
     else:
         with Partial(path, records, belongs, overwrite) as kept:
             done = kept.answered()
@@ -132,7 +132,7 @@ def answers_to(
             def keep(answers: Mapping[int, Answer]) -> None:
                 kept.add(answers, lines(answers))
 
-            yield Answers(keep, everything[whole:])
+            yield AnswerSink(keep, everything[whole:])
             kept.finish(path)
 
 

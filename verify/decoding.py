@@ -42,7 +42,7 @@ NOT_OURS: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Decoding:
+class TargetDecoding:
     """How a model decodes a batch by itself.
 
     sampled: greedy if not.  ends: its end tokens.  stop: what ends a text too.
@@ -86,7 +86,7 @@ def own_decoding(
     options: Mapping[str, Any],
     processors: Sequence[Any] = (),
     stop: Sequence[str] = (),
-) -> Decoding:
+) -> TargetDecoding:
     """How `model.generate(prompt, max_new_tokens=room, **options)` decodes each of the prompts.
 
     processors: of the caller, put where `logits_processor` puts them.  stop: in place of the
@@ -112,7 +112,7 @@ def own_decoding(
     if not stop and own.stop_strings:
         stop = [own.stop_strings] if isinstance(own.stop_strings, str) else own.stop_strings
         said["stop_strings"] = list(stop)
-    return Decoding(bool(config.do_sample), end_tokens(config), tuple(stop), process, said)
+    return TargetDecoding(bool(config.do_sample), end_tokens(config), tuple(stop), process, said)
 
 
 def prepared(

@@ -18,9 +18,9 @@ from dllm.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.spelling import Speller
 from dllm.text import Text
 from dllm.verify.config import PartsCache, SpecConfig
-from dllm.verify.decoding import Decoding, own_decoding
+from dllm.verify.decoding import TargetDecoding, own_decoding
 from dllm.verify.loop import Request, speculate
-from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, Standing
+from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, StandingRounds
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng, row_seed
 from dllm.verify.target import HFTarget
@@ -45,7 +45,7 @@ class SpecEngine:
         """`config` with `options` put over it."""
         return (config or SpecConfig()).replace(**options)
 
-    def decoding(self, prompts: Sequence[Sequence[int]], config: SpecConfig) -> Decoding:
+    def decoding(self, prompts: Sequence[Sequence[int]], config: SpecConfig) -> TargetDecoding:
         """How the target decodes these prompts by itself; DllmError for what cannot be."""
         for row, ids in enumerate(prompts):
             self.check(row, ids)
@@ -67,7 +67,7 @@ class SpecEngine:
         config: SpecConfig,
         *,
         row_ids: Sequence[int] | None = None,
-        decoding: Decoding | None = None,
+        decoding: TargetDecoding | None = None,
     ) -> Iterator[Round]:
         """Decode token ids together; a `Round` after every pass of the target.
 
@@ -110,7 +110,7 @@ class SpecEngine:
             return
         decoding = self.decoding(ids, config)
         output = partial(self.output, config=config, decoding=decoding)
-        standing = Standing.at_start(ids, config.max_new_tokens)
+        standing = StandingRounds.at_start(ids, config.max_new_tokens)
         try:
             rounds = self.rounds(ids, config, row_ids=row_ids, decoding=decoding)
             yield from standing.untold
@@ -160,7 +160,7 @@ class SpecEngine:
             )
 
     def request(
-        self, ids: Sequence[int], config: SpecConfig, decoding: Decoding, row_id: int
+        self, ids: Sequence[int], config: SpecConfig, decoding: TargetDecoding, row_id: int
     ) -> Request:
         """One row as the loop wants it. Its draws depend on the seed and `row_id` alone."""
         generator = torch.Generator().manual_seed(row_seed(config.seed, row_id))
@@ -171,7 +171,7 @@ class SpecEngine:
             ended=lambda emitted: self.ended(emitted, decoding),
         )
 
-    def ended(self, emitted: Sequence[int], decoding: Decoding) -> FinishReason | None:
+    def ended(self, emitted: Sequence[int], decoding: TargetDecoding) -> FinishReason | None:
         """Why a text is finished with these tokens, if it is."""
         if emitted[-1] in decoding.ends:
             return "eos"
@@ -188,7 +188,11 @@ class SpecEngine:
         return self.speller.pieces(ids)
 
     def output(
-        self, rounds: Sequence[RowRound], seconds: float, config: SpecConfig, decoding: Decoding
+        self,
+        rounds: Sequence[RowRound],
+        seconds: float,
+        config: SpecConfig,
+        decoding: TargetDecoding,
     ) -> SpecOutput:
         """What the rounds of a row came to."""
         ids = [token for each in rounds for token in each.tokens]

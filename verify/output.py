@@ -95,7 +95,7 @@ SpecEvents = Generator[SpecEvent, None, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StandingRounds:
     """What stands of a batch between two rounds. A round puts a new one in place of the old in one
     assignment: Ctrl-C on whatever line finds it told, waiting to be told, or not begun.
 
@@ -113,7 +113,7 @@ class Standing:
         started = [Started(row, list(ids), room) for row, ids in enumerate(prompts)]
         return cls([()] * len(started), [0.0] * len(started), range(len(started)), iter(started))
 
-    def after(self, each: Round, output: Callable[..., SpecOutput]) -> Standing:
+    def after(self, each: Round, output: Callable[..., SpecOutput]) -> StandingRounds:
         """One round later; output(rounds, seconds): what a row came to."""
         rounds, seconds, new = list(self.rounds), list(self.seconds), list[SpecEvent]()
         for part in each.rows:
@@ -125,9 +125,9 @@ class Standing:
                 new.append(Finished(row, output(rounds[row], seconds[row])))
         ended = {part.row for part in each.rows if part.finish_reason is not None}
         left = [row for row in self.left if row not in ended]
-        return Standing(rounds, seconds, left, iter([*self.untold, *new]))
+        return StandingRounds(rounds, seconds, left, iter([*self.untold, *new]))
 
-    def interrupted(self, output: Callable[..., SpecOutput]) -> Standing:
+    def interrupted(self, output: Callable[..., SpecOutput]) -> StandingRounds:
         """All rows that are left end with what they have."""
         ended = [Finished(row, output(self.rounds[row], self.seconds[row])) for row in self.left]
-        return Standing(self.rounds, self.seconds, (), iter([*self.untold, *ended]))
+        return StandingRounds(self.rounds, self.seconds, (), iter([*self.untold, *ended]))

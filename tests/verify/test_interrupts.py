@@ -64,7 +64,7 @@ def test_what_was_told_stands_whatever_the_line(target, plain, name):
     if name != "sampled":
         assert [whole[row] for row in sorted(whole)] == plain
     ran = lines.ran()
-    places = every_line(ran, "Standing.at_start", "drive")[4:-1]
+    places = every_line(ran, "StandingRounds.at_start", "drive")[4:-1]
     pick = random.Random(name)
     learning = [at for at in places if ran[at].file in LEARNING]
     for at in [*pick.sample(places, 25), *pick.sample(learning, min(15, len(learning)))]:
