@@ -24,6 +24,7 @@ from dllm.config import DecodeConfig
 from dllm.decoding import Decoding
 from dllm.models.decoder import Attention, Block, Decoder
 from dllm.models.spec import ModelSpec
+from dllm.output import Commit
 
 PROMPT, BLOCK, PER_STEP = 256, 32, 4  # tokens
 PERIOD = BLOCK // PER_STEP  # steps of a block
@@ -119,9 +120,10 @@ def look(
     for _ in range(steps):
         work.flops = work.rows = 0
         began = time.perf_counter()
-        events = decoding.step()
+        decoding.step()
         seconds = time.perf_counter() - began
-        tokens = sum(len(event.positions) for event in events)  # no row ends within a look
+        commits = (event for event in decoding.events if isinstance(event, Commit))
+        tokens = sum(len(commit.positions) for commit in commits)  # no row ends within a look
         total = int(decoding.forward.nfe.sum())
         moments.append(Moment(seconds, work.flops, work.rows, tokens, total - forwards))
         forwards = total
