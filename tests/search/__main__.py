@@ -9,79 +9,22 @@ for each that breaks a promise. `--case K` tries that one alone and says what it
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
-from multiprocessing import get_context
 from typing import Any
-
-import torch
 
 from dllm.cache import POLICIES
 from dllm.jsonlog import JsonLog
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
+from tests.search.attempt import prepare, results
 from tests.search.check import check
 from tests.search.draw import draw
 
 FORMAT = "dllm-search-1"
-PATIENCE = 300  # seconds of a case: every run ends
 TABLES = (SAMPLERS, PLANNERS, STOP_RULES, TRANSFORMS, SPECULATORS, POLICIES)
-
-
-def prepare() -> None:
-    """What every process of a search has: one thread, a checked store, a clock."""
-    os.environ["DLLM_CHECK_CACHE"] = "1"
-    torch.set_num_threads(1)
-
-
-def attempt(seed: int, number: int) -> dict[str, Any]:
-    """What came of one case, as a line of the state file."""
-    case, began = draw(seed, number), time.perf_counter()
-    result, what = "kept", ""
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(PATIENCE)
-    try:
-        if not check(case):
-            result = "refused"
-    except Exception as error:
-        result, what = "broken", _where(error)
-    finally:
-        signal.alarm(0)
-    seconds = round(time.perf_counter() - began, 3)
-    parts = case.parts()
-    return {"case": number, "result": result, "what": what, "parts": parts, "took": seconds}
-
-
-def _too_long(*_: Any) -> None:
-    raise AssertionError(f"every run ends: not in {PATIENCE} seconds")
-
-
-def _where(error: Exception) -> str:
-    """The promise, or what the engine raised and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, AssertionError):
-        checks = [f.name for f in frames if f.filename.endswith("check.py")]
-        return f"{checks[1] if len(checks) > 1 else 'check_run'}: {error}"
-    place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"
-    return f"{type(error).__name__} at {place}: {str(error)[:300]}"
-
-
-def results(seed: int, numbers: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
-    """What came of each case, in the order in which they end."""
-    one = partial(attempt, seed)
-    if workers == 1:
-        prepare()
-        yield from map(one, numbers)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), prepare) as pool:
-        yield from pool.map(one, numbers, chunksize=4)
 
 
 def search(arguments: argparse.Namespace) -> int:

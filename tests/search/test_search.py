@@ -1,6 +1,9 @@
 """The random search itself: a short one finds nothing, and a broken promise is found."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+from subprocess import run
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import torch
 from dllm.decoding import Decoding
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog
-from tests.search.__main__ import attempt, main
+from tests.search.__main__ import main
+from tests.search.attempt import attempt
 from tests.search.draw import draw
 
 
@@ -37,6 +41,21 @@ def test_a_short_search_finds_nothing_and_goes_on(tmp_path, capsys):
     assert "40 cases: " in capsys.readouterr().out
     with pytest.raises(FileError, match="another seed"):
         main(["--seed", "6", "--state", str(state), "--cases", "1"])
+
+
+def test_several_processes_find_what_one_finds(tmp_path):
+    state, alone = tmp_path / "several.jsonl", [attempt(5, number) for number in range(3)]
+    command = [sys.executable, "-m", "tests.search", "--seed", "5", "--cases", "3"]
+    ran = run(
+        [*command, "--workers", "2", "--state", str(state)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = {record["case"]: record["result"] for record in results(state)}
+    assert found == {record["case"]: record["result"] for record in alone}
 
 
 def test_a_case_is_the_same_whenever_it_is_drawn():
