@@ -30,7 +30,7 @@ from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
-from dllm.prompts import encode_prompt
+from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
 NAME = "ar_to_block"

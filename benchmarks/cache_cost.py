@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm.config import DecodeConfig
-from dllm.decoding import Decoding
+from dllm.decoding.step import Decoding
 from dllm.models.decoder import Attention, Block, Decoder
 from dllm.models.spec import ModelSpec
 from dllm.output import Commit

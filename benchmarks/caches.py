@@ -35,7 +35,7 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.staleness import Meter
 from dllm.eval.tasks import TASKS
-from dllm.memo import MemoModel
+from dllm.tuning.memo import MemoModel
 
 # How a policy is measured where that is not with its defaults; for speed vicinity's first forwards
 # are left out, since every look into a generation would begin with them.

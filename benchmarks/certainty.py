@@ -21,7 +21,7 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.accuracy import evaluate
 from dllm.eval.tasks import TASKS, Example
-from dllm.memo import MemoModel
+from dllm.tuning.memo import MemoModel
 
 NAME = "certainty"
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"

@@ -21,7 +21,7 @@ import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.eval.tasks import TASKS
-from dllm.prompts import encode_prompt
+from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
 

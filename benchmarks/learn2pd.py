@@ -6,7 +6,7 @@ before it, and one that no token ends, as the paper's: it is given the mask, whi
 committed, for its end token, and fills all holes. There, answers are cut at their first end of
 text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
 what stands behind an end, is run with both.
-A forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
+Logits are remembered per canvas (dllm.tuning.memo): that changes the time, not the counts.
 Run after benchmarks.learn2pd_filter DIR: python -m benchmarks.learn2pd DIR/*.safetensors writes
 results/learn2pd.json; with --report it fills the tables of docs/training.md instead.
 """
@@ -32,17 +32,17 @@ from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
 from dllm.cache.plan import Plan
 from dllm.cache.store import KVStore
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
 from dllm.intervals import wilson
-from dllm.memo import MemoModel
 from dllm.models.protocol import Model
 from dllm.models.spec import ModelSpec
 from dllm.output import Output
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.learn2pd import EndOfText
 from dllm.samplers.parts import State, Verdict, Vocabulary
+from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]  # table, method, knob

@@ -15,9 +15,9 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 import dllm
+from dllm.cli.view import LiveView
 from dllm.output import Commit, Finished
-from dllm.streaming import Follower
-from dllm.view import LiveView
+from dllm.text.streaming import Follower
 
 PROMPT = (
     "Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. "

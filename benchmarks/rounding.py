@@ -25,7 +25,7 @@ from rich.progress import track
 import dllm.verify
 from benchmarks import speculate, speculate_smollm
 from benchmarks.common import RESULTS, fill, write_result
-from dllm.prompts import encode_prompt
+from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
 NAME = "rounding_{model}_{dtype}"

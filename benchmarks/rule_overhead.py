@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.common import write_result
 from benchmarks.step_overhead import BLOCK, EOS, POSITIONS, VOCAB, TableModel
 from dllm.config import DecodeConfig
-from dllm.decoding import Decoding
+from dllm.decoding.step import Decoding
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.samplers.learn2pd import save_filter
 

@@ -2,8 +2,8 @@
 
 Held-out prompts of all task families, seed 11, none of them among those watched during training
 (single calculations have no others); 128 holes behind each, in blocks of 32 and as one window. The
-papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer. A
-forward's logits are remembered per canvas (dllm.memo): that changes the time, not the counts.
+papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer.
+Logits are remembered per canvas (dllm.tuning.memo): that changes the time, not the counts.
 Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report; with
 --missing, only what the committed result does not have yet for the same prompts and weights,
 written after every task.
@@ -30,9 +30,9 @@ from benchmarks.common import RESULTS, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
-from dllm.memo import MemoModel
 from dllm.output import Output
 from dllm.samplers.egp import ExtremelyGreedy
+from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, str]  # task, block setting, method, knob

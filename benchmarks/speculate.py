@@ -24,11 +24,11 @@ from rich.progress import track
 import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from dllm.eval.tasks import TASKS, Example, examples
-from dllm.prompts import encode_prompt
-from dllm.verify.datastore import Datastore
+from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
 from dllm.verify.rng import row_seed
+from dllm.verify.sources.datastore import Datastore
 
 NAME = "speculate_{dtype}_t{temperature:g}"
 PAGE = Path(__file__).parent.parent / "docs" / "verify.md"

@@ -23,7 +23,7 @@ from benchmarks.common import write_result
 from dllm.cache.plan import Plan
 from dllm.cache.store import KVStore
 from dllm.config import DecodeConfig
-from dllm.decoding import Decoding
+from dllm.decoding.step import Decoding
 from dllm.models.spec import ModelSpec
 
 VOCAB, POSITIONS, BLOCK = 126_464, 1024, 32

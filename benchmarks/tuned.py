@@ -29,8 +29,8 @@ from dllm.eval.tasks import TASKS, Example
 from dllm.intervals import wilson
 from dllm.output import Output
 from dllm.presets import TUNED, preset_options
-from dllm.trials import Report
-from dllm.tune import tune
+from dllm.tuning.results import Report
+from dllm.tuning.tune import tune
 
 COUNT, SEED, MAX_LOSS = 19, 21, 0.005
 

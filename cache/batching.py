@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dllm.cache.plan import Plan
 from dllm.cache.policy import Query, Step
-from dllm.canvas import positions
+from dllm.decoding.canvas import positions
 
 SMALLEST = 8  # queries of the least bucket; the others are powers of two
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dllm.cache.plan import Layer
 from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, check_count, check_every, due
-from dllm.canvas import positions
+from dllm.decoding.canvas import positions
 
 
 @dataclass(frozen=True)

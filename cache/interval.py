@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dllm.cache.plan import Layer
 from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, check_share, due
-from dllm.canvas import positions
+from dllm.decoding.canvas import positions
 
 
 @dataclass(frozen=True)

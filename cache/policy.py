@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache.plan import Walk
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 
 State = dict[str, Tensor]  # tensors [B, ...] that a policy keeps between steps, by name
 

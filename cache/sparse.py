@@ -26,7 +26,7 @@ from dllm.cache.policy import (
     due,
     entered,
 )
-from dllm.canvas import positions
+from dllm.decoding.canvas import positions
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from dllm.engine import Engine
 from dllm.models.loading import load_model, resolve
 from dllm.presets import TUNED, read_preset
-from dllm.text import has_tokenizer, load_text
+from dllm.text.tokenizer import has_tokenizer, load_text
 
 
 def load(

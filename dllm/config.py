@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dllm.cache import POLICIES
 from dllm.options import ConfigError as ConfigError
 from dllm.options import Number, check_numbers, check_switches, check_top_p, checked_stop, replaced
+from dllm.registry import build_part, check_types, resolve
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
-from dllm.specs import build_part, check_types, resolve
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.cache.policy import CachePolicy

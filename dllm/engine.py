@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, overload
 
-from dllm.canvas import Given
 from dllm.config import AUTO, ConfigError, DecodeConfig
-from dllm.decoding import DecodeError, Decoding
-from dllm.driving import drive
+from dllm.decoding.canvas import Given
+from dllm.decoding.driving import drive
+from dllm.decoding.step import DecodeError, Decoding
 from dllm.models.protocol import Model
 from dllm.output import Events, Output
 from dllm.presets import TUNED, preset_options
-from dllm.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
-from dllm.spelling import Codec
+from dllm.text.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
+from dllm.text.spelling import Codec
 
 
 class TextCodec(Codec, Protocol):
-    """Text to ids and back, with a chat template; dllm.text.Text is one."""
+    """Text to ids and back, with a chat template; dllm.text.tokenizer.Text is one."""
 
     @property
     def has_chat_template(self) -> bool: ...

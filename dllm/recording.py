@@ -17,9 +17,9 @@ from dllm.errors import DllmError
 from dllm.files import FileError
 from dllm.jsonlog import ends_whole, new_log, read_records
 from dllm.output import Commit, Event, Finished, Output, Started, Timings
-from dllm.spec_streaming import SpecFollower, SpecRow
-from dllm.specs import describe, fits
-from dllm.streaming import Follower, Row
+from dllm.registry import describe, fits
+from dllm.text.spec_streaming import SpecFollower, SpecRow
+from dllm.text.streaming import Follower, Row
 from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas, Windows
+from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.noise import uniform
 
 TOKEN_STREAM, RULE_STREAM = 0, 1  # independent random streams of one step

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from dllm.samplers.parts import State
 from dllm.samplers.rule import at_least, probability
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from dllm.files import replacing
 from dllm.options import ConfigError
 from dllm.samplers.candidates import Candidates

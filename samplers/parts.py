@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dllm.canvas import Canvas, Windows
+from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates, Transform
 from dllm.samplers.rule import Rule
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from dllm.canvas import Canvas, Windows
+from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.parts import PlannerBase, State, Vocabulary
 from dllm.samplers.rule import at_least
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from dllm.options import ConfigError
+from dllm.registry import ImportPath
 from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform
 from dllm.samplers.parts import Vocabulary
 from dllm.samplers.rule import CommitRule, Selection
-from dllm.specs import ImportPath
 
 
 @dataclass(frozen=True)

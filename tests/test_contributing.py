@@ -13,9 +13,9 @@ import torch
 import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
+from dllm.eval.models import OracleSubject
 from dllm.eval.records import Setting
 from dllm.eval.run import Sweep, run
-from dllm.eval.subjects import OracleSubject
 from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec

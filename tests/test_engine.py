@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.canvas import Canvas
 from dllm.config import DecodeConfig
+from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output
 from dllm.samplers.candidates import Candidates

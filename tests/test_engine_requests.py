@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.none import NoCache
-from dllm.canvas import Windows
 from dllm.config import ConfigError, DecodeConfig
+from dllm.decoding.canvas import Windows
 from dllm.engine import DecodeError, Engine
 from dllm.errors import DllmError
 from dllm.output import Commit, Finished, Started

@@ -11,61 +11,34 @@ from typing import NamedTuple
 
 import pytest
 
-GROUND = (
-    "dllm.cache.plan",
-    "dllm.cache.store",
-    "dllm.canvas",
-    "dllm.driving",
-    "dllm.errors",
-    "dllm.files",
-    "dllm.jsonlog",
-    "dllm.models.spec",
-    "dllm.options",
-    "dllm.output",
-    "dllm.prompts",
-    "dllm.spelling",
-)
 TENSORS = ("torch", "numpy", "einops")
-BELOW_ENGINE = (*GROUND, "dllm.config", "dllm.specs", "dllm.models", "dllm.samplers", "dllm.cache")
-LOOP = (
-    "dllm.answers",
-    "dllm.binding",
-    "dllm.decoding",
-    "dllm.forward",
-    "dllm.pages",
-    "dllm.presets",
-    "dllm.standing",
+GROUND = (  # tensors, dataclasses and files
+    *("dllm.errors", "dllm.options", "dllm.output", "dllm.files", "dllm.jsonlog"),
+    *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.driving"),
+    *("dllm.cache.plan", "dllm.cache.store", "dllm.models.spec"),
+    *("dllm.text.__init__", "dllm.text.prompts", "dllm.text.spelling"),
 )
-ENGINE = (*BELOW_ENGINE, *LOOP, "dllm.engine")
-BESIDE_ENGINE = (*ENGINE, "dllm.text", "dllm.streaming")
-CONSOLE = (
-    "dllm.view",
-    "dllm.recording",
-    "dllm.batch",
-    "dllm.saving",
-    "dllm.spec_streaming",
-    "dllm.listing",
-    "dllm.memo",
-    "dllm.spec_view",
-    "dllm.tune",
-    "dllm.trials",
+BELOW_LOOP = (
+    *GROUND,
+    *("dllm.config", "dllm.presets", "dllm.registry"),
+    *("dllm.cache", "dllm.models", "dllm.samplers"),
 )
-NUMBERS = (
-    "dllm.errors",
-    "dllm.intervals",
-    "dllm.eval.records",
-    "dllm.eval.frontier",
-    "dllm.eval.curves",
-)
-LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
-PURE = (  # of verify
-    *("tree", "queries", "lattice", "rng", "accept", "sampled", "lossy"),
-    *("conditional", "search", "heap", "couple", "construct"),
-    *("sources", "ngram", "recycling", "suffix"),
-    *("control", "costs", "goodput", "protocol", "chain"),
+ENGINE = (*BELOW_LOOP, "dllm.decoding", "dllm.engine")
+BESIDE_ENGINE = (*ENGINE, "dllm.text")
+TARGET = (  # the part of verify that knows a model
+    *("dllm.verify.api", "dllm.verify.engine", "dllm.verify.loop"),
+    *("dllm.verify.draft.drafter", "dllm.verify.draft.vocab", "dllm.verify.target"),
 )
 SPEC_OUTPUT = "dllm.verify.output"
-LIBRARY = (*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.train", "dllm.verify")
+LIBRARY = (
+    *(*BESIDE_ENGINE, "dllm.__init__", "dllm.api", "dllm.eval", "dllm.integrations"),
+    *("dllm.train", "dllm.tuning", "dllm.verify"),
+)
+NUMBERS = (
+    *("dllm.errors", "dllm.intervals"),
+    *("dllm.eval.records", "dllm.eval.frontier", "dllm.eval.curves"),
+)
+LAWS = ("dllm.eval.closed_forms", "dllm.eval.ceiling")
 
 
 class May(NamedTuple):
@@ -77,62 +50,66 @@ class May(NamedTuple):
 
 # The longest matching name decides, so a single file can be stricter or freer than its folder.
 RULES: dict[str, May] = {
-    # ground floor: tensors and dataclasses only
     **dict.fromkeys(GROUND, May(GROUND, TENSORS)),
+    "dllm.files": May(("dllm.errors",), ("safetensors",)),
+    "dllm.jsonlog": May(("dllm.errors", "dllm.files"), ()),
+    "dllm.intervals": May((), ()),
+    "dllm.registry": May(("dllm.errors",), ()),
+    "dllm.tensors": May(("dllm.errors", "dllm.files"), ("safetensors",)),
+    "dllm.processes": May(("dllm.errors",), ("torch",)),
+    "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     # no model, no tokenizer, no cache
-    "dllm.samplers": May(("dllm.samplers", "dllm.canvas", "dllm.options"), TENSORS),
+    "dllm.samplers": May(("dllm.samplers", "dllm.decoding.canvas", "dllm.options"), TENSORS),
     "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.canvas", "dllm.files", "dllm.options", "dllm.tensors"),
+        ("dllm.samplers", "dllm.decoding.canvas", "dllm.files", "dllm.options", "dllm.tensors"),
         (*TENSORS, "safetensors"),
     ),
-    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.specs"), TENSORS),
+    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
     "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
     **dict.fromkeys(("dllm.models.decoder", "dllm.models.lora"), May(GROUND, TENSORS)),
-    "dllm.specs": May(("dllm.errors",), ()),
-    "dllm.tensors": May(("dllm.errors", "dllm.files"), ("safetensors",)),
-    "dllm.template_worker": May((), ("jinja2",)),
-    "dllm.templates": May(("dllm.errors",), ()),
-    "dllm.api": May((*ENGINE, "dllm.text")),
-    "dllm.config": May(BELOW_ENGINE, TENSORS),
-    **dict.fromkeys(LOOP, May((*BELOW_ENGINE, *LOOP), TENSORS)),
-    "dllm.engine": May((*BELOW_ENGINE, *LOOP), TENSORS),
-    "dllm.files": May(("dllm.errors",), ("safetensors",)),
-    "dllm.jsonlog": May(("dllm.errors", "dllm.files"), ()),
-    "dllm.intervals": May((), ()),
-    "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
-    "dllm.trials": May((*ENGINE, "dllm.intervals")),
-    "dllm.tune": May((*ENGINE, "dllm.memo", "dllm.trials")),
-    "dllm.memo": May(BELOW_ENGINE, TENSORS),
-    "dllm.listing": May((*ENGINE, "dllm.verify.config", "dllm.verify.parts")),
-    "dllm.verify": May((*GROUND, "dllm.models", "dllm.specs", "dllm.text", "dllm.verify")),
-    **dict.fromkeys(
-        (f"dllm.verify.{name}" for name in PURE),
-        May(("dllm.verify",), TENSORS),
+    # the loop
+    "dllm.config": May(BELOW_LOOP, TENSORS),
+    "dllm.presets": May(BELOW_LOOP, TENSORS),
+    "dllm.decoding": May((*BELOW_LOOP, "dllm.decoding"), TENSORS),
+    "dllm.engine": May(ENGINE, TENSORS),
+    "dllm.api": May((*ENGINE, "dllm.text.tokenizer")),
+    # text
+    "dllm.text": May(BESIDE_ENGINE),
+    "dllm.text.templates": May(("dllm.errors",), ()),
+    "dllm.text.template_worker": May((), ("jinja2",)),
+    "dllm.text.spec_streaming": May((SPEC_OUTPUT, "dllm.output", "dllm.verify.engine")),
+    "dllm.recording": May(
+        (
+            *(*ENGINE, "dllm.text.spec_streaming", "dllm.text.streaming", "dllm.verify.config"),
+            *(SPEC_OUTPUT,),
+        )
     ),
+    "dllm.tuning": May((*ENGINE, "dllm.intervals", "dllm.tuning")),
+    # drafting and verifying
+    "dllm.verify": May(("dllm.verify",), TENSORS),
+    "dllm.verify.__init__": May(("dllm.verify", "dllm.integrations"), ()),  # lazily
+    "dllm.verify.components": May(("dllm.registry", "dllm.verify"), TENSORS),
+    "dllm.verify.config": May((*GROUND, "dllm.registry", "dllm.verify"), TENSORS),
     SPEC_OUTPUT: May(("dllm.output",), ()),
-    "dllm.verify.datastore": May(
+    **dict.fromkeys(
+        TARGET, May((*GROUND, "dllm.models", "dllm.registry", "dllm.text", "dllm.verify"))
+    ),
+    "dllm.verify.target.queries": May(("dllm.verify",), TENSORS),
+    "dllm.verify.sources.datastore": May(
         ("dllm.errors", "dllm.files", "dllm.tensors", "dllm.verify"), (*TENSORS, "safetensors")
     ),
-    "dllm.text": May((*BESIDE_ENGINE, "dllm.templates")),
-    "dllm.streaming": May(BESIDE_ENGINE),
-    "dllm.view": May(("dllm.output", "dllm.streaming")),
-    "dllm.recording": May(
-        (*ENGINE, "dllm.spec_streaming", "dllm.streaming", "dllm.verify.config", SPEC_OUTPUT)
+    "dllm.integrations": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.integrations", "dllm.verify")),
+    **dict.fromkeys(
+        ("dllm.integrations.lm_eval", "dllm.integrations.lm_eval_options"),
+        May((*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.integrations", "dllm.processes")),
     ),
-    "dllm.spec_streaming": May((SPEC_OUTPUT, "dllm.output", "dllm.verify.engine")),
-    "dllm.spec_view": May((SPEC_OUTPUT, "dllm.spec_streaming", "dllm.view")),
-    "dllm.batch": May((*GROUND, "dllm.streaming")),
-    "dllm.saving": May((*GROUND, "dllm.batch", "dllm.streaming")),
     "dllm.eval": May(
         (
-            *BESIDE_ENGINE,
-            "dllm.__init__",
-            "dllm.environment",
-            "dllm.eval",
-            "dllm.intervals",
+            *(*BESIDE_ENGINE, "dllm.__init__", "dllm.environment", "dllm.eval", "dllm.intervals"),
+            *("dllm.processes",),
         )
     ),
     # the numbers, tables and figures of runs need no torch
@@ -145,12 +122,8 @@ RULES: dict[str, May] = {
     "dllm.eval.laws": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
     "dllm.eval.report": May(
         (
-            *NUMBERS,
-            "dllm.eval.compare",
-            "dllm.eval.packed",
-            "dllm.eval.suite.base",
-            "dllm.eval.tables",
-            "dllm.files",
+            *(*NUMBERS, "dllm.eval.compare", "dllm.eval.packed", "dllm.eval.suite.base"),
+            *("dllm.eval.tables", "dllm.files"),
         ),
         (),
     ),
@@ -158,14 +131,8 @@ RULES: dict[str, May] = {
     # the questions and graders need no torch
     "dllm.eval.suite": May(
         (
-            "dllm.errors",
-            "dllm.eval.__init__",
-            "dllm.eval.packed",
-            "dllm.eval.shapes",
-            "dllm.eval.suite",
-            "dllm.eval.tasks",
-            "dllm.files",
-            "dllm.specs",
+            *("dllm.errors", "dllm.eval.__init__", "dllm.eval.packed", "dllm.eval.shapes"),
+            *("dllm.eval.suite", "dllm.eval.tasks", "dllm.files", "dllm.registry"),
         ),
         (),
     ),
@@ -173,18 +140,12 @@ RULES: dict[str, May] = {
     "dllm.eval.tasks": May(("dllm.eval.tasks",), ()),
     "dllm.train": May(
         (
-            *BESIDE_ENGINE,
-            "dllm.__init__",
-            "dllm.batch",
-            "dllm.eval",
-            "dllm.files",
-            "dllm.jsonlog",
-            "dllm.train",
-            "dllm.verify.target",
+            *(*BESIDE_ENGINE, "dllm.__init__", "dllm.cli.batch", "dllm.eval", "dllm.processes"),
+            *("dllm.train", "dllm.verify.target"),
         )
     ),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
-    "dllm.cli": May((*LIBRARY, *CONSOLE, "dllm.cli")),
+    "dllm.cli": May((*LIBRARY, "dllm.cli", "dllm.processes", "dllm.recording")),
     "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may
 }
 
@@ -240,8 +201,8 @@ KNOWN = {
     "dllm.cache.__init__",
     "dllm.cache.plan",
     "dllm.cache.prefix",
-    "dllm.canvas",
     "dllm.cli",
+    "dllm.decoding.canvas",
     "dllm.engine",
     "dllm.models.__init__",
     "dllm.models.decoder",
@@ -261,12 +222,12 @@ KNOWN = {
         ("dllm.cache.prefix", "from . import other_policy"),
         ("dllm.cache.prefix", "from dllm.cache import KVStore"),
         ("dllm.cache.plan", "import dllm.models.decoder"),
-        ("dllm.canvas", "from . import engine"),
+        ("dllm.decoding.canvas", "from .. import engine"),
         ("dllm.models.decoder", "import safetensors"),
         ("dllm.engine", "from .text import Text"),
-        ("dllm.verify.search", "import dllm.engine"),
+        ("dllm.verify.draft.search", "import dllm.engine"),
         ("dllm.eval.sweep", "from dllm.train import recipe"),
-        ("dllm.streaming", "from . import cli"),
+        ("dllm.text.streaming", "from .. import cli"),
         ("dllm.__init__", "import torch"),
         ("dllm.newcomer", ""),
     ],
@@ -280,14 +241,14 @@ def test_a_violation_is_found(module, source):
     [
         (
             "dllm.samplers.quota",
-            "import math\nimport torch.nn.functional as F\nfrom ..canvas import Canvas",
+            "import math\nimport torch.nn.functional as F\nfrom ..decoding.canvas import Canvas",
         ),
         ("dllm.samplers.quota", "from . import __doc__\nfrom dllm.samplers import base"),
         (
             "dllm.cache.prefix",
             "from .plan import Plan\nfrom ..cache import plan\nfrom . import plan",
         ),
-        ("dllm.verify.target", "import transformers\nfrom ..models import decoder"),
+        ("dllm.verify.target.model", "import transformers\nfrom ..models import decoder"),
         ("dllm.train.recipe", "from ..eval.tasks import lists\nimport dllm"),
         ("dllm.__main__", "from dllm.cli import main"),
     ],

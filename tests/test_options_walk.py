@@ -20,13 +20,13 @@ from dllm.config import PARTS, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.suite import GROUP, TASKS
-from dllm.specs import build_part, part_class
+from dllm.registry import build_part, part_class
 from dllm.train.recipes import GROUP as RECIPE_GROUP
 from dllm.train.recipes import RECIPES
 from dllm.verify import HFTarget
+from dllm.verify.components import KINDS
 from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
-from dllm.verify.parts import KINDS
 from tests.cache.models import decoder
 from tests.fakes import FakeModel, FakeText
 from tests.verify.scripted import knowing

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-from dllm import specs
+from dllm import registry as specs
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dllm.cli.view import LiveView
 from dllm.errors import DllmError
 from dllm.recording import RecordingError, read_recording, replay
-from dllm.streaming import Follower
-from dllm.view import LiveView
+from dllm.text.streaming import Follower
 
 HEAD = {
     "dllm_recording": 2,

@@ -20,11 +20,11 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.files import FileError
 from dllm.models.markov import FILE, MarkovHead, load_markov, save_markov
+from dllm.registry import SpecError
 from dllm.samplers.learn2pd import save_filter
-from dllm.specs import SpecError
 from dllm.tensors import opened, read_tensors
-from dllm.verify.datastore import Datastore
-from dllm.verify.parts import sources_of
+from dllm.verify.components import sources_of
+from dllm.verify.sources.datastore import Datastore
 from tests.fakes import VOCAB, FakeModel, FakeText
 
 BLOCK = 4

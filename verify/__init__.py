@@ -17,23 +17,23 @@ if __name__ != "dllm.verify":
     raise ImportError("this folder is dllm.verify: import it under that name")
 
 if TYPE_CHECKING:
+    from dllm.integrations.custom_generate import generate
     from dllm.verify.api import load, load_drafter
     from dllm.verify.config import SpecConfig
-    from dllm.verify.drafter import ModelDrafter
+    from dllm.verify.draft.drafter import ModelDrafter
     from dllm.verify.engine import SpecEngine
-    from dllm.verify.hf import generate
     from dllm.verify.output import SpecOutput
-    from dllm.verify.target import HFTarget
+    from dllm.verify.target.model import HFTarget
 
 _HOME = {
-    "load": "api",
-    "load_drafter": "api",
-    "SpecConfig": "config",
-    "ModelDrafter": "drafter",
-    "SpecEngine": "engine",
-    "SpecOutput": "output",
-    "generate": "hf",
-    "HFTarget": "target",
+    "load": "dllm.verify.api",
+    "load_drafter": "dllm.verify.api",
+    "SpecConfig": "dllm.verify.config",
+    "ModelDrafter": "dllm.verify.draft.drafter",
+    "SpecEngine": "dllm.verify.engine",
+    "SpecOutput": "dllm.verify.output",
+    "generate": "dllm.integrations.custom_generate",
+    "HFTarget": "dllm.verify.target.model",
 }
 
 __all__ = [
@@ -51,7 +51,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'dllm.verify' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dllm.verify.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -10,12 +10,12 @@ import torch
 from dllm.errors import DllmError
 from dllm.models.loading import load_model, resolve
 from dllm.models.markov import load_markov
-from dllm.text import Text, load_text
-from dllm.verify.drafter import ModelDrafter
+from dllm.text.tokenizer import Text, load_text
+from dllm.verify.draft.drafter import ModelDrafter
+from dllm.verify.draft.vocab import Translated, id_map, same_ids
 from dllm.verify.engine import SpecEngine
 from dllm.verify.protocol import Drafter
-from dllm.verify.target import load_target
-from dllm.verify.vocab import Translated, id_map, same_ids
+from dllm.verify.target.model import load_target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

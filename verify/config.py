@@ -176,8 +176,8 @@ class SpecConfig:
         """The parts that the specs name, greedy ones if the temperature is left open; SpecError
         says what is wrong with one.
         """
+        from dllm.verify.components import control_of, rule_of, search_of, sources_of
         from dllm.verify.loop import Parts
-        from dllm.verify.parts import control_of, rule_of, search_of, sources_of
 
         search = search_of(self.search)
         warm = self.temperature or 0.0

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from dllm.driving import drive
+from dllm.decoding.driving import drive
 from dllm.errors import DllmError
 from dllm.output import FinishReason
-from dllm.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
-from dllm.spelling import Speller
-from dllm.text import Text
+from dllm.text.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
+from dllm.text.spelling import Speller
+from dllm.text.tokenizer import Text
 from dllm.verify.config import PartsCache, SpecConfig
-from dllm.verify.decoding import TargetDecoding, own_decoding
 from dllm.verify.loop import Request, speculate
 from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, StandingRounds
 from dllm.verify.protocol import Drafter
 from dllm.verify.rng import TorchRng, row_seed
-from dllm.verify.target import HFTarget
+from dllm.verify.target.generation import TargetDecoding, own_decoding
+from dllm.verify.target.model import HFTarget
 
 
 class SpecEngine:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.accept import Emit, Greedy, Rule, Scores, Walk, go_on
-from dllm.verify.control import Control, ControlPart, Observed, Spent
-from dllm.verify.lattice import Lattice
+from dllm.verify.accept.rules import Emit, Greedy, Rule, Scores, Walk, go_on
+from dllm.verify.control.controllers import Control, ControlPart, Observed, Spent
+from dllm.verify.draft.lattice import Lattice
+from dllm.verify.draft.search import Search
 from dllm.verify.output import Round, RowRound
 from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
 from dllm.verify.rng import Rng
-from dllm.verify.search import Search
-from dllm.verify.sources import Memory, Rate, Rates, SourcePart
+from dllm.verify.sources.memory import Memory, Rate, Rates, SourcePart
 from dllm.verify.tree import Tree
 
 LIMIT = 256  # drafts of a tree; a mask of trees is quadratic in it

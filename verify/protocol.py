@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dllm.verify.lattice import Lattice
+from dllm.verify.draft.lattice import Lattice
 from dllm.verify.tree import Tree
 
 

@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dllm import __version__
 from dllm.errors import DllmError
-from dllm.specs import describe
+from dllm.registry import describe
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF)  # cannot be written

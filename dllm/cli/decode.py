@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Option
 
-from dllm.batch import Bar, Record, located, read_prompts, title
 from dllm.cli.app import INTERRUPTED, app, verb
+from dllm.cli.batch import Bar, Record, located, read_prompts, title
 from dllm.cli.options import (
     AsJson,
     BatchSize,
@@ -53,13 +53,13 @@ from dllm.cli.options import (
     prepare,
     real,
 )
+from dllm.cli.saving import answers_to, check_files
+from dllm.cli.spec_view import SpecView
 from dllm.cli.terminal import unechoed
-from dllm.driving import drive
+from dllm.cli.view import DELAY, LiveView
+from dllm.decoding.driving import drive
 from dllm.errors import DllmError
-from dllm.saving import answers_to, check_files
-from dllm.spec_view import SpecView
-from dllm.streaming import Follower
-from dllm.view import DELAY, LiveView
+from dllm.text.streaming import Follower
 
 if TYPE_CHECKING:
     from dllm.config import DecodeConfig

@@ -31,6 +31,6 @@ def lm_eval_(ctx: typer.Context) -> None:
 
     The options of lm-eval itself: dllm eval lm-eval run --help.
     """
-    from dllm.eval.lmeval import run
+    from dllm.integrations.lm_eval import run
 
     run(ctx.args)

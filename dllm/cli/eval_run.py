@@ -31,9 +31,9 @@ from dllm.cli.options import (
 from dllm.errors import DllmError
 
 if TYPE_CHECKING:
+    from dllm.eval.models import Subject
     from dllm.eval.records import Setting
     from dllm.eval.run import Unable
-    from dllm.eval.subjects import Subject
     from dllm.eval.suite import SuiteTask
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
@@ -120,10 +120,10 @@ def run(
     from dllm.eval.figures import check_target, draw
     from dllm.eval.grid import grid as combinations
     from dllm.eval.grid import rules
-    from dllm.eval.ranks import Ranks
     from dllm.eval.run import Sweep
     from dllm.eval.run import run as start
     from dllm.eval.suite import task_of
+    from dllm.processes import Ranks
 
     given: dict[str, Sequence[Any] | None] = {
         "sampler": sampler,
@@ -230,8 +230,8 @@ def check(settings: Sequence[Setting]) -> None:
 def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> Subject:
     import dllm
     from dllm.engine import Engine
-    from dllm.eval.subjects import ORACLE, Checkpoint, OracleSubject
-    from dllm.memo import MemoModel
+    from dllm.eval.models import ORACLE, Checkpoint, OracleSubject
+    from dllm.tuning.memo import MemoModel
 
     if model == ORACLE:
         return OracleSubject()
@@ -244,9 +244,9 @@ def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) ->
 @eval_app.command("tasks", cls=verb())
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
+    from dllm.cli.listing import describe_part, listing_of
     from dllm.eval.suite import GROUP, SUITES, TASKS
-    from dllm.listing import describe_part, listing_of
-    from dllm.specs import known_parts
+    from dllm.registry import known_parts
 
     console = Console(highlight=False)
     listing = listing_of("task", "what it asks", "options")

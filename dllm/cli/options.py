@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from typer import BadParameter, Option
 
-from dllm.specs import shown
+from dllm.registry import shown
 
 if TYPE_CHECKING:
     from dllm.config import DecodeConfig

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from dllm.batch import Record, located, read_prompts, title
 from dllm.cli.app import INTERRUPTED, app, verb
+from dllm.cli.batch import Record, located, read_prompts, title
 from dllm.cli.options import (
     LOADING,
     MODEL,
@@ -36,11 +36,11 @@ from dllm.cli.options import (
     defaults_of,
     option,
 )
-from dllm.driving import drive
+from dllm.cli.saving import answers_to, check_files
+from dllm.cli.view import DELAY
+from dllm.decoding.driving import drive
 from dllm.errors import DllmError
 from dllm.files import parse_json
-from dllm.saving import answers_to, check_files
-from dllm.view import DELAY
 
 if TYPE_CHECKING:
     from dllm.verify.config import SpecConfig
@@ -146,8 +146,8 @@ def speculate(
     check_files({"--input": input}, {"--output": output, "--record": record}, overwrite)
     with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params, single=len(records) == 1)
-    from dllm.spec_streaming import SpecFollower
-    from dllm.spec_view import SpecView, as_dict
+    from dllm.cli.spec_view import SpecView, as_dict
+    from dllm.text.spec_streaming import SpecFollower
 
     def consumers(part: Sequence[Record]) -> Iterator[Any]:
         titles = [title(item) for item in part]

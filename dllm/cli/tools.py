@@ -20,7 +20,7 @@ def samplers(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List all parts, their options with defaults and their papers; then the presets."""
-    import dllm.listing as listing
+    import dllm.cli.listing as listing
 
     if name is not None:
         listing.check_name(name)

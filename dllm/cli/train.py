@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dllm.cli.app import INTERRUPTED, app, verb
 from dllm.cli.options import MODEL, MOST_ROWS, MOST_SEED, Device, Dtype, defaults_of, option, real
+from dllm.cli.saving import check_files
 from dllm.errors import DllmError
-from dllm.saving import check_files
 
 if TYPE_CHECKING:
     from dllm.train.job import Run
@@ -121,7 +121,7 @@ def train(
     from dllm.train.recipes import GROUP, RECIPES, build_recipe
 
     if recipe is None:
-        from dllm.listing import print_kind
+        from dllm.cli.listing import print_kind
 
         print_kind(Console(highlight=False), "recipe", RECIPES, GROUP)
         return

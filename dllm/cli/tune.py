@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer import Option
 
-from dllm.batch import Record, read_prompts
 from dllm.cli.app import INTERRUPTED, app, verb
+from dllm.cli.batch import Record, read_prompts
 from dllm.cli.options import (
     MOST_GB,
     MOST_ROWS,
@@ -29,12 +29,12 @@ from dllm.cli.options import (
     prepare,
     real,
 )
+from dllm.cli.saving import check_files
 from dllm.errors import DllmError
-from dllm.saving import check_files
 
 if TYPE_CHECKING:
     from dllm.output import Output
-    from dllm.trials import Report, Trial
+    from dllm.tuning.results import Report, Trial
 
 
 @app.command(cls=verb(decoding))
@@ -70,7 +70,7 @@ def tune(
     log = output.with_suffix(".jsonl")
     check_files({"--prompts": prompts}, {"--output": output, "its log": log}, overwrite=True)
     config, engine = prepare(ctx.params)
-    from dllm.tune import tune as run
+    from dllm.tuning.tune import tune as run
 
     answers = [record.get("answer") for record in records]
 

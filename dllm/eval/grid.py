@@ -13,7 +13,7 @@ from dllm.config import DecodeConfig
 from dllm.errors import DllmError
 from dllm.eval.records import Setting
 from dllm.presets import PRESETS, preset_options
-from dllm.specs import split_spec
+from dllm.registry import split_spec
 
 COUNTS = "1/2/4/8/16/64"
 # Every knob is swept to the end where all is committed at once, where it has one: else areas (LPA)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from dllm.cache.plan import Plan
-from dllm.canvas import positions
 from dllm.config import DecodeConfig
+from dllm.decoding.canvas import positions
+from dllm.decoding.forward import guided
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.forward import guided
 from dllm.models.protocol import Model
 from dllm.samplers.noise import uniform
 

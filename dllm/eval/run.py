@@ -15,13 +15,13 @@ from typing import NamedTuple
 from dllm.config import DecodeConfig
 from dllm.environment import environment
 from dllm.errors import DllmError
-from dllm.eval.ranks import Ranks
+from dllm.eval.models import Questions, Subject
 from dllm.eval.records import Plan, Row, Setting, Skipped, Summary
 from dllm.eval.store import Store, write_summary
-from dllm.eval.subjects import Questions, Subject
 from dllm.eval.suite import SUITE, SuiteTask, draw, task_of, tasks_of
 from dllm.eval.summary import summarize
 from dllm.output import Commit, Finished, Output
+from dllm.processes import Ranks
 
 Progress = Callable[[int, int, Setting], None]
 Unable = tuple[Setting, str, int, str]  # cannot run this task (spec) at this size, for this reason

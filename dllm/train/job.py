@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Protocol
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.ranks import Ranks
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.loading import resolve
 from dllm.models.stored import read_json
-from dllm.specs import build_part
-from dllm.text import Text
+from dllm.processes import Ranks
+from dllm.registry import build_part
+from dllm.text.tokenizer import Text
 from dllm.train.asked import Asked
 from dllm.train.data import Pair
 from dllm.train.questions import Question, read_questions
@@ -168,7 +168,7 @@ class Job(Asked):
 
     def teacher(self) -> tuple[Any, Text]:
         """The AR model that answers are learned from, and its tokenizer."""
-        from dllm.verify.target import load_target
+        from dllm.verify.target.model import load_target
 
         assert self.distill_from is not None
         found, tokenizer = load_target(self.distill_from, "auto", self.place)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from dllm.batch import read_prompts
+from dllm.cli.batch import read_prompts
 from dllm.errors import DllmError
 from dllm.eval.tasks import TASKS, Example
-from dllm.prompts import Message, encode_prompt
-from dllm.text import Text
+from dllm.text.prompts import Message, encode_prompt
+from dllm.text.tokenizer import Text
 from dllm.train.asked import GENERATORS
 from dllm.train.data import draw
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dllm.specs import build_part
+from dllm.registry import build_part
 from dllm.train.job import Recipe
 
 HERE = "dllm.train"

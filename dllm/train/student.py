@@ -18,7 +18,7 @@ from dllm.models.loading import load_model, resolve, write_checkpoint
 from dllm.models.lora import Lora, LoraLinear, attach, merge
 from dllm.models.markov import FILE as MARKOV
 from dllm.models.stored import CONFIG, read_json, shard_files, survey
-from dllm.text import Text, load_text, load_tokenizer
+from dllm.text.tokenizer import Text, load_text, load_tokenizer
 from dllm.train.data import Pair, Shuffled
 from dllm.train.trainer import TrainConfig
 

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dllm.eval.ranks import Ranks
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog, read_records
+from dllm.processes import Ranks
 from dllm.train.state import FILE, load_state, save_state
 
 LOG = "log.jsonl"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dllm.cache.policy import Step
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 
 
 def step_of(canvas: Canvas, **fields: Any) -> Step:

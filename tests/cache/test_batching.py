@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dllm.cache.batching import bucket, plans
 from dllm.cache.policy import Query
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from tests.cache.steps import step_of
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.delayed import Delayed, settled
-from dllm.canvas import Canvas
 from dllm.config import DecodeConfig
-from dllm.specs import SpecError
+from dllm.decoding.canvas import Canvas
+from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 from tests.cache.models import PLAIN, Watched, decoder, run
 from tests.cache.steps import step_of

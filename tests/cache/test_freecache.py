@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from dllm.config import DecodeConfig
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.greedy import Greedy, shuffled
-from dllm.canvas import Canvas
 from dllm.config import ConfigError, DecodeConfig
+from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.output import Commit
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec
 from tests.cache.models import PLAIN, Watched, decoder, run
 from tests.cache.steps import step_of

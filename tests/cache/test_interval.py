@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dllm.cache.interval import Interval
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from tests.cache.literal_walks import Interval as Literal
 from tests.cache.literal_walks import Plain, decode, written
 from tests.cache.models import PLAIN, Watched, decoder, run, steps

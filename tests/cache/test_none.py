@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dllm.cache.batching import plans
 from dllm.cache.none import NoCache
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from tests.cache.steps import step_of
 
 

@@ -11,7 +11,7 @@ import torch
 from dllm.cache.sparse import Sparse, scores
 from dllm.config import ConfigError
 from dllm.models.decoder import Block, Decoder
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from tests.cache.literal_walks import Plain, decode, written
 from tests.cache.literal_walks import Sparse as Literal
 from tests.cache.models import PLAIN, Watched, decoder, run, steps

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dllm.cache.fastdllm import Dual
 from dllm.cache.vicinity import Vicinity
 from dllm.config import DecodeConfig
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 

@@ -145,8 +145,8 @@ class TestStatus:
 
     def test_a_fault_of_its_own(self):
         code = (
-            "import sys, dllm.listing; from dllm.__main__ import main\n"
-            "dllm.listing.print_parts = None\n"
+            "import sys, dllm.cli.listing; from dllm.__main__ import main\n"
+            "dllm.cli.listing.print_parts = None\n"
             "sys.argv = ['dllm', 'samplers']; sys.exit(main())"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 
 import dllm
 import dllm.api
-import dllm.specs
+import dllm.registry
 import dllm.train.tiny
 from dllm.cli import app
 from dllm.config import DecodeConfig

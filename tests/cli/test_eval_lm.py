@@ -20,7 +20,9 @@ from tests.cli.common import fails
 )
 def test_all_arguments_are_handed_over_as_they_are(run, monkeypatch, arguments):
     handed = []
-    monkeypatch.setitem(sys.modules, "dllm.eval.lmeval", SimpleNamespace(run=handed.extend))
+    monkeypatch.setitem(
+        sys.modules, "dllm.integrations.lm_eval", SimpleNamespace(run=handed.extend)
+    )
     result = run("eval", "lm-eval", *arguments)
     assert (result.exit_code, handed) == (0, arguments)
 
@@ -34,5 +36,5 @@ def test_its_own_help_tells_the_model_arguments(run):
 def test_a_missing_lm_eval_is_told_with_how_to_install_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
-    monkeypatch.delitem(sys.modules, "dllm.eval.lmeval", raising=False)
+    monkeypatch.delitem(sys.modules, "dllm.integrations.lm_eval", raising=False)
     fails(run("eval", "lm-eval", "--tasks", "a"), "pip install 'dllm-engine[lm-eval]'")

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-import dllm.spec_view
+import dllm.cli.spec_view
 import dllm.verify.api
-from dllm.driving import drive
+from dllm.decoding.driving import drive
 from dllm.recording import read_recording
-from dllm.spec_streaming import SpecFollower
+from dllm.text.spec_streaming import SpecFollower
 from tests.cli.common import fails, modules_after
 
 PROMPT = "Reverse the list: pear, fig, plum"
@@ -183,12 +183,12 @@ def followed(pair, *prompts, **options):
 
 def test_drafts_and_own_tokens_have_two_colours(pair):
     follower = followed(pair, PROMPT, control="fixed:depth=4,nodes=4")
-    text = dllm.spec_view.coloured(follower.rows[0])
+    text = dllm.cli.spec_view.coloured(follower.rows[0])
     assert text.plain == ANSWER
     console = Console(force_terminal=True, color_system="standard", file=io.StringIO())
     console.print(text)
     styles = {str(span.style) for span in text.spans}
-    assert styles == {dllm.spec_view.DRAFTED, dllm.spec_view.OWN}
+    assert styles == {dllm.cli.spec_view.DRAFTED, dllm.cli.spec_view.OWN}
 
 
 def test_the_text_on_the_screen_is_the_one_returned(pair):
@@ -196,24 +196,24 @@ def test_the_text_on_the_screen_is_the_one_returned(pair):
     for prompt, stop in ((PROMPT, "lum"), ("Copy the list: 世界, naïve", "aï")):
         follower = followed(pair, prompt, stop=[stop])
         row = follower.rows[0]
-        assert dllm.spec_view.coloured(row).plain == row.output.text
+        assert dllm.cli.spec_view.coloured(row).plain == row.output.text
         assert row.output.text == pair.generate(prompt, stop=[stop]).text
     whole = followed(pair, PROMPT).rows[0]
     assert "".join(whole.pieces) == ANSWER
     whole.output = replace(whole.output, text="what no pieces spell\x1b")
-    assert dllm.spec_view.coloured(whole).plain == "what no pieces spell\ufffd"
+    assert dllm.cli.spec_view.coloured(whole).plain == "what no pieces spell\ufffd"
 
 
 @pytest.fixture
 def screen(monkeypatch):
     """A terminal for the view."""
     made = Console(force_terminal=True, file=io.StringIO(), width=80)
-    monkeypatch.setattr(dllm.spec_view, "Console", lambda **_: made)
+    monkeypatch.setattr(dllm.cli.spec_view, "Console", lambda **_: made)
     return made
 
 
 def test_the_view_follows_the_rounds(pair, screen):
-    with dllm.spec_view.SpecView(SpecFollower.of(pair), delay=0) as view:
+    with dllm.cli.spec_view.SpecView(SpecFollower.of(pair), delay=0) as view:
         done, _ = drive(pair.stream(PROMPT, control="fixed:depth=4,nodes=4"), view)
     output = done[0]
     shown = screen.file.getvalue()
@@ -225,7 +225,7 @@ def test_the_view_follows_the_rounds(pair, screen):
 def test_a_batch_is_drawn_once_a_round(pair, screen):
     prompts = [PROMPT, "Copy the list: fig, kiwi, plum"]
     options = {"control": "fixed:depth=0,nodes=0", "sources": (), "max_new_tokens": 4}
-    with dllm.spec_view.SpecView(SpecFollower.of(pair), prompts, delay=0) as view:
+    with dllm.cli.spec_view.SpecView(SpecFollower.of(pair), prompts, delay=0) as view:
         drive(pair.stream(prompts, **options), view)
     shown = screen.file.getvalue()
     assert shown.count("round 3: 0 drafts verified, 0 accepted") == 2

@@ -10,11 +10,11 @@ import torch
 
 import dllm
 import dllm.api
-import dllm.specs
+import dllm.registry
 from dllm.cache import POLICIES
 from dllm.presets import PRESETS
 from dllm.samplers import PLANNERS, SAMPLERS
-from dllm.verify.parts import CONTROLS, RULES, SEARCHES, SOURCES
+from dllm.verify.components import CONTROLS, RULES, SEARCHES, SOURCES
 from tests.cli.common import fails
 
 
@@ -35,7 +35,7 @@ class TestSamplers:
                 EntryPoint("broken", "no_such_module:Rule", "dllm.samplers"),
             ]
         }
-        monkeypatch.setattr(dllm.specs, "entry_points", lambda group: points.get(group, []))
+        monkeypatch.setattr(dllm.registry, "entry_points", lambda group: points.get(group, []))
         result = run("samplers")
         assert result.exit_code == 0
         assert re.search(r"^\s*mine\s+Commit the k best", result.stdout, re.MULTILINE)

@@ -15,12 +15,12 @@ import pytest
 
 from dllm.errors import DllmError
 from dllm.eval.figures import draw
+from dllm.eval.models import OracleSubject
 from dllm.eval.records import Setting
 from dllm.eval.regrade import regrade
 from dllm.eval.report import read_summary, report
 from dllm.eval.run import Sweep, run
 from dllm.eval.store import Store
-from dllm.eval.subjects import OracleSubject
 
 FILES = ("run.json", "samples.jsonl", "results.jsonl", "summary.json")
 SWEEP = Sweep(

@@ -11,14 +11,14 @@ import pytest
 
 import dllm
 from dllm.errors import DllmError
-from dllm.eval.ranks import Ranks
+from dllm.eval.models import Checkpoint, OracleSubject
 from dllm.eval.records import Row, Setting, Summary
 from dllm.eval.regrade import regrade
 from dllm.eval.run import Sweep, configure, made, pieces, run
 from dllm.eval.store import Store
-from dllm.eval.subjects import Checkpoint, OracleSubject
 from dllm.eval.suite import draw, task_of
 from dllm.output import Commit, Output, Timings
+from dllm.processes import Ranks
 
 SHORT = "wording=short,n=3+4"
 TASKS = (f"copy:{SHORT}", f"shuffle:{SHORT}")

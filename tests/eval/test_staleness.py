@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.cache.plan import Plan
 from dllm.cache.store import KVStore
 from dllm.eval.staleness import Meter, Staleness
-from dllm.memo import MemoModel
+from dllm.tuning.memo import MemoModel
 from tests.cache.models import Watched, decoder, run, steps
 
 NO_END = "quota:logits_eos_inf=true"  # one token a step, to the end

@@ -18,7 +18,7 @@ from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.loading import load_model, resolve, write_checkpoint
 from dllm.models.lora import Lora, attached, disabled, merge
 from dllm.models.stored import read_json
-from dllm.text import load_text
+from dllm.text.tokenizer import load_text
 from tests.models.adapters import adapted, error, logits, rewrite, save
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
 

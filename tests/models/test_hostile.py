@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import dllm
 from dllm.errors import LoadError
 from dllm.models.loading import load_model
-from dllm.text import load_tokenizer
+from dllm.text.tokenizer import load_tokenizer
 from tests.models.checkpoints import CONFIGS, make
 
 INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00002.safetensors"

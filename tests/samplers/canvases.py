@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.canvas import Canvas, Windows, positions
+from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import Planner, State
 

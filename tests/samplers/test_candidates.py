@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dllm.canvas import Canvas, Windows, positions
+from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.samplers import candidates
 from dllm.samplers.candidates import (
     Candidates,

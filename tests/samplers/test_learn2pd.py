@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dllm.canvas import Canvas
+from dllm.decoding.canvas import Canvas
 from dllm.samplers.candidates import Candidates, Decoded
 from dllm.samplers.learn2pd import NAMES, EndOfText, Learn2PD, load_filter, save_filter
 from dllm.samplers.rule import quota

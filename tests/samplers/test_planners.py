@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.canvas import Canvas, Windows
 from dllm.config import DecodeConfig
+from dllm.decoding.canvas import Canvas, Windows
 from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
 from dllm.samplers.multi import MultiBlock

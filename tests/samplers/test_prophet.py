@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.canvas import Canvas, positions
 from dllm.config import DecodeConfig
+from dllm.decoding.canvas import Canvas, positions
 from dllm.engine import Engine
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.prophet import Prophet

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dllm.registry import build_part
 from dllm.samplers import SAMPLERS
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.fastdllm import Factor, Threshold
 from dllm.samplers.frechet import Frechet
 from dllm.samplers.localleap import LocalLeap
 from dllm.samplers.rule import CommitRule
-from dllm.specs import build_part
 from tests.samplers.views import alone, committed, random_view, rows_of, views
 
 # These read a file, or decide by what they kept from earlier steps; their own tests cover them.

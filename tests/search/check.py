@@ -11,11 +11,9 @@ import torch
 from dllm.config import ConfigError
 from dllm.engine import Engine
 from dllm.output import Commit, Output
-from dllm.streaming import Follower, feed
+from dllm.text.streaming import Follower, feed
 from tests.fakes import FakeModel, FakeText
-from tests.interrupting import Lines
-from tests.parts import EXACT
-from tests.promises import (
+from tests.guarantees import (
     Run,
     Watching,
     check_cut,
@@ -26,6 +24,8 @@ from tests.promises import (
     replay,
     summary,
 )
+from tests.interrupting import Lines
+from tests.parts import EXACT
 from tests.search.draw import Case
 
 ROUNDING = 1e-6  # of a confidence where a batch is computed in another shape

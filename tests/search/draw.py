@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dllm.canvas import Given
 from dllm.config import DecodeConfig
+from dllm.decoding.canvas import Given
 from tests.cache.models import decoder
 from tests.fakes import EOS, EOT, MASK, PLAIN, VOCAB, FakeModel, constant, drifting, hashed, leaning
+from tests.guarantees import Request
 from tests.parts import (
     BLOCKS,
     CHANGES,
@@ -23,7 +24,6 @@ from tests.parts import (
     WHERE,
     references,
 )
-from tests.promises import Request
 
 LEANING = [(3, 0.0), (EOS, 1.5), (EOS, 4.0), (EOT, 30.0), (MASK, 9.0)]
 

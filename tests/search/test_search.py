@@ -8,7 +8,7 @@ from subprocess import run
 import pytest
 import torch
 
-from dllm.decoding import Decoding
+from dllm.decoding.step import Decoding
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog
 from tests.search.__main__ import main
@@ -81,7 +81,7 @@ def unsent_lost(monkeypatch):
 
 def stop_strings_overlooked(monkeypatch):
     """The mutant that no stop string ends."""
-    monkeypatch.setattr("dllm.answers.Answers.stop_index", lambda *_: None)
+    monkeypatch.setattr("dllm.decoding.answers.Answers.stop_index", lambda *_: None)
     return "no stop string in the text"
 
 

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 import dllm
 from dllm.errors import DllmError
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from dllm.train.ar_to_block import ArToBlock
 from dllm.train.block import groups, nll
 from dllm.train.job import Job

@@ -10,7 +10,7 @@ from dllm.train.data import Pair, lay_out
 from dllm.train.drafter import Drafter, Masks, Objective, random_cut
 from dllm.train.mdlm import TAIL_WEIGHT
 from dllm.train.trainer import init_weights
-from dllm.verify.drafter import ModelDrafter
+from dllm.verify.draft.drafter import ModelDrafter
 from tests.train.test_mdlm import spec
 
 ROWS = [Pair([9] * 3, [5, 6, 7, 8]), Pair([9], [5, 6], (), False), Pair([9] * 2, [5])]

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import dllm.train.twin
+import dllm.train.tiny_ar
 from dllm.models.decoder import Decoder
 from dllm.models.lora import Lora, attach, attached, disabled, merge
 from dllm.train.state import FILE
 from dllm.train.tiny import curriculum
 from dllm.train.trainer import TrainConfig, Trainer, make_optimizers, trained
 from tests.train.test_mdlm import MIX, OBJECTIVE, spec
-from tests.train.test_twin import small
+from tests.train.test_tiny_ar import small
 from tests.train.words import TOKENIZER
 
 CONFIG = TrainConfig(batch_size=8, muon_lr=0.05, warmup=2, decay=1, save_every=100)
@@ -36,7 +36,7 @@ def llama():
     return model
 
 
-KINDS = {"decoder": (decoder, OBJECTIVE.loss), "llama": (llama, dllm.train.twin.loss)}
+KINDS = {"decoder": (decoder, OBJECTIVE.loss), "llama": (llama, dllm.train.tiny_ar.loss)}
 
 
 @pytest.fixture(params=KINDS)

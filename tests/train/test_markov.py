@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from dllm.errors import DllmError
 from dllm.models.markov import MarkovHead
 from dllm.train.markov import markov_logits, markov_loss
-from dllm.verify.conditional import lattices
-from dllm.verify.construct import Sample
-from dllm.verify.lattice import Lattice
-from dllm.verify.search import Argmax, Product
-from dllm.verify.sources import Memory
+from dllm.verify.draft.conditional import lattices
+from dllm.verify.draft.construct import Sample
+from dllm.verify.draft.lattice import Lattice
+from dllm.verify.draft.search import Argmax, Product
+from dllm.verify.sources.memory import Memory
 
 B, K, V = 3, 4, 6
 

@@ -15,10 +15,10 @@ from dllm.train.job import Job
 from dllm.train.markov import Headed, Markov, markov_loss
 from dllm.train.recipes import build_recipe
 from dllm.train.trainer import init_weights
-from dllm.verify.drafter import ModelDrafter
+from dllm.verify.draft.drafter import ModelDrafter
 from tests.echo import write_tiny
 from tests.train.test_mdlm import spec
-from tests.train.test_twin import small
+from tests.train.test_tiny_ar import small
 
 ROWS = [Pair([9] * 3, [5, 6, 7, 8]), Pair([9], [5, 6], (), False), Pair([9] * 2, [5])]
 

@@ -10,7 +10,7 @@ from dllm.jsonlog import JsonLog
 from dllm.train.data import Pair
 from dllm.train.rollouts import Rollouts, own, target
 from tests.echo import Echo, echo, write_tiny
-from tests.train.test_twin import small
+from tests.train.test_tiny_ar import small
 
 
 def silent(*_):

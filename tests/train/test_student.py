@@ -10,7 +10,7 @@ import dllm.verify
 from dllm.cache.plan import Plan
 from dllm.errors import DllmError
 from dllm.models.lora import LoraLinear
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 from dllm.train.job import Job
 from dllm.train.recipes import build_recipe
 from dllm.train.student import Blocks, Student

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.eval.tasks import TASKS, examples
-from dllm.text import load_text
+from dllm.text.tokenizer import load_text
 from dllm.train.tokenizer import ASSISTANT, USER, save_tokenizer
 from tests.train.words import TOKENIZER
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.verify.lattice import Branch, Lattice
+from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.rng import Rng
-from dllm.verify.sources import Memory
+from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Tree
 
 # (context, depth) -> draft tokens

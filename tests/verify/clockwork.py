@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.verify.control import Control, Observed, Spent
+from dllm.verify.control.controllers import Control, Observed, Spent
 
 
 def chance(right: float) -> Callable[[int], float]:

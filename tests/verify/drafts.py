@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from dllm.verify.lattice import Branch, Lattice
-from dllm.verify.sources import Text
+from dllm.verify.draft.lattice import Branch, Lattice
+from dllm.verify.sources.memory import Text
 from dllm.verify.tree import Tree
 
 # (tokens before) -> (weight, token) of everything that may come next

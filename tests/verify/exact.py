@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.lattice import Lattice
+from dllm.verify.draft.lattice import Lattice
 from dllm.verify.rng import Rng
 
 T = TypeVar("T", bound=Hashable)

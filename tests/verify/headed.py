@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dllm.verify.conditional import lattices
-from dllm.verify.sources import Memory
+from dllm.verify.draft.conditional import lattices
+from dllm.verify.sources.memory import Memory
 from tests.verify.drafts import Say, check_tree
 
 ROOT, VOCAB = 3, 5

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.accept import Rule, Walk
-from dllm.verify.conditional import lattices
-from dllm.verify.lattice import Branch, Lattice
+from dllm.verify.accept.rules import Rule, Walk
+from dllm.verify.draft.conditional import lattices
+from dllm.verify.draft.lattice import Branch, Lattice
+from dllm.verify.draft.search import Search
 from dllm.verify.rng import Rng
-from dllm.verify.search import Search
-from dllm.verify.sources import Memory
-from dllm.verify.sources import Text as Source
+from dllm.verify.sources.memory import Memory
+from dllm.verify.sources.memory import Text as Source
 from dllm.verify.tree import Tree
 from tests.verify.exact import Table, chained, image, lattice_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dllm.verify.lattice import Lattice
+from dllm.verify.draft.lattice import Lattice
 
 
 class Scripted:

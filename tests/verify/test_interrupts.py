@@ -6,13 +6,13 @@ from contextlib import suppress
 import pytest
 
 import dllm.verify
-from dllm.driving import drive
+from dllm.decoding.driving import drive
 from dllm.errors import DllmError
 from dllm.output import Finished, Started
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import RowRound
+from tests.guarantees import Told
 from tests.interrupting import Lines, every_line
-from tests.promises import Told
 from tests.verify.scripted import knowing
 from tests.verify.tiny_targets import VOCAB, tiny_target
 
@@ -24,7 +24,12 @@ CASES = {
     "adl": {"control": "adl:k_min=2,k_max=4", "search": "argmax", "reuse": 2, "sources": ()},
     "sampled": {"control": "threshold:depth=3,step=1", "search": "cps", "temperature": 1.0},
 }
-LEARNING = ("verify/costs.py", "verify/goodput.py", "verify/sources.py", "verify/config.py")
+LEARNING = (
+    "verify/control/costs.py",
+    "verify/control/goodput.py",
+    "verify/sources/memory.py",
+    "verify/config.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,7 @@ def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypa
         raise error
 
     with monkeypatch.context() as patch, suppress(DllmError):
-        patch.setattr("dllm.verify.goodput.Arm.add", half)
+        patch.setattr("dllm.verify.control.goodput.Arm.add", half)
         while (
             engine.parts.of(engine.config(), False) is parts
         ):  # until there is something to compare with

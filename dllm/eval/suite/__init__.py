@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from dllm.eval.suite.base import REASONS, SUITE, Grade, Sample, SuiteTask, TaskBase, draw
-from dllm.specs import build_part, resolve
+from dllm.registry import build_part, resolve
 
 # Name a user types -> where it lives; third parties add theirs in the entry-point group.
 GROUP = "dllm.tasks"
@@ -82,7 +82,7 @@ def task_of(spec: str) -> SuiteTask:
 
 def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[SuiteTask]:
     """The tasks of a plan that a file holds. Only the specs in `said`, which the user gave as well,
-    may import code ("module:Class"): see dllm/specs.py. SpecError.
+    may import code ("module:Class"): see dllm/registry.py. SpecError.
     """
     for spec in specs:
         resolve(spec, TASKS, GROUP, imports=spec in said)

@@ -1,7 +1,7 @@
 """What a task of the suite is: seeded questions with a right answer, and a grader of replies.
 
 Text only: no model, no tokenizer, no torch. A task is a dataclass whose fields are its options, so
-that a user names it as "shuffle:n=4+6,surface=infill" (dllm.specs). Sample i is a function of
+that a user names it as "shuffle:n=4+6,surface=infill" (dllm.registry). Sample i is a function of
 (SUITE, task, n, seed, i) alone, whatever the options that only change its wording.
 """
 

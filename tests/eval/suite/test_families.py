@@ -10,7 +10,7 @@ import pytest
 from dllm.eval import tasks
 from dllm.eval.suite import Sample, draw, task_of
 from dllm.eval.suite.families import last_json
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 
 NAMES = ("word_problem", "calculation", "latin_fill", "json", "records", "table", "function")
 FAMILIES = {name: task_of(name) for name in NAMES}

@@ -10,7 +10,7 @@ import pytest
 from dllm.eval.suite import Sample, draw, task_of
 from dllm.eval.suite.puzzles import LatinSquare, Sudoku, cell_spans
 from dllm.eval.tasks import is_held_out
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 
 LATIN, FULL, SHORT = LatinSquare(), Sudoku(), Sudoku(wording="short")
 CELLS = [(task, n) for task in (LATIN, FULL, SHORT) for n in task.n]

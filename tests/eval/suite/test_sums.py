@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dllm.eval.suite import Sample, draw, task_of
 from dllm.eval.suite.sums import CumulativeSums
-from dllm.specs import SpecError
+from dllm.registry import SpecError
 
 TASK = CumulativeSums()
 each_size = pytest.mark.parametrize("n", TASK.n)

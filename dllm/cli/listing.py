@@ -1,0 +1,231 @@
+"""The parts and presets, for a terminal or as JSON: all of them, or those of one name in full."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple, get_type_hints
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dllm.config import PARTS, DecodeConfig
+from dllm.errors import DllmError
+from dllm.presets import PRESETS, Preset
+from dllm.registry import describe, known_parts, part_class, shown
+from dllm.verify.components import KINDS, SEARCHES
+from dllm.verify.config import SpecConfig
+
+PROMPT = "Sort the list: kiwi, fig, plum"  # the bundled models know what to do
+
+
+class Kind(NamedTuple):
+    """One option that names a part, and the verb that has it."""
+
+    verb: str
+    option: str
+    table: Mapping[str, str]
+    group: str
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.option.replace('_', '-')}"
+
+
+ALL = (
+    *(Kind("generate", option, part.table, part.group) for option, part in PARTS.items()),
+    *(Kind("speculate", option, part.table, part.group) for option, part in KINDS.items()),
+)
+
+
+class Described(NamedTuple):
+    """A part as its class tells of it. wrong: why that cannot be loaded."""
+
+    kind: Kind
+    name: str
+    about: str = ""
+    paper: str = ""
+    options: tuple[tuple[str, object, str], ...] = ()  # name, default, what is expected
+    example: str = ""
+    wrong: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        told = {"verb": self.kind.verb, "option": self.kind.option, **self._asdict()}
+        options = [
+            {"name": name, "expected": expected}
+            | ({} if default is MISSING else {"default": default})
+            for name, default, expected in self.options
+        ]
+        del told["kind"]
+        return told | {"options": options}
+
+
+def parts_called(name: str | None) -> Iterator[Described]:
+    """The parts of a name, or all (None), in the order of their options."""
+    for kind in ALL:
+        known = sorted(known_parts(kind.table, kind.group))
+        yield from (described(kind, each) for each in known if name in (None, each))
+
+
+def described(kind: Kind, name: str) -> Described:
+    try:
+        part = part_class(name, kind.table, kind.group)
+        hints = get_type_hints(part)
+    except (DllmError, NameError) as error:
+        return Described(kind, name, wrong=str(error))
+    options = tuple((f.name, f.default, describe(hints[f.name])) for f in fields(part) if f.init)
+    spec = spec_like(kind, name, options)
+    return Described(
+        kind,
+        name,
+        about=unwrapped(part.__doc__ or ""),
+        paper=getattr(part, "paper", None) or "",
+        options=options,
+        example=command(kind.verb, kind.flag, spec, *needed(kind, name, part)),
+    )
+
+
+def unwrapped(docstring: str) -> str:
+    """A docstring with every paragraph on one line."""
+    return "\n\n".join(" ".join(p.split()) for p in inspect.cleandoc(docstring).split("\n\n"))
+
+
+def spec_like(kind: Kind, name: str, options: tuple[tuple[str, object, str], ...]) -> str:
+    """A spec as a preset has it; else with the options that must be given, or one that may."""
+    for preset in PRESETS.values():
+        spec = preset.options.get(kind.option) or ""
+        if spec.startswith(f"{name}:"):
+            return str(spec)
+    must = [f"{each}={each.upper()}" for each, default, _ in options if default is MISSING]
+    may = [
+        f"{each}={shown(default)}"
+        for each, default, _ in options
+        if default not in (MISSING, None, ()) and default != ""
+    ]
+    return ":".join([name, *([",".join(must)] if must else may[:1])])
+
+
+def needed(kind: Kind, name: str, part: type) -> list[str]:
+    """What an acceptance rule needs beside it."""
+    if kind.option != "accept" or name == "greedy":
+        return []
+    if not getattr(part, "lossless", True):
+        return ["--lossy"]
+    fits = (s for s in SEARCHES if name in part_class(s, SEARCHES, "dllm.search_methods").accepts)
+    return ["--search", next(fits, "product"), "--temperature", "1"]
+
+
+def command(verb: str, *options: str) -> str:
+    """A command line that may be typed as it stands."""
+    return f'dllm {verb} "{PROMPT}" {shlex.join(options)}'
+
+
+def check_name(name: str) -> None:
+    """DllmError where no part and no preset has this name."""
+    known = {*PRESETS}.union(*(known_parts(kind.table, kind.group) for kind in ALL))
+    if name not in known:
+        raise DllmError(f"no part or preset {name!r}: expected one of {', '.join(sorted(known))}")
+
+
+def print_parts(console: Console) -> None:
+    """Every part that an option of `dllm generate` takes, and its presets; then the parts of
+    `dllm speculate`.
+    """
+    for kind in ALL:
+        if kind.verb == "generate":
+            print_kind(console, kind.flag, kind.table, kind.group)
+    listing = listing_of("--preset", "paper", "stands for")
+    for name, preset in PRESETS.items():
+        listing.add_row(Text(name, "bold"), preset.paper, as_typed(preset))
+    console.print(listing)
+    console.print(Text("\nof speculate:", "bold"))
+    for kind in ALL:
+        if kind.verb == "speculate":
+            print_kind(console, kind.flag, kind.table, kind.group)
+    console.print("dllm samplers NAME shows one of them in full", style="dim")
+
+
+def print_named(console: Console, name: str) -> None:
+    """All parts that are called `name`, and a preset, in full."""
+    for part in parts_called(name):
+        console.print(Text.assemble((f"{part.kind.flag} {name}", "bold"), f"  {part.paper}"))
+        console.print(Text(f"\n{part.wrong or part.about}"))
+        if part.options:
+            listing = listing_of("option", "default", "expected")
+            for option, default, expected in part.options:
+                listing.add_row(option, shown(default), expected)
+            console.print(listing)
+        console.print(Text(f"\n    {part.example}\n"), soft_wrap=True)
+    if preset := PRESETS.get(name):
+        console.print(Text.assemble((f"--preset {name}", "bold"), f"  {preset.paper}\n"))
+        console.print(as_typed(preset))
+        console.print(Text(f"\n    {command('generate', '--preset', name)}\n"), soft_wrap=True)
+
+
+def as_json(name: str | None = None) -> dict[str, Any]:
+    """All parts and presets, or those of a name, as values that JSON has."""
+    presets = [
+        {"name": each, "paper": p.paper, "options": {**p.options}, "on_dream": {**p.dream}}
+        for each, p in PRESETS.items()
+        if name in (None, each)
+    ]
+    defaults = {
+        verb: {f.name: f.default for f in fields(config) if f.default is not MISSING}
+        for verb, config in (("generate", DecodeConfig), ("speculate", SpecConfig))
+    }
+    parts = [part.as_dict() for part in parts_called(name)]
+    return {"parts": parts, "presets": presets, "defaults": defaults}
+
+
+def print_kind(console: Console, head: str, table: Mapping[str, str], group: str) -> None:
+    """The parts of one kind. head: over the column of their names."""
+    listing = listing_of(head, "what it does", "options, defaults")
+    for name in sorted(known_parts(table, group)):
+        listing.add_row(Text(name, "bold"), *describe_part(name, table, group))
+    console.print(listing)
+
+
+def listing_of(*columns: str) -> Table:
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, header_style="dim")
+
+
+def as_typed(preset: Preset) -> Text:
+    """What a preset stands for, as a user types it."""
+    words = Text(options_as_typed(preset.options))
+    if preset.dream:
+        words.append(f"\non Dream: {options_as_typed(preset.dream)}", "dim")
+    return words
+
+
+def options_as_typed(options: Mapping[str, object]) -> str:
+    """Options of generate as a user types them: one of several values comes again."""
+    words = []
+    for name, value in options.items():
+        values = value if isinstance(value, tuple) else (value,)
+        # a block of no length is written 0 on the command line
+        typed = ["0" if each is None else shlex.quote(shown(each)) for each in values]
+        words += [f"--{name.replace('_', '-')} {each}" for each in typed]
+    return "  ".join(words)
+
+
+def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text, Text]:
+    """What a part does and its paper; its options. A part that cannot be loaded says why."""
+    part = described(Kind("", "", table, group), name)
+    if part.wrong:
+        return Text(part.wrong, "red"), Text()
+    about = Text(summary(part.about)).append(f"\n{part.paper}" if part.paper else "", "dim")
+    options = [
+        Text.assemble(f"{option}={shown(default)} ", (f"({expected})", "dim"))
+        for option, default, expected in part.options
+    ]
+    return about, Text("\n").join(options)
+
+
+def summary(about: str) -> str:
+    """The first sentence of what a part says of itself."""
+    sentence, stop, _ = about.partition("\n\n")[0].partition(". ")
+    return sentence + stop.strip()

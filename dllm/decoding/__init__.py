@@ -1,0 +1,1 @@
+"""The decode loop: canvases, the step, and what stands of a request between two steps."""

@@ -1,0 +1,1 @@
+"""Hand-overs to other engines, each optional: transformers, vLLM, lm-evaluation-harness."""

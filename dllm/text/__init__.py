@@ -1,0 +1,1 @@
+"""Text in and out: tokenizers, chat templates, prompts, and the spelling of what is decoded."""

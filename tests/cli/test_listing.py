@@ -1,0 +1,89 @@
+"""What is told about parts: each option explained, each example and preset as it can be typed."""
+
+import re
+import shlex
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import dllm.cli.decode
+from dllm.cli import app
+from dllm.cli.listing import ALL, as_json, options_as_typed, parts_called, summary
+from dllm.config import DecodeConfig
+from dllm.presets import PRESETS
+from dllm.train.recipes import GROUP, RECIPES
+from dllm.verify.config import SpecConfig
+
+PARTS = list(parts_called(None))
+NAMES = [f"{part.kind.option} {part.name}" for part in PARTS]
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """The options that a command line of generate comes to; nothing is loaded."""
+    found = {}
+
+    def prepare(params):
+        found.update({k: v for k, v in params.items() if v not in (None, [], ())})
+        raise typer.Exit
+
+    def of(words):
+        found.clear()
+        assert CliRunner().invoke(app, words).exit_code == 0
+        return {k: v for k, v in found.items() if k in DecodeConfig.__slots__}
+
+    monkeypatch.setattr(dllm.cli.decode, "prepare", prepare)
+    return of
+
+
+@pytest.mark.parametrize("part", PARTS, ids=NAMES)
+def test_every_option_is_explained_where_the_part_is(part):
+    assert not part.wrong
+    assert summary(part.about).endswith((".", ":"))
+    for option, _, _ in part.options:
+        assert re.search(rf"\b{option}\b", part.about), option
+
+
+def test_those_of_recipes_too():
+    from dllm.cli.listing import Kind, described
+
+    for name in RECIPES:
+        part = described(Kind("train", "recipe", RECIPES, GROUP), name)
+        for option, _, _ in part.options:
+            assert re.search(rf"\b{option}\b", part.about), (name, option)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=NAMES)
+def test_the_example_can_be_typed(part, typed):
+    words = shlex.split(part.example)
+    assert words[:2] == ["dllm", part.kind.verb]
+    spec = words[words.index(part.kind.flag) + 1]
+    assert spec.partition(":")[0] == part.name
+    if re.search(r"=[A-Z]", spec):
+        return  # a file, which the reader has
+    if part.kind.verb == "generate":
+        options = typed(words[1:])
+        assert options == {part.kind.option: spec}
+        DecodeConfig(**options).check_parts()
+        return
+    given = dict(zip(words[3::2], words[4::2]))
+    given = {key.lstrip("-").replace("source", "sources"): value for key, value in given.items()}
+    lossy = "lossy" in words[-1]
+    given["temperature"] = float(given.get("temperature", 0))
+    SpecConfig(**{k: v for k, v in given.items() if k != "lossy"}, lossless=not lossy).parts()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_a_preset_stands_for_can_be_typed(name, typed):
+    for options in (PRESETS[name].options, PRESETS[name].dream):
+        words = shlex.split(options_as_typed(options))
+        found = typed(["generate", "one", *words])
+        if found.get("block_length") == 0:
+            found["block_length"] = None
+        assert DecodeConfig(**found) == DecodeConfig(**options)
+
+
+def test_json_tells_all_and_holds_no_more():
+    assert len(as_json()["parts"]) == len(PARTS) >= sum(len(kind.table) for kind in ALL)
+    assert as_json("no such")["parts"] == as_json("no such")["presets"] == []

@@ -1,0 +1,230 @@
+"""Assisted generation of transformers with our drafts says what the model alone says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+from dllm.errors import DllmError
+from dllm.integrations.assisted import Assist, LatticeCandidates
+from dllm.verify.control.controllers import Adl, Fixed, Threshold
+from dllm.verify.control.goodput import Cost
+from dllm.verify.draft.chain import Chains
+from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says
+
+VOCAB = 31
+NEW = 14
+
+
+@pytest.fixture(scope="module")
+def model() -> tf.LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.6,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    made = tf.LlamaForCausalLM(config).double().eval().requires_grad_(False)
+    made.generation_config.eos_token_id = None
+    return made
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, VOCAB, (1, n), generator=generator) for n in (1, 5, 9)]
+
+
+def oracle(text: list[int], wrong_at: int | None = None) -> FakeDrafter:
+    """Knows the whole text, with a wrong token at one position."""
+    text = [token ^ (i == wrong_at) for i, token in enumerate(text)]
+    return FakeDrafter(lambda context, depth: text[len(context) : len(context) + depth])
+
+
+SAYS: dict[str, Says] = {
+    "constant": lambda context, depth: [3] * depth,
+    "nothing": lambda context, depth: [],
+    "beyond": lambda context, depth: [VOCAB, 2**40, -1, 5][:depth],
+    "echo": lambda context, depth: [context[-1]] * depth,
+    "too much": lambda context, depth: [4] * (depth + 50),
+}
+
+
+def drafters(text: list[int]) -> dict[str, FakeDrafter | None]:
+    known = {"oracle": oracle(text), "nearly": oracle(text, wrong_at=len(text) - 5), "none": None}
+    return known | {name: FakeDrafter(says) for name, says in SAYS.items()}
+
+
+def chains(drafter: FakeDrafter | None, control=Fixed(depth=5), sources=()) -> Chains:  # noqa: B008
+    return Chains(FirstPath(), control, VOCAB, drafter, sources)
+
+
+GREEDY = {"do_sample": False, "max_new_tokens": NEW}
+
+
+@pytest.mark.parametrize("name", ["oracle", "nearly", "none", *SAYS])
+def test_greedy_text_is_the_models_own(model, prompts, name):
+    for prompt in prompts:
+        alone = model.generate(prompt, **GREEDY)
+        drafter = drafters(alone[0].tolist())[name]
+        sources = [Copy()] if name in ("constant", "none") else []
+        helped = model.generate(
+            prompt, custom_generate=Assist(chains(drafter, sources=sources)), **GREEDY
+        )
+        assert helped.tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("control", [Fixed(0), Fixed(40), Adl(), Threshold(step=4), Cost()])
+@pytest.mark.parametrize("name", ["oracle", "constant"])
+def test_with_any_control(model, prompts, control, name):
+    options = {"do_sample": False, "max_new_tokens": 40, "repetition_penalty": 1.3}
+    alone = model.generate(prompts[1], **options)
+    drafter = drafters(alone[0].tolist())[name]
+    assist = Assist(chains(drafter, control, [Copy()]))
+    assert model.generate(prompts[1], custom_generate=assist, **options).tolist() == alone.tolist()
+
+
+def passes(model: tf.LlamaForCausalLM, prompt: torch.Tensor, assist: Assist, **options) -> int:
+    count = [0]
+    handle = model.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    try:
+        model.generate(prompt, custom_generate=assist, **options)
+    finally:
+        handle.remove()
+    return count[0]
+
+
+def test_good_drafts_save_passes_and_bad_ones_cost_none(model, prompts):
+    text = model.generate(prompts[1], **GREEDY)[0].tolist()
+    known = oracle(text)
+    wrong = FakeDrafter(lambda context, depth: [(text + [0] * 9)[len(context)] ^ 1] * depth)
+    assert passes(model, prompts[1], Assist(chains(known)), **GREEDY) == 3  # of 6, 6 and 2 tokens
+    assert passes(model, prompts[1], Assist(chains(wrong)), **GREEDY) == NEW
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 6])
+def test_no_token_more_than_there_is_room_for(model, prompts, new):
+    alone = model.generate(prompts[2], max_new_tokens=new, do_sample=False)
+    for drafter in (oracle(alone[0].tolist()), FakeDrafter(SAYS["too much"])):
+        assist = Assist(chains(drafter, Fixed(40)))
+        helped = model.generate(
+            prompts[2], custom_generate=assist, max_new_tokens=new, do_sample=False
+        )
+        assert helped.tolist() == alone.tolist()
+        assert drafter.rooms == [prompts[2].shape[1] + new]
+        assert all(len(context) + 1 < drafter.rooms[0] for context in drafter.contexts)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 13])
+def test_the_text_ends_at_an_end_token(model, prompts, at):
+    end = model.generate(prompts[1], **GREEDY)[0, prompts[1].shape[1] + at].item()
+    options = GREEDY | {"eos_token_id": end}
+    alone = model.generate(prompts[1], **options)
+    text = model.generate(prompts[1], **GREEDY)[0].tolist()
+    for says in (lambda c, d: text[len(c) : len(c) + d], lambda c, d: [end] * d):
+        assist = Assist(chains(FakeDrafter(says, eos=frozenset({end})), Fixed(9)))
+        assert model.generate(prompts[1], custom_generate=assist, **options).tolist() == (
+            alone.tolist()
+        )
+
+
+def test_returns_a_dict_when_asked(model, prompts):
+    options = GREEDY | {"return_dict_in_generate": True, "output_scores": True}
+    alone = model.generate(prompts[1], **options)
+    assist = Assist(chains(oracle(alone.sequences[0].tolist())))
+    helped = model.generate(prompts[1], custom_generate=assist, **options)
+    assert helped.sequences.tolist() == alone.sequences.tolist()
+    assert torch.allclose(torch.cat(helped.scores), torch.cat(alone.scores))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nearly", "constant", "copy"])
+def test_sampled_text_has_the_models_law(model, name):
+    """Two tokens of a small vocabulary against their exact joint law, chi-square at 4 sigma."""
+    prompt, draws = torch.tensor([[5, 7, 5]]), 800
+    options = {"do_sample": True, "top_k": 3, "temperature": 0.8, "max_new_tokens": 2}
+    law = {}
+    first = warped(model, prompt)
+    for token, p in first.items():
+        behind = warped(model, torch.cat((prompt, torch.tensor([[token]])), 1))
+        law |= {(token, then): p * q for then, q in behind.items()}
+    likely = max(first, key=lambda token: first[token])
+    drafter = {"constant": [likely] * 5, "nearly": list(first)[1:2] * 5, "copy": []}[name]
+    parts = chains(FakeDrafter(lambda c, d: drafter[:d]), sources=[Copy()])
+    torch.manual_seed(0)
+    assist, found = Assist(parts), Counter()
+    for _ in range(draws):
+        out = model.generate(prompt, custom_generate=assist, **options)
+        found[tuple(out[0, 3:].tolist())] += 1
+    assert set(found) <= set(law)
+    chi2 = sum((found[key] - p * draws) ** 2 / (p * draws) for key, p in law.items())
+    df = len(law) - 1
+    assert chi2 < df + 4 * np.sqrt(2 * df)
+
+
+def test_candidates_come_without_logits(model, prompts):
+    """What makes transformers draw from the target and compare, the rule for such drafts."""
+    parts = chains(FakeDrafter(lambda context, depth: [7] * depth))
+    ids, logits = LatticeCandidates(parts, max_length=9).get_candidates(prompts[1])
+    assert logits is None
+    assert ids.tolist() == [[*prompts[1][0].tolist(), 7, 7, 7]]
+    assert ids.dtype == prompts[1].dtype
+
+
+def warped(model: tf.LlamaForCausalLM, ids: torch.Tensor) -> dict[int, float]:
+    """softmax of the three highest logits at temperature 0.8."""
+    logits = model(ids).logits[0, -1] / 0.8
+    top = logits.topk(3)
+    return dict(zip(top.indices.tolist(), top.values.softmax(-1).tolist()))
+
+
+def test_sources_learn_what_the_target_finds_likely(model, prompts):
+    text = model.generate(prompts[1], **GREEDY)[0].tolist()
+    source = Copy(weight=0.1)
+    model.generate(
+        prompts[1], custom_generate=Assist(chains(oracle(text), sources=[source])), **GREEDY
+    )
+    last, at = source.last, prompts[1].shape[1] - 1
+    assert last.tokens == text[: len(last.tokens)]
+    assert [len(tokens) for tokens, _ in last.learned] == [6, 6, 2]
+    for tokens, top in last.learned:
+        assert tokens == text[at : at + len(tokens)]
+        assert top.shape == (len(tokens), 8)
+        assert top[:, 0].tolist() == text[at + 1 : at + 1 + len(tokens)]
+        at += len(tokens)
+
+
+def test_the_model_is_left_as_it_was(model, prompts):
+    before = dict(vars(model))
+    model.generate(prompts[0], custom_generate=Assist(chains(None)), **GREEDY)
+    assert vars(model) == before
+
+
+def test_a_text_beyond_the_models_positions_is_an_error(model, prompts):
+    assist = Assist(chains(None))
+    with pytest.raises(DllmError, match=r"5 tokens and 124 new ones make 129 .* model has 128$"):
+        model.generate(prompts[1], custom_generate=assist, max_new_tokens=124, do_sample=False)
+
+
+def test_more_texts_than_one_are_an_error(model):
+    candidates = LatticeCandidates(chains(None), max_length=9)
+    with pytest.raises(DllmError, match="2 texts: assisted generation takes one"):
+        candidates.get_candidates(torch.ones((2, 3), dtype=torch.long))
+    with pytest.raises(DllmError, match="num_beams=2 asks for beam search"):
+        model.generate(
+            torch.ones((1, 3), dtype=torch.long),
+            custom_generate=Assist(chains(None)),
+            num_beams=2,
+            max_new_tokens=2,
+        )

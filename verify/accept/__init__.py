@@ -1,0 +1,1 @@
+"""Acceptance rules: which tokens the target emits in a round."""

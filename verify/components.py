@@ -1,0 +1,119 @@
+"""The parts of speculative decoding by name; each is a dataclass of knobs ("name:key=value")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dllm.registry import SpecError, build_part
+from dllm.verify.accept.rules import Greedy, Rule
+from dllm.verify.control.controllers import ControlPart
+from dllm.verify.draft.search import Search
+from dllm.verify.sources.memory import SourcePart
+
+HERE = "dllm.verify"
+SEARCHES = {
+    "argmax": f"{HERE}.draft.search:Argmax",
+    "cps": f"{HERE}.draft.search:Cps",
+    "product": f"{HERE}.draft.search:Product",
+    "coupled": f"{HERE}.draft.search:Coupled",
+    "sample": f"{HERE}.draft.construct:Sample",
+    "rsd": f"{HERE}.draft.construct:RsdTree",
+    "kseq": f"{HERE}.draft.construct:KSeqTree",
+    "greedy-plus-one": f"{HERE}.draft.construct:GreedyPlusOne",
+}
+RULES = {
+    "greedy": f"{HERE}.accept.rules:Greedy",
+    "match": f"{HERE}.accept.rules:Match",
+    "ratio": f"{HERE}.accept.sampled:Ratio",
+    "rsd": f"{HERE}.accept.sampled:Rsd",
+    "kseq": f"{HERE}.accept.sampled:KSeq",
+    "block": f"{HERE}.accept.sampled:Block",
+    "typical": f"{HERE}.accept.lossy:Typical",
+    "relaxed": f"{HERE}.accept.lossy:Relaxed",
+}
+CONTROLS = {
+    "fixed": f"{HERE}.control.controllers:Fixed",
+    "adl": f"{HERE}.control.controllers:Adl",
+    "threshold": f"{HERE}.control.controllers:Threshold",
+    "cost": f"{HERE}.control.goodput:Cost",
+}
+SOURCES = {
+    "ngram": f"{HERE}.sources.ngram:NGram",
+    "suffix": f"{HERE}.sources.suffix:Suffix",
+    "recycling": f"{HERE}.sources.recycling:Recycling",
+    "datastore": f"{HERE}.sources.datastore:Datastore",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An option that names a part: its table and its entry-point group."""
+
+    table: Mapping[str, str]
+    group: str
+
+    def build(self, spec: str, **defaults: Any) -> Any:
+        """The part that a spec names; SpecError says what is wrong with it."""
+        return build_part(spec, self.table, self.group, **defaults)
+
+
+KINDS = {
+    "search": Kind(SEARCHES, "dllm.search_methods"),
+    "accept": Kind(RULES, "dllm.acceptance_rules"),
+    "control": Kind(CONTROLS, "dllm.controls"),
+    "source": Kind(SOURCES, "dllm.draft_sources"),
+}
+
+
+def search_of(spec: str) -> Search:
+    """The search that a spec names."""
+    found: Search = KINDS["search"].build(spec)
+    return found
+
+
+def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) -> Rule:
+    """The acceptance rule that a spec names, checked against the search and the temperature.
+
+    "auto" is the search's usual rule, which at temperature 0 comes to greedy. SpecError: a rule
+    that does not fit how the search draws its trees, or that would change the target's output
+    although `lossless`.
+    """
+    spec = search.accepts[0] if spec == "auto" else spec
+    rule: Rule = KINDS["accept"].build(spec, greedy=temperature == 0)
+    name = spec.partition(":")[0]
+    if not rule.lossless:
+        if lossless:
+            raise SpecError(
+                f"accept={spec!r} changes the target's output: it needs lossless=False (--lossy)"
+            )
+        return rule
+    if name not in ("greedy", *search.accepts):
+        fitting = [each for each in SEARCHES if name in search_of(each).accepts]
+        fits = f"it is for the searches {', '.join(fitting)}" if fitting else "no search is for it"
+        lossy = [each for each in RULES if not KINDS["accept"].build(each).lossless]
+        raise SpecError(
+            f"accept={spec!r} does not fit how this search makes its trees: {fits}; with this "
+            f"search expected one of greedy (at temperature 0), {', '.join(search.accepts)}; with "
+            f"lossless=False (--lossy) also {', '.join(lossy)}"
+        )
+    if temperature == 0:
+        return Greedy()
+    if name == "greedy":
+        expected = ", ".join(search.accepts)
+        raise SpecError(
+            f"accept='greedy' is for temperature 0, not {temperature}: expected one of {expected}"
+        )
+    return rule
+
+
+def control_of(spec: str) -> ControlPart:
+    """The controller that a spec names."""
+    found: ControlPart = KINDS["control"].build(spec)
+    return found
+
+
+def sources_of(specs: Sequence[str]) -> tuple[SourcePart, ...]:
+    """The model-free sources that specs name; "none" stands for none at all."""
+    return tuple(KINDS["source"].build(spec) for spec in specs if spec != "none")
