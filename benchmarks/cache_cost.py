@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dllm.config import DecodeConfig
 from dllm.decoding.step import Decoding
-from dllm.models.decoder import Attention, Block, Decoder
+from dllm.models.decoder import Attention, Decoder, DecoderLayer
 from dllm.models.spec import ModelSpec
 from dllm.output import Commit
 
@@ -68,7 +68,7 @@ class Work:
                 module.register_forward_pre_hook(self._linear)
             elif isinstance(module, Attention):
                 module.register_forward_pre_hook(self._attention)
-            elif isinstance(module, Block):
+            elif isinstance(module, DecoderLayer):
                 module.gate.register_forward_pre_hook(self._row)
 
     def _linear(self, layer: nn.Linear, args: tuple[Tensor]) -> None:

@@ -30,8 +30,8 @@ from torch import Tensor
 import dllm
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
@@ -64,10 +64,10 @@ class Endless:
         assert isinstance(model.spec, ModelSpec)
         self.spec = replace(model.spec, eos_id=model.spec.mask_id, eot_id=None)
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         return self.model.new_store(batch, length, limit)
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         return self.model(ids, plan, store)
 
 

@@ -29,9 +29,9 @@ from benchmarks.common import sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
 from dllm.eval.tasks import TASKS, examples
 from dllm.samplers.learn2pd import save_filter
-from dllm.train.data import Pair
+from dllm.train.data import TrainingPair
 from dllm.train.filter import Filter, FilterMLP
-from dllm.train.oracle import Oracle, Traces
+from dllm.train.oracle import OracleRollout, Traces
 from dllm.train.trainer import Stage, Trainer
 
 COUNT, OTHERS, SEED = 40, 8, 12
@@ -39,7 +39,7 @@ WRONG = (0, 2, 5, 10, 20, 40)  # so many accepted candidates may be wrong
 PAPERS = 40_000  # updates
 UPDATES = (300, 1_000, 3_000, 10_000, PAPERS)
 RECIPE = Filter()
-ORACLE = Oracle(RECIPE.block_length, HOLES, batch_size=32)
+ORACLE = OracleRollout(RECIPE.block_length, HOLES, batch_size=32)
 CONFIG = replace(RECIPE.config, decay=1)
 
 
@@ -55,14 +55,14 @@ def training_prompts() -> list[str]:
 
 def references(
     engine: dllm.Engine, prompts: list[str], ids: list[list[int]], file: Path | None
-) -> list[Pair]:
+) -> list[TrainingPair]:
     """The oracle's references; those in `file`, if they are of the same weights and prompts."""
     made_of = {"weights": fingerprint(), "prompts": prompts}
     if file is not None and file.exists():
         kept = json.loads(file.read_text())
         if any(kept[name] != value for name, value in made_of.items()):
             raise SystemExit(f"{file}: made from other weights or prompts")
-        return [Pair(*both) for both in zip(ids, kept["answers"], strict=True)]
+        return [TrainingPair(*both) for both in zip(ids, kept["answers"], strict=True)]
     pairs = list(ORACLE.references(engine, ids))
     if file is not None:
         answers = [pair.answer for pair in pairs]

@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import write_result
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.config import DecodeConfig
 from dllm.decoding.step import Decoding
 from dllm.models.spec import ModelSpec
@@ -55,10 +55,10 @@ class TableModel:
         generator = torch.Generator().manual_seed(0)
         self.logits = torch.randn(POSITIONS, VOCAB, generator=generator, dtype=torch.bfloat16)
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         return self.logits[plan.head]
 
-    def new_store(self, batch: int, length: int) -> KVStore:
+    def new_store(self, batch: int, length: int) -> KVCache:
         raise NotImplementedError("no contender uses a cache")
 
 

@@ -19,7 +19,7 @@ from dllm.eval.frontier import best_at
 from dllm.eval.laws import laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
-from dllm.eval.tables import NONE, Table, number, percent, span
+from dllm.eval.tables import NONE, TextTable, number, percent, span
 from dllm.intervals import weighted, wilson
 
 SUITE = RESULTS / "suite"
@@ -42,10 +42,10 @@ FAST = 4.0  # tokens per forward
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table alone: the page has titles and notes of its own."""
-    return plain(Table("", tuple(columns), tuple(map(tuple, rows))))
+    return plain(TextTable("", tuple(columns), tuple(map(tuple, rows))))
 
 
-def plain(table: Table) -> str:
+def plain(table: TextTable) -> str:
     return replace(table, notes=()).markdown().split("\n", 2)[2].strip()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.cache.policy import Query, Step
 from dllm.decoding.canvas import positions
 
 SMALLEST = 8  # queries of the least bucket; the others are powers of two
 
 
-def plans(query: Query, step: Step, want: Tensor, *, stored: bool, buckets: bool) -> list[Plan]:
+def plans(
+    query: Query, step: Step, want: Tensor, *, stored: bool, buckets: bool
+) -> list[ForwardPlan]:
     """The forwards that compute `query` and predict the positions `want` [B, T], one or two.
 
     Rows that are refreshed go into a forward of their own, so that they do not widen the others';
@@ -40,7 +42,7 @@ def plans(query: Query, step: Step, want: Tensor, *, stored: bool, buckets: bool
 
 def _plan(
     query: Query, step: Step, mask: Tensor, head: Tensor, rows: Tensor | None, buckets: bool
-) -> Plan:
+) -> ForwardPlan:
     """The forward of `rows` [b] (None: all B) that computes the positions in `mask` [B, T]."""
     live, write, read = step.live, query.write, query.read
     if rows is not None:
@@ -52,7 +54,7 @@ def _plan(
         pos, valid = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (pos, valid))
     reach = (live | mask).any(0).nonzero()
     index = mask.cumsum(1) - 1  # [b, T] place of a position on the query axis
-    return Plan(
+    return ForwardPlan(
         pos=pos,
         head=index.gather(1, head).clamp(min=0),
         valid=None if bool(valid.all()) else valid,

@@ -14,7 +14,7 @@ from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, entered
 
 
 @dataclass(frozen=True)
-class Block(PolicyBase):
+class BlockPolicy(PolicyBase):
     """Compute the open blocks; finished ones once more, in the forward that opens the next.
 
     Exact: what is read was computed from the tokens that stand there now. The forward that stores a
@@ -29,7 +29,7 @@ class Block(PolicyBase):
     exact: bool = True
     block_length: int | None = None
 
-    def bind(self, spec: Facts) -> Block:
+    def bind(self, spec: Facts) -> BlockPolicy:
         """Know the model's blocks; ValueError if it attends in both directions everywhere."""
         if spec.block_length is None:
             raise ValueError(

@@ -12,7 +12,7 @@ from dllm.cache.policy import PolicyBase, Query, State, Step, check_count, check
 
 
 @dataclass(frozen=True)
-class Greedy(PolicyBase):
+class GreedyPolicy(PolicyBase):
     """Compute what may be committed now, what was committed last, and masks near the former.
 
     Only `ahead` masked positions are predicted, chosen before the forward. order: "random" takes

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Layer(Protocol):
-    """What a `Walk` may ask of one layer of the model; the residual stream is the walk's own."""
+    """What a `LayerRunner` may ask of a layer of the model; the residual stream is its own."""
 
     index: int
 
@@ -31,7 +31,7 @@ class Layer(Protocol):
         ...
 
 
-class Walk(Protocol):
+class LayerRunner(Protocol):
     """Takes the rows through one layer in its own way: other rows, cached branches, probes.
 
     `run` is the decoder's `Run`: the rows' positions, the store, masks. What comes out of the last
@@ -44,7 +44,7 @@ class Walk(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ForwardPlan:
     """Positions to compute and rows to predict from, for a batch of B rows.
 
     pos    [B, Q] int64: absolute position of every query.
@@ -65,10 +65,10 @@ class Plan:
     read: Tensor | None = None
     rows: Tensor | None = None
     extent: int | None = None
-    walk: Walk | None = None
+    walk: LayerRunner | None = None
 
     @classmethod
-    def full(cls, length: int, batch: int = 1, device: torch.device | str = "cpu") -> Plan:
+    def full(cls, length: int, batch: int = 1, device: torch.device | str = "cpu") -> ForwardPlan:
         """Query and predict every position of `batch` rows of equal `length`."""
         pos = torch.arange(length, device=device).expand(batch, length)
         return cls(pos=pos, head=pos)

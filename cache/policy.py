@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Walk
+from dllm.cache.plan import LayerRunner
 from dllm.decoding.canvas import Canvas
 
 State = dict[str, Tensor]  # tensors [B, ...] that a policy keeps between steps, by name
@@ -71,7 +71,7 @@ class Query:
     write: Tensor | None = None
     read: Tensor | None = None
     stale: bool = True
-    walk: Walk | None = None
+    walk: LayerRunner | None = None
 
 
 class CachePolicy(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 
 STEP = 256  # slots that a store grows by
@@ -32,7 +32,7 @@ class Access:
     extent: int
 
 
-class KVStore:
+class KVCache:
     """One slot per absolute position, for every layer and row.
 
     Keys are stored after RoPE. A slot may be read once it is `live`, that is written since the
@@ -122,7 +122,7 @@ class KVStore:
         """Forget the slots of each row from `length` [B] on."""
         self.live &= torch.arange(self.length, device=self.live.device) < length[:, None]
 
-    def open(self, plan: Plan) -> Access:
+    def open(self, plan: ForwardPlan) -> Access:
         """Begin a forward: its queries' slots are live from now on, as layers write, then read."""
         extent = self.length if plan.extent is None else plan.extent
         self.grow(extent)

@@ -16,7 +16,7 @@ from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORM
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.cache.policy import CachePolicy
     from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
-    from dllm.samplers.rule import Rule
+    from dllm.samplers.rule import CommitRule
 
 # Options that are numbers: their kind and least value.
 NUMBERS = {
@@ -78,7 +78,7 @@ class DecodeConfig:
     given: tuple[str, ...] = ()
     cfg_scale: float = 0.0
     history: bool = False
-    sampler: str | Rule = "threshold"
+    sampler: str | CommitRule = "threshold"
     planner: str | Planner = "fixed"
     transform: str | Transform | None = None
     stop_rule: str | StopRule | None = None

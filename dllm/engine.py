@@ -20,7 +20,7 @@ from dllm.text.spelling import Codec
 
 
 class TextCodec(Codec, Protocol):
-    """Text to ids and back, with a chat template; dllm.text.tokenizer.Text is one."""
+    """Text to ids and back, with a chat template; dllm.text.tokenizer.ChatTokenizer is one."""
 
     @property
     def has_chat_template(self) -> bool: ...

@@ -19,7 +19,7 @@ from dllm.jsonlog import ends_whole, new_log, read_records
 from dllm.output import Commit, Event, Finished, Output, Started, Timings
 from dllm.registry import describe, fits
 from dllm.text.spec_streaming import SpecFollower, SpecRow
-from dllm.text.streaming import Follower, Row
+from dllm.text.streaming import AnswerSoFar, Follower
 from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _typed(cls: type[Any], fields: dict[str, Any]) -> Any:
     return cls(**values)
 
 
-def _check(recorded: Recorded, rows: Mapping[int, Row | SpecRow], room: int) -> int:
+def _check(recorded: Recorded, rows: Mapping[int, AnswerSoFar | SpecRow], room: int) -> int:
     """Tokens that the event adds to the canvases; ValueError where it does not fit the `rows`, or
     the `room` for more tokens.
     """
@@ -228,7 +228,7 @@ def _check(recorded: Recorded, rows: Mapping[int, Row | SpecRow], room: int) -> 
         event.output.text.encode()
     elif isinstance(event, RowRound):
         size = len(row.pieces) + len(event.tokens)
-    elif isinstance(row, Row):
+    elif isinstance(row, AnswerSoFar):
         places += [at - len(row.prompt_ids) for at in (*event.positions, *event.remasked)]
         size = len(row.tokens)
     for place in places:

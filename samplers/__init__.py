@@ -8,7 +8,7 @@ if __name__ != "dllm.samplers":
 SAMPLERS = {
     "quota": "dllm.samplers.quota:Quota",
     "dream": "dllm.samplers.dream:Dream",
-    "threshold": "dllm.samplers.fastdllm:Threshold",
+    "threshold": "dllm.samplers.fastdllm:ThresholdRule",
     "factor": "dllm.samplers.fastdllm:Factor",
     "frechet": "dllm.samplers.frechet:Frechet",
     "localleap": "dllm.samplers.localleap:LocalLeap",
@@ -24,7 +24,7 @@ SAMPLERS = {
     "scheduler": "dllm.samplers.scheduler:Scheduler",
 }
 PLANNERS = {
-    "fixed": "dllm.samplers.planner:Fixed",
+    "fixed": "dllm.samplers.planner:FixedBlocks",
     "adablock": "dllm.samplers.adablock:AdaBlock",
     "slowfast": "dllm.samplers.slowfast:SlowFast",
     "multi": "dllm.samplers.multi:MultiBlock",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least
 
 
 @dataclass(frozen=True)
-class Entropy(CommitRule):
+class Entropy(CommitRuleBase):
     """Commit every candidate whose entropy is at most `threshold` nats; else the least entropy.
 
     The default is that of most released evaluation scripts (0.45 in the others). Equality is kept,

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.noise import gumbel
-from dllm.samplers.rule import CommitRule, Selection, at_least, steps_of_window, top
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, steps_of_window, top
 
 
 @dataclass(frozen=True)
-class Dream(CommitRule):
+class Dream(CommitRuleBase):
     """Commit floor(masks * r) candidates, r = 1 - t(n+1) / t(n) with t linear from 1 to `eps` in
     `steps`.
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
-class Dilated(CommitRule):
+class Dilated(CommitRuleBase):
     """Commit the candidates at multiples of size / 2^l from the window's start in its forward l.
 
     Forwards count from 1: a window of 2^n masked positions takes n of them. Where size / 2^l is not

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least
 
 
 @dataclass(frozen=True)
-class EntropyBound(CommitRule):
+class EntropyBound(CommitRuleBase):
     """Commit the n surest candidates, n the largest with sum H - max H <= `bound` over them.
 
     That difference bounds the dependence lost by drawing n tokens at once, in nats. error: what

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
-class ExtremelyGreedy(CommitRule):
+class ExtremelyGreedy(CommitRuleBase):
     """Commit every candidate whose token is the reference's; where a row has none, its most
     confident candidate with the reference's token instead of its own.
 

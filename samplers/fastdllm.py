@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import NOISE, CommitRule, Selection, doubt, probability
+from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt, probability
 
 
 @dataclass(frozen=True)
-class Threshold(CommitRule):
+class ThresholdRule(CommitRuleBase):
     """Commit every candidate whose probability is at least `threshold` (0.9 as published).
 
     The paper says "exceeds"; the released code keeps equality, and so do we.
@@ -26,7 +26,7 @@ class Threshold(CommitRule):
 
 
 @dataclass(frozen=True)
-class Factor(CommitRule):
+class Factor(CommitRuleBase):
     """Commit the n most confident candidates, n the largest with (n + 1)(1 - c_(n)) < `factor`.
 
     factor: 1 is the edge of the paper's theorem. We follow the paper. compat: as widely copied

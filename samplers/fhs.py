@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least, top
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, top
 
 
 @dataclass(frozen=True)
-class FirstHitting(CommitRule):
+class FirstHitting(CommitRuleBase):
     """Commit `count` candidates, uniformly drawn, whatever their probabilities.
 
     With count 1, temperature 1 and the whole answer as one window, the law of the answer is that of

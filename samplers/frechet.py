@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import NOISE, CommitRule, Selection, doubt, probability
+from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt, probability
 
 
 @dataclass(frozen=True)
-class Frechet(CommitRule):
+class Frechet(CommitRuleBase):
     """Commit the n most confident candidates, n the largest with L_n - U_n > `delta`.
 
     L_n = 1 - sum_{j<=n} (1 - c_(j)) bounds the joint probability of the n tokens from below,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, probability
+from dllm.samplers.rule import CommitRuleBase, Selection, probability
 
 
 @dataclass(frozen=True)
-class Hierarchical(CommitRule):
+class Hierarchical(CommitRuleBase):
     """Commit the best of every run of adjacent masks if above `low`, and all above `high`.
 
     So no two neighbours are committed on low confidence, and a run shrinks like in a binary search.

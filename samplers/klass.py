@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, probability, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, probability, quota, top
 
 
 @dataclass(frozen=True)
-class Klass(CommitRule):
+class Klass(CommitRuleBase):
     """Commit candidates with probability above `threshold` whose law moved by less than
     `kl_threshold` nats in each of the last `history` steps of the window; where a row has none, the
     k most confident, k LLaDA's quota for `steps` (None: one).

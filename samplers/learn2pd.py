@@ -16,7 +16,7 @@ from dllm.files import replacing
 from dllm.options import ConfigError
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
-from dllm.samplers.rule import CommitRule, Selection, at_least, probability, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, probability, quota, top
 from dllm.tensors import read_tensors
 
 FORMAT = "dllm-filter-1"
@@ -24,7 +24,7 @@ NAMES = ("in.weight", "in.bias", "out.weight", "out.bias")
 
 
 @dataclass(frozen=True)
-class Learn2PD(CommitRule):
+class Learn2PD(CommitRuleBase):
     """Commit candidates the filter accepts with more than `threshold`, and the k most confident, k
     LLaDA's quota for `steps` (None: one).
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least, probability
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, probability
 
 
 @dataclass(frozen=True)
-class LocalLeap(CommitRule):
+class LocalLeap(CommitRuleBase):
     """Commit what reaches `threshold`, and what reaches `relaxed` up to `radius` away from that.
 
     Anchors are this step's candidates only; the radius counts positions, decoded ones too; what

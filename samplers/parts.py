@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates, Transform
-from dllm.samplers.rule import Rule
+from dllm.samplers.rule import CommitRule
 
 __all__ = [
     "Planner",
@@ -115,7 +115,7 @@ class Speculator(Protocol):
     a guess is used only where the step that really follows leads to exactly that canvas.
     """
 
-    def drafts(self, rule: Rule, view: Candidates, done: Tensor) -> list[Tensor]:
+    def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         """Growing sets [B, K] of candidates that may be known after 1, 2, ... further steps.
 
         `done` [B, K] are this step's commits; every set holds them. Tokens are `view.token`.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import Vocabulary
-from dllm.samplers.rule import CommitRule, Selection, at_least, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, quota, top
 from dllm.tensors import read_tensors
 
 
 @dataclass(frozen=True)
-class PositionCalibrated(CommitRule):
+class PositionCalibrated(CommitRuleBase):
     """Commit the k best by exp(-decay * i) * min(-p ln f(token), clip); k is LLaDA's quota for
     `steps` (None: one).
 

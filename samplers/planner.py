@@ -13,7 +13,7 @@ from dllm.samplers.rule import at_least
 
 
 @dataclass(frozen=True)
-class Fixed(PlannerBase):
+class FixedBlocks(PlannerBase):
     """Equal blocks from left to right, the last one perhaps shorter; block_length None is one block
     for all.
 
@@ -29,7 +29,7 @@ class Fixed(PlannerBase):
         if self.block_length is not None:
             at_least("block_length", self.block_length, 1, "a whole number")
 
-    def bind(self, vocabulary: Vocabulary) -> Fixed:
+    def bind(self, vocabulary: Vocabulary) -> FixedBlocks:
         """A copy aligned with the blocks of the model's attention, if it has any."""
         return self if vocabulary.attention_block is None else replace(self, aligned=True)
 

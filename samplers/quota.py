@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least, quota, top
 
 
 @dataclass(frozen=True)
-class Quota(CommitRule):
+class Quota(CommitRuleBase):
     """Commit the k best candidates, k fixed by `steps`: the earlier steps of a window get one more.
 
     steps: forwards for the whole answer (not per block). count: k itself. With neither, one token

@@ -32,13 +32,13 @@ class Selection:
     remask: Tensor | None = None
 
 
-class Rule(Protocol):
+class CommitRule(Protocol):
     """A way to choose among candidates.
 
     `needs` names the costly fields of `Candidates` the rule reads ("margin", "entropy", ...);
     `tempered` says that confidences come from the tempered, truncated law; `bans_eos` forbids
     the end-of-sequence token; `remasks` says that committed tokens may become holes again, which
-    a cache that freezes them cannot follow. All have defaults in `CommitRule`.
+    a cache that freezes them cannot follow. All have defaults in `CommitRuleBase`.
     """
 
     @property
@@ -52,8 +52,8 @@ class Rule(Protocol):
     def select(self, view: Candidates) -> Selection: ...
 
 
-class CommitRule:
-    """Base of the rules here: the usual answers to what `Rule` asks."""
+class CommitRuleBase:
+    """Base of the rules here: the usual answers to what `CommitRule` asks."""
 
     paper: ClassVar[str] = ""
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection, at_least
 
 
 @dataclass(frozen=True)
-class Saber(CommitRule):
+class Saber(CommitRuleBase):
     """Commit candidates above the mean probability at which this window's tokens were committed (1
     at its start), or the `count` best if fewer are; with k committed, mask max(floor(count / 2),
     ceil(k / 8)) committed positions again, at most k - 1.

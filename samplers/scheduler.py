@@ -16,11 +16,11 @@ from dllm.registry import ImportPath
 from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform
 from dllm.samplers.parts import Vocabulary
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
-class Scheduler(CommitRule):
+class Scheduler(CommitRuleBase):
     """Commit what `scheduler.step(logits, timestep, sample, ...)` fills in, with its tokens.
 
     scheduler: an object such as diffusers' BlockRefinementScheduler, or "module.Class" (also

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import Rule, at_least, commits
+from dllm.samplers.rule import CommitRule, at_least, commits
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FreeDave:
     def __post_init__(self) -> None:
         at_least("length", self.length, 1, "a whole number")
 
-    def drafts(self, rule: Rule, view: Candidates, done: Tensor) -> list[Tensor]:
+    def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         """`rule` sees the view as it would be: fewer candidates, later steps, nothing changed."""
         sets: list[Tensor] = []
         state = dict(view.state)  # the rule keeps its state through the guesses, and not after
@@ -65,7 +65,7 @@ class SelfSpeculation:
     def __post_init__(self) -> None:
         at_least("length", self.length, 1, "a whole number")
 
-    def drafts(self, rule: Rule, view: Candidates, done: Tensor) -> list[Tensor]:
+    def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         left = view.valid & ~done
         rank = replace(view, valid=left).rank()
         most = min(self.length, int(left.sum(1).max()))

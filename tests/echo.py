@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import dllm
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
@@ -59,7 +59,7 @@ class Echo:
         (self.user,), (self.assistant,) = ids
         self.calls, self.interrupt_at = 0, interrupt_at
 
-    def __call__(self, ids: torch.Tensor, plan: Plan, store: object = None) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, plan: ForwardPlan, store: object = None) -> torch.Tensor:
         self.calls += 1
         if self.calls == self.interrupt_at:
             raise KeyboardInterrupt

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 
 PAD, EOS, EOT, MASK, VOCAB = 0, 1, 2, 5, 13
 PLAIN = (3, 4, 6, 7, 8, 9, 10, 11, 12)  # the tokens that are nothing special
@@ -109,7 +109,7 @@ class FakeModel:
         self.out, self.spec, self.dtype = out or hashed(), FakeSpec(shift), dtype
         self.device = torch.device("cpu")
         self.interrupt_at, self.poison = interrupt_at, poison
-        self.plans: list[Plan] = []
+        self.plans: list[ForwardPlan] = []
         self.seen: list[Tensor] = []  # the ids of every call
 
     @property
@@ -121,10 +121,10 @@ class FakeModel:
         """How many rows each call had."""
         return [len(ids) for ids in self.seen]
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise NotImplementedError("the fake computes every row anew")
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         if self.calls == self.interrupt_at:
             raise KeyboardInterrupt
         valid = torch.ones_like(plan.pos, dtype=torch.bool) if plan.valid is None else plan.valid

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dllm.config import ConfigError, DecodeConfig
-from dllm.samplers.fastdllm import Threshold
-from dllm.samplers.planner import Fixed
+from dllm.samplers.fastdllm import ThresholdRule
+from dllm.samplers.planner import FixedBlocks
 from dllm.samplers.quota import Quota
 
 
@@ -68,15 +68,17 @@ def test_replace_copies_and_lists_the_options():
 
 def test_parts_are_given_by_name_or_as_objects():
     assert DecodeConfig(sampler="quota:steps=3").make("sampler") == Quota(3)
-    rule = Threshold(0.5)
+    rule = ThresholdRule(0.5)
     assert DecodeConfig(sampler=rule).make("sampler") is rule
-    assert DecodeConfig(block_length=7).make("planner") == Fixed(7)
-    assert DecodeConfig(planner="fixed:block_length=2").make("planner") == Fixed(2)
-    assert DecodeConfig(planner=Fixed(9)).make("planner") == Fixed(9)
+    assert DecodeConfig(block_length=7).make("planner") == FixedBlocks(7)
+    assert DecodeConfig(planner="fixed:block_length=2").make("planner") == FixedBlocks(2)
+    assert DecodeConfig(planner=FixedBlocks(9)).make("planner") == FixedBlocks(9)
     assert not DecodeConfig().make("cache").uses_store
 
 
-@pytest.mark.parametrize("sampler", [None, 3, Threshold, Fixed(3), "dllm.samplers.planner:Fixed"])
+@pytest.mark.parametrize(
+    "sampler", [None, 3, ThresholdRule, FixedBlocks(3), "dllm.samplers.planner:FixedBlocks"]
+)
 def test_what_is_no_rule_is_refused(sampler):
     with pytest.raises(ConfigError, match=r"^sampler=.*expected a spec, or an object with select"):
         DecodeConfig(sampler=sampler).make("sampler")

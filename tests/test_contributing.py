@@ -14,7 +14,7 @@ import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.models import OracleSubject
-from dllm.eval.records import Setting
+from dllm.eval.records import EvalSetting
 from dllm.eval.run import Sweep, run
 from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
@@ -125,7 +125,7 @@ def test_the_task_grades_its_answers_and_the_oracle_knows_them(tmp_path):
     assert task.grade(sample, f"It is {sample.answer}.") == Grade(True, False, "ok")
     assert task.grade(sample, sample.answer[:-2]).reason == "arithmetic"
     assert task.grade(sample, "no idea").reason == "parse"
-    setting = Setting("all at once", "", {"sampler": "quota:count=4"})
+    setting = EvalSetting("all at once", "", {"sampler": "quota:count=4"})
     sweep = Sweep(["doubling:Doubling:n=4"], [setting], count=9)
     [cell] = run(OracleSubject(), sweep, tmp_path / "run").cells
     assert (cell.strict, cell.nfe, cell.ceiling) == (9, 9, 9.0)

@@ -15,8 +15,8 @@ from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.fastdllm import Threshold
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.fastdllm import ThresholdRule
+from dllm.samplers.rule import CommitRuleBase, Selection
 from tests.fakes import (
     EOS,
     EOT,
@@ -192,7 +192,7 @@ def test_the_model_sees_the_committed_tokens_and_masks_elsewhere(batch, config, 
             assert seen[: len(row)] == [MASK if token is None else token for token in row]
 
 
-class Probe(CommitRule):
+class Probe(CommitRuleBase):
     """A threshold that notes what the view says of each row's progress."""
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ class Probe(CommitRule):
         names = ("step", "window_step", "window_holes", "start", "end", "prompt", "length")
         for row, *counters in zip(view.row.tolist(), *(getattr(view, n).tolist() for n in names)):
             self.seen.setdefault(row, []).append(tuple(counters))
-        return Threshold(0.7).select(view)
+        return ThresholdRule(0.7).select(view)
 
 
 @few
@@ -387,7 +387,7 @@ def test_nobody_looks_at_logits_of_known_positions(batch, config, seed):
 
 
 def test_a_rule_that_chooses_nothing_still_progresses():
-    class Lazy(CommitRule):
+    class Lazy(CommitRuleBase):
         def select(self, view):
             return Selection(torch.zeros_like(view.valid))
 

@@ -13,7 +13,7 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.presets import PRESETS, TUNED, preset_options, read_preset
-from dllm.samplers.fastdllm import Threshold
+from dllm.samplers.fastdllm import ThresholdRule
 from tests.cache.models import decoder
 from tests.echo import echo, write_tiny
 from tests.fakes import FakeModel, FakeText
@@ -21,7 +21,7 @@ from tests.fakes import FakeModel, FakeText
 GOOD = {"format": "dllm-preset-1", "options": {"sampler": "threshold:threshold=0.7"}}
 
 
-class Ran(Threshold):
+class Ran(ThresholdRule):
     """Code that a file must not name."""
 
 

@@ -17,14 +17,14 @@ from dllm.cache import POLICIES
 from dllm.registry import SpecError, build_part, convert, part_class, split_spec
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.dream import Dream
-from dllm.samplers.fastdllm import Threshold
-from dllm.samplers.planner import Fixed
+from dllm.samplers.fastdllm import ThresholdRule
+from dllm.samplers.planner import FixedBlocks
 from dllm.samplers.quota import Quota
-from dllm.samplers.rule import CommitRule
+from dllm.samplers.rule import CommitRuleBase
 
 
 @dataclasses.dataclass(frozen=True)
-class Custom(CommitRule):
+class Custom(CommitRuleBase):
     must: int
     flag: bool = False
     ratio: float | None = 0.5
@@ -78,8 +78,8 @@ def test_the_working_directory_is_searched_for_what_is_typed_alone(tmp_path, mon
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("threshold", Threshold()),
-        ("threshold:threshold=0.7", Threshold(0.7)),
+        ("threshold", ThresholdRule()),
+        ("threshold:threshold=0.7", ThresholdRule(0.7)),
         (" quota: steps = 3 , remasking=random ", Quota(3, "random")),
         ("quota:steps=none", Quota()),
         ("quota:steps=None,logits_eos_inf=True", Quota(logits_eos_inf=True)),
@@ -132,10 +132,10 @@ def test_defaults_fill_what_the_spec_leaves_open():
     def planner(spec, **defaults):
         return build_part(spec, PLANNERS, "dllm.planners", **defaults)
 
-    assert planner("fixed", block_length=8) == Fixed(8)
-    assert planner("fixed:block_length=4", block_length=8) == Fixed(4)
-    assert planner("fixed:block_length=none", block_length=8) == Fixed(None)
-    assert planner("fixed", other=1) == Fixed()
+    assert planner("fixed", block_length=8) == FixedBlocks(8)
+    assert planner("fixed:block_length=4", block_length=8) == FixedBlocks(4)
+    assert planner("fixed:block_length=none", block_length=8) == FixedBlocks(None)
+    assert planner("fixed", other=1) == FixedBlocks()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from dllm.errors import DllmError
 from dllm.models.loading import load_model, resolve
 from dllm.models.markov import load_markov
-from dllm.text.tokenizer import Text, load_text
+from dllm.text.tokenizer import ChatTokenizer, load_text
 from dllm.verify.draft.drafter import ModelDrafter
 from dllm.verify.draft.vocab import Translated, id_map, same_ids
 from dllm.verify.engine import SpecEngine
@@ -37,7 +37,7 @@ def load(
     tensor or key at fault.
     """
     found, tokenizer = load_target(target, dtype, device)
-    text = Text(tokenizer, getattr(found.model.config, "model_type", "hf"))
+    text = ChatTokenizer(tokenizer, getattr(found.model.config, "model_type", "hf"))
     drafting = None
     if drafter is not None:
         same: Any = {"dtype": found.model.dtype, "device": found.model.device}
@@ -63,7 +63,7 @@ def load_drafter(
     drafts are translated. markov: use the Markov head that lies beside the checkpoint, if there is
     one. knobs: `ModelDrafter`'s.
     """
-    text = Text(tokenizer, "hf")
+    text = ChatTokenizer(tokenizer, "hf")
     path = resolve(id_or_dir)
     model = load_model(path, dtype=dtype, device=device)
     size, kind, place = model.spec.vocab_size, model.dtype, model.device

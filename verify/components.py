@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm.registry import SpecError, build_part
-from dllm.verify.accept.rules import Greedy, Rule
+from dllm.verify.accept.rules import AcceptanceRule, GreedyAcceptance
 from dllm.verify.control.controllers import ControlPart
 from dllm.verify.draft.search import Search
 from dllm.verify.sources.memory import SourcePart
@@ -18,26 +18,26 @@ SEARCHES = {
     "cps": f"{HERE}.draft.search:Cps",
     "product": f"{HERE}.draft.search:Product",
     "coupled": f"{HERE}.draft.search:Coupled",
-    "sample": f"{HERE}.draft.construct:Sample",
+    "sample": f"{HERE}.draft.construct:SampledChain",
     "rsd": f"{HERE}.draft.construct:RsdTree",
     "kseq": f"{HERE}.draft.construct:KSeqTree",
     "greedy-plus-one": f"{HERE}.draft.construct:GreedyPlusOne",
 }
 RULES = {
-    "greedy": f"{HERE}.accept.rules:Greedy",
+    "greedy": f"{HERE}.accept.rules:GreedyAcceptance",
     "match": f"{HERE}.accept.rules:Match",
     "ratio": f"{HERE}.accept.sampled:Ratio",
     "rsd": f"{HERE}.accept.sampled:Rsd",
     "kseq": f"{HERE}.accept.sampled:KSeq",
-    "block": f"{HERE}.accept.sampled:Block",
+    "block": f"{HERE}.accept.sampled:BlockVerification",
     "typical": f"{HERE}.accept.lossy:Typical",
     "relaxed": f"{HERE}.accept.lossy:Relaxed",
 }
 CONTROLS = {
-    "fixed": f"{HERE}.control.controllers:Fixed",
+    "fixed": f"{HERE}.control.controllers:FixedController",
     "adl": f"{HERE}.control.controllers:Adl",
-    "threshold": f"{HERE}.control.controllers:Threshold",
-    "cost": f"{HERE}.control.goodput:Cost",
+    "threshold": f"{HERE}.control.controllers:ThresholdController",
+    "cost": f"{HERE}.control.goodput:CostController",
 }
 SOURCES = {
     "ngram": f"{HERE}.sources.ngram:NGram",
@@ -73,7 +73,7 @@ def search_of(spec: str) -> Search:
     return found
 
 
-def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) -> Rule:
+def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) -> AcceptanceRule:
     """The acceptance rule that a spec names, checked against the search and the temperature.
 
     "auto" is the search's usual rule, which at temperature 0 comes to greedy. SpecError: a rule
@@ -81,7 +81,7 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     although `lossless`.
     """
     spec = search.accepts[0] if spec == "auto" else spec
-    rule: Rule = KINDS["accept"].build(spec, greedy=temperature == 0)
+    rule: AcceptanceRule = KINDS["accept"].build(spec, greedy=temperature == 0)
     name = spec.partition(":")[0]
     if not rule.lossless:
         if lossless:
@@ -99,7 +99,7 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
             f"lossless=False (--lossy) also {', '.join(lossy)}"
         )
     if temperature == 0:
-        return Greedy()
+        return GreedyAcceptance()
     if name == "greedy":
         expected = ", ".join(search.accepts)
         raise SpecError(

@@ -18,7 +18,7 @@ from dllm.options import (
 )
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
-    from dllm.verify.loop import Parts
+    from dllm.verify.loop import SpeculationComponents
     from dllm.verify.output import Round
 
 NUMBERS = {
@@ -172,18 +172,18 @@ class SpecConfig:
             options["top_k"] = self.top_k
         return {**options, **self.generation}
 
-    def parts(self) -> Parts:
+    def parts(self) -> SpeculationComponents:
         """The parts that the specs name, greedy ones if the temperature is left open; SpecError
         says what is wrong with one.
         """
         from dllm.verify.components import control_of, rule_of, search_of, sources_of
-        from dllm.verify.loop import Parts
+        from dllm.verify.loop import SpeculationComponents
 
         search = search_of(self.search)
         warm = self.temperature or 0.0
         rule = rule_of(self.accept, search, temperature=warm, lossless=self.lossless)
         control, sources = control_of(self.control), sources_of(self.sources)
-        return Parts(search, rule, control, sources, self.reuse)
+        return SpeculationComponents(search, rule, control, sources, self.reuse)
 
 
 class PartsCache:
@@ -192,9 +192,9 @@ class PartsCache:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[SpecConfig, Parts] = {}
+        self._parts: dict[SpecConfig, SpeculationComponents] = {}
 
-    def of(self, config: SpecConfig, sampled: bool) -> Parts:
+    def of(self, config: SpecConfig, sampled: bool) -> SpeculationComponents:
         """The parts of a configuration; SpecError says what is wrong with one.
 
         sampled: whether the target decodes so; it decides between greedy and drawing rules.
@@ -205,7 +205,7 @@ class PartsCache:
             self._parts[key] = key.parts()
         return self._parts[key]
 
-    def watched(self, parts: Parts, rounds: Iterator[Round]) -> Iterator[Round]:
+    def watched(self, parts: SpeculationComponents, rounds: Iterator[Round]) -> Iterator[Round]:
         """`rounds` with `parts`. After one that Ctrl-C or an error cut these are made anew: what
         they were learning then may be half written.
         """

@@ -16,7 +16,7 @@ from dllm.errors import DllmError
 from dllm.output import FinishReason
 from dllm.text.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.text.spelling import Speller
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 from dllm.verify.config import PartsCache, SpecConfig
 from dllm.verify.loop import Request, speculate
 from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, StandingRounds
@@ -30,7 +30,7 @@ class SpecEngine:
     """A target, the tokenizer of both, and a drafter (None: model-free sources only)."""
 
     def __init__(
-        self, target: HFTarget, text: Text | None = None, drafter: Drafter | None = None
+        self, target: HFTarget, text: ChatTokenizer | None = None, drafter: Drafter | None = None
     ) -> None:
         self.target, self.text, self.drafter = target, text, drafter
         self.parts = PartsCache()

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.accept.rules import Emit, Greedy, Rule, Scores, Walk, go_on
+from dllm.verify.accept.rules import (
+    AcceptanceRule,
+    AcceptedPath,
+    Emit,
+    GreedyAcceptance,
+    Scores,
+    go_on,
+)
 from dllm.verify.control.controllers import Control, ControlPart, Observed, Spent
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.search import Search
@@ -31,7 +38,7 @@ LIMIT = 256  # drafts of a tree; a mask of trees is quadratic in it
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class SpeculationComponents:
     """The methods of a run.
 
     reuse: instead of a new draft the rest of the last one is used while it has that many columns
@@ -40,7 +47,7 @@ class Parts:
     """
 
     search: Search
-    rule: Rule
+    rule: AcceptanceRule
     control: ControlPart
     sources: tuple[SourcePart, ...] = ()
     reuse: int = 0
@@ -73,7 +80,7 @@ class Process(Protocol):
         ...
 
 
-def memory_of(parts: Parts) -> Memory:
+def memory_of(parts: SpeculationComponents) -> Memory:
     """The sources of a row that begins."""
     return Memory([source.open() for source in parts.sources], rates=parts.rates)
 
@@ -84,7 +91,7 @@ def looked_up(tokens: Sequence[int]) -> Emit:
 
 
 @dataclass(slots=True)
-class Row:
+class SpeculatedRow:
     """A text that is not finished."""
 
     number: int
@@ -121,7 +128,7 @@ def as_scored(scored: Scored, at: int) -> Scores:
     return lambda node, tokens: scored.row(at, node)
 
 
-def processed(process: Process, row: Row, scored: Scored, at: int) -> Scores:
+def processed(process: Process, row: SpeculatedRow, scored: Scored, at: int) -> Scores:
     """The logits of row `at` of a pass, each processed when it is asked for."""
     return lambda node, tokens: process.row(
         row.number, [*row.emitted, *tokens], scored.row(at, node)
@@ -137,7 +144,7 @@ def speculate(
     target: Target,
     drafter: Drafter | None,
     requests: Sequence[Request],
-    parts: Parts,
+    parts: SpeculationComponents,
     process: Process | None = None,
 ) -> Iterator[Round]:
     """Go on with all requests until each has ended; one `Round` per pass of the target.
@@ -156,12 +163,12 @@ class Loop:
         target: Target,
         drafter: Drafter | None,
         requests: Sequence[Request],
-        parts: Parts,
+        parts: SpeculationComponents,
         process: Process | None = None,
     ) -> None:
         self.parts, self.process, self.vocab_size = parts, process, target.vocab_size
         self.rows = [
-            Row(number, request, memory_of(parts))
+            SpeculatedRow(number, request, memory_of(parts))
             for number, request in enumerate(requests)
             if request.room > 0
         ]
@@ -227,7 +234,7 @@ class Loop:
             for row, lattice in zip(self.rows, lattices, strict=True)
         ], depths
 
-    def rest(self, row: Row) -> Lattice | None:
+    def rest(self, row: SpeculatedRow) -> Lattice | None:
         """The columns of the last draft that are used again, if there are enough."""
         enough = self.parts.reuse and row.left is not None and len(row.left) >= self.parts.reuse
         return row.left if enough else None
@@ -246,13 +253,13 @@ class Loop:
         sizes = self.control.sizes([np.array(tree.weights[1:]) for tree in trees])
         return [tree.cut(size) for tree, size in zip(trees, sizes, strict=True)]
 
-    def walk(self, trees: Sequence[Tree], scored: Scored) -> list[Walk]:
+    def walk(self, trees: Sequence[Tree], scored: Scored) -> list[AcceptedPath]:
         """What each row emits."""
         rule = self.parts.rule
-        if isinstance(rule, Greedy) and self.process is None:
+        if isinstance(rule, GreedyAcceptance) and self.process is None:
             best = scored.best()  # for all rows at once
             return [
-                go_on(Walk([0], []), tree, looked_up(best[i]), row.ended)
+                go_on(AcceptedPath([0], []), tree, looked_up(best[i]), row.ended)
                 for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True))
             ]
         scores = self.scores(trees, scored)
@@ -272,7 +279,9 @@ class Loop:
         changed = process.batch({row.number: row.emitted for row in self.rows}, logits)
         return [at_root(scores) for scores in changed]
 
-    def emit(self, row: Row, lattice: Lattice, depth: int, tree: Tree, walk: Walk) -> RowRound:
+    def emit(
+        self, row: SpeculatedRow, lattice: Lattice, depth: int, tree: Tree, walk: AcceptedPath
+    ) -> RowRound:
         """Append what was emitted, and tell sources and controller what became of the drafts."""
         path = tree.follow(walk.tokens)
         row.memory.extend(walk.tokens)

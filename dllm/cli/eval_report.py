@@ -18,7 +18,7 @@ from dllm.errors import DllmError
 from dllm.files import destination, write_text
 
 if TYPE_CHECKING:
-    from dllm.eval.tables import Table
+    from dllm.eval.tables import TextTable
 
 WIDE = 160  # columns where output is not a terminal
 
@@ -68,7 +68,7 @@ def report(
     show(tables)
 
 
-def show(tables: Sequence[Table]) -> None:
+def show(tables: Sequence[TextTable]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDE

@@ -32,7 +32,7 @@ from dllm.errors import DllmError
 
 if TYPE_CHECKING:
     from dllm.eval.models import Subject
-    from dllm.eval.records import Setting
+    from dllm.eval.records import EvalSetting
     from dllm.eval.run import Unable
     from dllm.eval.suite import SuiteTask
 
@@ -159,7 +159,7 @@ def run(
     with bar(console, hidden=ranks.rank > 0) as progress:
         line = progress.add_task("", total=None)
 
-        def show(done: int, total: int, setting: Setting) -> None:
+        def show(done: int, total: int, setting: EvalSetting) -> None:
             progress.update(line, completed=done, total=total, description=setting.name[:40])
 
         def warn(skipped: Sequence[Unable]) -> None:
@@ -219,7 +219,7 @@ def notes(tasks: Iterable[SuiteTask]) -> list[str]:
     return list(dict.fromkeys(f"{name}: {note}" for name, note in found if note))
 
 
-def check(settings: Sequence[Setting]) -> None:
+def check(settings: Sequence[EvalSetting]) -> None:
     """Say what is wrong with a setting before a model is loaded."""
     from dllm.config import DecodeConfig
 

@@ -23,7 +23,7 @@ from dllm.verify.config import SpecConfig
 PROMPT = "Sort the list: kiwi, fig, plum"  # the bundled models know what to do
 
 
-class Kind(NamedTuple):
+class ListedOption(NamedTuple):
     """One option that names a part, and the verb that has it."""
 
     verb: str
@@ -37,15 +37,15 @@ class Kind(NamedTuple):
 
 
 ALL = (
-    *(Kind("generate", option, part.table, part.group) for option, part in PARTS.items()),
-    *(Kind("speculate", option, part.table, part.group) for option, part in KINDS.items()),
+    *(ListedOption("generate", option, part.table, part.group) for option, part in PARTS.items()),
+    *(ListedOption("speculate", option, part.table, part.group) for option, part in KINDS.items()),
 )
 
 
 class Described(NamedTuple):
     """A part as its class tells of it. wrong: why that cannot be loaded."""
 
-    kind: Kind
+    kind: ListedOption
     name: str
     about: str = ""
     paper: str = ""
@@ -71,7 +71,7 @@ def parts_called(name: str | None) -> Iterator[Described]:
         yield from (described(kind, each) for each in known if name in (None, each))
 
 
-def described(kind: Kind, name: str) -> Described:
+def described(kind: ListedOption, name: str) -> Described:
     try:
         part = part_class(name, kind.table, kind.group)
         hints = get_type_hints(part)
@@ -94,7 +94,7 @@ def unwrapped(docstring: str) -> str:
     return "\n\n".join(" ".join(p.split()) for p in inspect.cleandoc(docstring).split("\n\n"))
 
 
-def spec_like(kind: Kind, name: str, options: tuple[tuple[str, object, str], ...]) -> str:
+def spec_like(kind: ListedOption, name: str, options: tuple[tuple[str, object, str], ...]) -> str:
     """A spec as a preset has it; else with the options that must be given, or one that may."""
     for preset in PRESETS.values():
         spec = preset.options.get(kind.option) or ""
@@ -109,7 +109,7 @@ def spec_like(kind: Kind, name: str, options: tuple[tuple[str, object, str], ...
     return ":".join([name, *([",".join(must)] if must else may[:1])])
 
 
-def needed(kind: Kind, name: str, part: type) -> list[str]:
+def needed(kind: ListedOption, name: str, part: type) -> list[str]:
     """What an acceptance rule needs beside it."""
     if kind.option != "accept" or name == "greedy":
         return []
@@ -214,7 +214,7 @@ def options_as_typed(options: Mapping[str, object]) -> str:
 
 def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text, Text]:
     """What a part does and its paper; its options. A part that cannot be loaded says why."""
-    part = described(Kind("", "", table, group), name)
+    part = described(ListedOption("", "", table, group), name)
     if part.wrong:
         return Text(part.wrong, "red"), Text()
     about = Text(summary(part.about)).append(f"\n{part.paper}" if part.paper else "", "dim")

@@ -26,7 +26,7 @@ FORMAT = "dllm-answers-1"
 REMEDY = "give --overwrite to start anew, or another --output"
 
 
-class Answer(Protocol):
+class AnyOutput(Protocol):
     """The output of any engine."""
 
     @property
@@ -106,10 +106,10 @@ def answers_to(
     gone on with. Raises FileError where it belongs to something else, or is in use.
     """
 
-    def lines(answers: Mapping[int, Answer]) -> list[dict[str, Any]]:
+    def lines(answers: Mapping[int, AnyOutput]) -> list[dict[str, Any]]:
         return [{**records[row], **to_dict(answers[row])} for row in sorted(answers)]
 
-    def print_all(answers: Mapping[int, Answer]) -> None:
+    def print_all(answers: Mapping[int, AnyOutput]) -> None:
         ascii_only = codecs.lookup(sys.stdout.encoding).name != "utf-8"
         for row, line in zip(sorted(answers), lines(answers), strict=True):
             print(to_json(line, ascii_only=ascii_only) if as_json else answers[row].text)
@@ -129,7 +129,7 @@ def answers_to(
                 print(f"{kept.log.name} has {done} of {len(records)} answers", file=sys.stderr)
             whole = len(everything) if done == len(records) else done // batch_size
 
-            def keep(answers: Mapping[int, Answer]) -> None:
+            def keep(answers: Mapping[int, AnyOutput]) -> None:
                 kept.add(answers, lines(answers))
 
             yield AnswerSink(keep, everything[whole:])
@@ -162,7 +162,7 @@ class Partial:
         if kind is not None:
             print(f"what was finished is in {self.log.name}", file=sys.stderr)
 
-    def add(self, answers: Mapping[int, Answer], lines: Sequence[dict[str, Any]]) -> None:
+    def add(self, answers: Mapping[int, AnyOutput], lines: Sequence[dict[str, Any]]) -> None:
         """Keep the answers to a batch; all of them are in the file on return, or none."""
         self.log.append(
             *(

@@ -16,7 +16,7 @@ from dllm.cli.saving import check_files
 from dllm.errors import DllmError
 
 if TYPE_CHECKING:
-    from dllm.train.job import Run
+    from dllm.train.job import TrainingRun
 
 MOST_EXAMPLES = 10**7  # all of them are in memory
 DATA, TRAINING, RESULT = "Data", "Training", "Result"
@@ -175,7 +175,7 @@ class Watch:
             self.tasks[what] = self.bar.add_task(what, total=total, numbers="")
         self.bar.update(self.tasks[what], completed=done, numbers=numbers)
 
-    def train(self, run: Run) -> None:
+    def train(self, run: TrainingRun) -> None:
         """Run to the end; only the first of several processes shows it."""
         trainer = run.trainer
         if trainer.rank > 0:

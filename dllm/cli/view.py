@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dllm.output import Commit, Event, Started
-from dllm.text.streaming import Follower, Row
+from dllm.text.streaming import AnswerSoFar, Follower
 
 DELAY = 0.15  # least seconds of a step on the screen: a tiny model takes ten milliseconds for one
 LONGEST = 30.0  # seconds that a step stays there because the engine, or a recording, took as long
@@ -130,7 +130,7 @@ class LiveView:
         """Leaves room for the ^C that a terminal echoes: in a new line it would spoil the frame."""
         return max(20, self.console.width - 3)
 
-    def answer(self, row: Row) -> Text:
+    def answer(self, row: AnswerSoFar) -> Text:
         """The answer as it stands; what is behind its first end token is padding and not shown."""
         styles = dict(zip(reversed(row.steps), AGES))
         end = self.follower.end(row)
@@ -172,7 +172,7 @@ class LiveView:
         )
 
 
-def stats(rows: Sequence[Row], follower: Follower) -> str:
+def stats(rows: Sequence[AnswerSoFar], follower: Follower) -> str:
     """Forwards, tokens and speed of some rows of a batch, as rich markup."""
     nfe = max(row.output.nfe if row.output else row.steps[-1] for row in rows)
     tokens = sum(map(follower.count, rows))

@@ -12,7 +12,7 @@ from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Given
 from dllm.models.protocol import TokenIds
 from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
-from dllm.samplers.rule import Rule
+from dllm.samplers.rule import CommitRule
 from dllm.text.spelling import Codec
 
 
@@ -62,10 +62,10 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class DecodingComponents:
     """What a request decodes with; a part that is left out is None."""
 
-    rule: Rule
+    rule: CommitRule
     planner: Planner
     policy: CachePolicy
     stop_rule: StopRule | None
@@ -73,7 +73,7 @@ class Parts:
     speculator: Speculator | None
 
     @classmethod
-    def of(cls, config: DecodeConfig, text: Codec | None, spec: TokenIds) -> Parts:
+    def of(cls, config: DecodeConfig, text: Codec | None, spec: TokenIds) -> DecodingComponents:
         """The parts that `config` names; ConfigError where two of them do not go together."""
         words = Words(text, spec)
         parts = cls(

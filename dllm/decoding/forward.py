@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dllm.cache.batching import plans
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.cache.policy import CachePolicy, State, Step
-from dllm.cache.store import KVStore
+from dllm.cache.store import KVCache
 from dllm.config import DecodeConfig
 from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.models.protocol import Model
@@ -34,7 +34,7 @@ class Forward:
     nfe: Tensor
     changed: Tensor  # [B, T] positions that got or lost their token in the row's last step
     confidence: Tensor  # [B, T] of the proposal last seen there
-    stores: list[KVStore] = field(default_factory=list)  # with guidance, one for each of the two
+    stores: list[KVCache] = field(default_factory=list)  # with guidance, one for each of the two
     state: State = field(default_factory=dict)
     seconds: float = 0.0
     first: float = 0.0
@@ -100,7 +100,7 @@ class Forward:
             extra=self.stores[0].extra if self.stores else {},
         )
 
-    def _logits(self, canvas: Canvas, plan: Plan) -> Tensor:
+    def _logits(self, canvas: Canvas, plan: ForwardPlan) -> Tensor:
         """One forward, or two with guidance: logits [b, K, V] of the plan's rows."""
         rows = slice(None) if plan.rows is None else plan.rows
         ids = canvas.ids[rows]

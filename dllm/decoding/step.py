@@ -16,10 +16,10 @@ from torch import Tensor
 from dllm.config import DecodeConfig
 from dllm.decoding.answers import Answers
 from dllm.decoding.canvas import Canvas, Given, Windows
-from dllm.decoding.components import Parts, check_given, encode_given
+from dllm.decoding.components import DecodingComponents, check_given, encode_given
 from dllm.decoding.forward import Forward
-from dllm.decoding.progress import Standing
 from dllm.decoding.speculation import Guesses, Pages, merged
+from dllm.decoding.standing import Standing
 from dllm.errors import DllmError
 from dllm.models.protocol import Model
 from dllm.output import Commit, Event, FinishReason, Started, Timings
@@ -56,7 +56,7 @@ class Decoding:
     ) -> None:
         self.model, self.config = model, config
         spec, device = model.spec, model.device
-        self.parts = Parts.of(config, text, spec)
+        self.parts = DecodingComponents.of(config, text, spec)
         shared = encode_given(config.given, text)
         stands = [[*shared, *own] for own in given or [()] * len(prompts)]
         check_given(stands, config.max_new_tokens)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dllm.errors import DllmError
 from dllm.eval.frontier import Pair
-from dllm.eval.records import PHASES, Cell, OracleCell, Plan, Setting, Summary
+from dllm.eval.records import PHASES, Cell, EvalSetting, OracleCell, RunPlan, Summary
 from dllm.intervals import weighted
 
 C = TypeVar("C", Cell, OracleCell)
@@ -51,7 +51,7 @@ class Point:
     memo: forwards were remembered between settings, so that there are no seconds.
     """
 
-    setting: Setting
+    setting: EvalSetting
     cells: tuple[Cell, ...]
     memo: bool = False
 
@@ -150,7 +150,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Oracle:
+class BestPerSample:
     """One method with the best knob for every sample: no single setting reaches further."""
 
     score: float
@@ -163,7 +163,7 @@ class Curve:
 
     name: str
     points: tuple[Point, ...]
-    oracle: Oracle | None = None
+    oracle: BestPerSample | None = None
 
     @property
     def pairs(self) -> list[Pair]:
@@ -177,7 +177,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Selection:
+class CurveSelection:
     """The curves of a run on some of its tasks. left_out: settings that lack a (task, n) that
     others have, so that their mean would not compare, with what they lack and why. dropped: tasks
     that no setting has answers to, and sizes of the others, each with the reason; asked: how many
@@ -211,7 +211,7 @@ def select(
     tasks: Sequence[str] | None = None,
     n: Sequence[int] | None = None,
     run: str = "",
-) -> Selection:
+) -> CurveSelection:
     """Curves of `tasks` (specs, or names for all specs of one) at the sizes `n`; default: all.
 
     run: put before the methods' names. DllmError for a task that is not in the run, or where no
@@ -252,7 +252,7 @@ def select(
     answered = sorted({task for task, _ in whole})
     missing_tasks, missing_sizes = _dropped(summary.plan, chosen, whole, n)
     names = tuple(summary.plan.tasks[task] for task in answered)
-    return Selection(
+    return CurveSelection(
         names,
         tuple(curves),
         tuple(left_out),
@@ -281,7 +281,7 @@ def _tasks(specs: Sequence[str], words: Sequence[str] | None) -> set[int]:
     return found
 
 
-def _lack(plan: Plan, setting: int, cell: tuple[int, int]) -> str:
+def _lack(plan: RunPlan, setting: int, cell: tuple[int, int]) -> str:
     """Why a setting has no answers to the (task, n) `cell`."""
     task, n = cell
     reasons = (s.reason for s in plan.skipped if (s.setting, s.task, s.n) == (setting, task, n))
@@ -289,7 +289,7 @@ def _lack(plan: Plan, setting: int, cell: tuple[int, int]) -> str:
 
 
 def _dropped(
-    plan: Plan, chosen: set[int], whole: set[tuple[int, int]], n: Sequence[int] | None
+    plan: RunPlan, chosen: set[int], whole: set[tuple[int, int]], n: Sequence[int] | None
 ) -> tuple[list[str], list[str]]:
     """Tasks of `chosen`, and sizes of the other ones, that no setting has answers to, and why."""
     answered = {task for task, _ in whole}
@@ -334,9 +334,9 @@ def mean_share(cells: Sequence[C], part: Callable[[C], float]) -> float:
     return sum(shares) / len(shares)
 
 
-def _oracle(cells: Sequence[OracleCell], whole: set[tuple[int, int]]) -> Oracle | None:
+def _oracle(cells: Sequence[OracleCell], whole: set[tuple[int, int]]) -> BestPerSample | None:
     """None unless it is known for all (task, n) of `whole`."""
     if {(cell.task, cell.n) for cell in cells} != whole:
         return None
     tokens, nfe = sum(cell.tokens for cell in cells), sum(cell.nfe for cell in cells)
-    return Oracle(mean_share(cells, lambda cell: cell.right), tokens / max(nfe, 1))
+    return BestPerSample(mean_share(cells, lambda cell: cell.right), tokens / max(nfe, 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
-from dllm.eval.records import Setting
+from dllm.eval.records import EvalSetting
 from dllm.presets import PRESETS, preset_options
 from dllm.registry import split_spec
 
@@ -78,7 +78,7 @@ def grid(
     *,
     presets: Sequence[str] = (),
     family: str = "llada",
-) -> list[Setting]:
+) -> list[EvalSetting]:
     """One setting for every combination of `parts`: DecodeConfig options with the values to try,
     specs with swept knobs among them. The presets are tried with all parts but the sampler.
     """
@@ -98,7 +98,9 @@ def grid(
     ]
 
 
-def named(method: str, knob: str, options: Mapping[str, Any], over: Mapping[str, Any]) -> Setting:
+def named(
+    method: str, knob: str, options: Mapping[str, Any], over: Mapping[str, Any]
+) -> EvalSetting:
     """The setting of `options` with `over` put over them; what is not usual is in the name."""
     usual = DecodeConfig()
     said = [
@@ -106,7 +108,7 @@ def named(method: str, knob: str, options: Mapping[str, Any], over: Mapping[str,
         for name, value in over.items()
         if value != options.get(name, getattr(usual, name))
     ]
-    return Setting(" + ".join([method, *said]), knob, {**options, **over})
+    return EvalSetting(" + ".join([method, *said]), knob, {**options, **over})
 
 
 def rules(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from dllm.eval.ceiling import chance
 from dllm.eval.closed_forms import correlation_bits, slots
 from dllm.eval.curves import label
 from dllm.eval.suite import SuiteTask, task_of
-from dllm.eval.tables import NONE, Table, number, percent
+from dllm.eval.tables import NONE, TextTable, number, percent
 
 NOTES = (
     "bits: total correlation of the answer's items given the question, which one forward for all "
@@ -17,10 +17,10 @@ NOTES = (
 )
 
 
-def laws(specs: Sequence[str]) -> Table:
+def laws(specs: Sequence[str]) -> TextTable:
     """A row for every task: its bits and the perfect model's chance, size by size."""
     rows = [(label(spec, specs), *_row(task_of(spec))) for spec in specs]
-    return Table("Tasks", ("task", "n", "bits", "at once, %"), tuple(rows), NOTES)
+    return TextTable("Tasks", ("task", "n", "bits", "at once, %"), tuple(rows), NOTES)
 
 
 def _row(task: SuiteTask) -> tuple[str, str, str]:

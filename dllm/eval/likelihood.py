@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.config import DecodeConfig
 from dllm.decoding.canvas import positions
 from dllm.decoding.forward import guided
@@ -29,7 +29,7 @@ CHUNK = 2**21  # logits normalised at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class LikelihoodRequest:
     """Token ids of a prompt, which may be empty, and of an answer. seed: of what is masked."""
 
     prompt: Sequence[int]
@@ -43,7 +43,7 @@ class Pair:
 
 def log_likelihoods(
     model: Model,
-    pairs: Sequence[Pair],
+    pairs: Sequence[LikelihoodRequest],
     *,
     draws: int = DRAWS,
     batch_size: int = 32,
@@ -79,7 +79,7 @@ def forwards(answer_length: int, draws: int = DRAWS) -> int:
     return min(draws, (1 << answer_length) - 1)
 
 
-def _rows(pairs: Sequence[Pair], draws: int) -> Iterator[tuple[int, Tensor, float]]:
+def _rows(pairs: Sequence[LikelihoodRequest], draws: int) -> Iterator[tuple[int, Tensor, float]]:
     """(index of the pair, mask [L], weight) of all copies, those of like length together."""
     for row in sorted(range(len(pairs)), key=lambda row: pairs[row].length):
         masks, weights = mask_sets(len(pairs[row].answer), draws, pairs[row].seed)
@@ -109,7 +109,10 @@ def mask_sets(length: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def masked_log_likelihoods(
-    model: Model, pairs: Sequence[Pair], masks: Sequence[Tensor], cfg_scale: float = 0.0
+    model: Model,
+    pairs: Sequence[LikelihoodRequest],
+    masks: Sequence[Tensor],
+    cfg_scale: float = 0.0,
 ) -> Tensor:
     """[B] float64 log-probability in nats of the answer tokens in `masks` (each [L] bool), given
     the prompt and the others, every masked token on its own.
@@ -128,7 +131,7 @@ def masked_log_likelihoods(
     inside = pos < length[:, None]
     where, real = positions(masked)
     head = (where - model.spec.shift).clamp(min=0).where(real, 0)
-    plan = Plan(pos=pos, head=head, valid=None if bool(inside.all()) else inside)
+    plan = ForwardPlan(pos=pos, head=head, valid=None if bool(inside.all()) else inside)
     seen = ids.masked_fill(masked, mask_id)
     logits = model(seen, plan)
     if cfg_scale:
@@ -149,7 +152,7 @@ def _log_probability(logits: Tensor, token: Tensor) -> Tensor:
     return torch.cat(parts).double()
 
 
-def is_greedy(engine: Engine, pair: Pair, cfg_scale: float = 0.0) -> bool:
+def is_greedy(engine: Engine, pair: LikelihoodRequest, cfg_scale: float = 0.0) -> bool:
     """Whether taking the most confident token, one at a time, decodes exactly this answer.
 
     An answer that holds an end token is never decoded: it would be cut there.
@@ -161,7 +164,7 @@ def is_greedy(engine: Engine, pair: Pair, cfg_scale: float = 0.0) -> bool:
     return bool(outputs[0].token_ids == list(pair.answer))
 
 
-def _check(model: Model, row: int, pair: Pair) -> None:
+def _check(model: Model, row: int, pair: LikelihoodRequest) -> None:
     vocab, most = model.spec.vocab_size, getattr(model.spec, "max_positions", None)
     for token in (*pair.prompt, *pair.answer):
         if not 0 <= token < vocab:

@@ -24,7 +24,7 @@ from dllm.eval.suite.base import Span
 from dllm.models.fingerprint import fingerprint
 from dllm.output import Output
 from dllm.text.spelling import Speller
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 
 MEASURED = 64  # answers that are looked at to choose the size of a canvas
 SPARE = 1.25  # times the longest of them: an exact fit would tell the model how long to write
@@ -47,7 +47,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodedAnswer:
     """text, and the places in the Output's token ids of the items; see records.Row.slots."""
 
     text: str
@@ -65,7 +65,7 @@ class Subject(Protocol):
         """Questions for `samples` by number. DllmError where the task cannot be put."""
         ...
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> Answer: ...
+    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer: ...
 
 
 def row_id(task: SuiteTask, n: int, i: int) -> int:
@@ -80,11 +80,11 @@ class Checkpoint:
     engine: Engine
     name: str
     chat: bool | Literal["auto"] = "auto"
-    text: Text = field(init=False)
+    text: ChatTokenizer = field(init=False)
     speller: Speller = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.engine.text, Text):
+        if not isinstance(self.engine.text, ChatTokenizer):
             raise DllmError(f"{self.name}: no tokenizer, so that it cannot be asked anything")
         self.text, self.speller = self.engine.text, Speller(self.engine.text)
         self.rooms: dict[tuple[SuiteTask, int], int] = {}
@@ -115,10 +115,10 @@ class Checkpoint:
             self.engine, each, prompts, row_ids, [given for given, _ in skeletons], rooms.pop()
         )
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> Answer:
+    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
         pieces = self.speller.pieces(output.token_ids)
         spans = task.items(sample, output.text) if "".join(pieces) == output.text else []
-        return Answer(output.text, places(pieces, spans, output.text) if spans else None)
+        return DecodedAnswer(output.text, places(pieces, spans, output.text) if spans else None)
 
     def _messages(self, task: SuiteTask, sample: Sample) -> list[dict[str, str]] | None:
         """The conversation; None where the prompt is plain text."""
@@ -202,10 +202,10 @@ class OracleSubject:
         prompts = [[name // base**k % base for k in range(PROMPT)] for name in names]
         return Questions(engine, list(samples.values()), prompts, row_ids, room=joint.slots)
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> Answer:
+    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
         words = task.symbols(sample)
         text = task.write(sample, [words[token] for token in output.token_ids])
-        return Answer(text, list(range(len(output.token_ids))))
+        return DecodedAnswer(text, list(range(len(output.token_ids))))
 
 
 @lru_cache(maxsize=64)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import answers
 from dllm.models.hf import HFSpec
@@ -205,11 +205,11 @@ class Oracle:
             )
         return [[row // base**i % base for i in range(size)] for row in range(count)]
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise DllmError("an oracle keeps no keys and values: use cache='none'")
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         """Logits [B, R, vocab_size] of the rows `plan.head`, float64 and finite."""
         if store is not None:
             raise DllmError("an oracle reads no store: use cache='none'")

@@ -22,7 +22,7 @@ PHASES = ("prompt", "forward", "sampler", "other")
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalSetting:
     """A way to decode. Settings of one `method` are the points of one curve, told apart by `knob`
     ("threshold=0.9"; "" where there is none). options: of DecodeConfig, JSON values.
     """
@@ -57,7 +57,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What was run. model: name, weights (hash), dtype, device, family. tasks: specs. memo: whether
     forwards were remembered between settings, so that seconds mean nothing.
     """
@@ -65,7 +65,7 @@ class Plan:
     suite: str
     model: dict[str, Any]
     tasks: tuple[str, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[EvalSetting, ...]
     seeds: tuple[int, ...]
     count: int
     batch_size: int
@@ -80,7 +80,7 @@ class Plan:
         return {"schema": SCHEMA, **asdict(self), "settings": settings}
 
     @classmethod
-    def from_dict(cls, fields: object) -> Plan:
+    def from_dict(cls, fields: object) -> RunPlan:
         """What `as_dict` gave, possibly with more; ValueError names what is wrong."""
         found = fields.get("schema") if isinstance(fields, dict) else None
         if found != SCHEMA:
@@ -111,7 +111,7 @@ class Temperature:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SampleRecord:
     """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
 
     ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each,
@@ -143,7 +143,7 @@ class Row:
     seconds: list[float]
 
     @classmethod
-    def from_dict(cls, fields: object, plan: Plan) -> Row:
+    def from_dict(cls, fields: object, plan: RunPlan) -> SampleRecord:
         """A row of `plan`; ValueError names what is wrong."""
         row = shaped(cls, fields)
         plan.check("row", row.task, row.setting)
@@ -230,7 +230,7 @@ class OracleCell:
 class Summary:
     """summary.json: the plan and what was counted."""
 
-    plan: Plan
+    plan: RunPlan
     cells: tuple[Cell, ...]
     oracles: tuple[OracleCell, ...]
 
@@ -244,9 +244,9 @@ class Summary:
     @classmethod
     def from_dict(cls, fields: object) -> Summary:
         """What `as_dict` gave; ValueError names what is wrong in anything else."""
-        plan = Plan.from_dict(fields)
+        plan = RunPlan.from_dict(fields)
         assert isinstance(fields, dict)  # else it is no plan
-        counts = shaped(Counts, fields)
+        counts = shaped(RunCounts, fields)
         for at, cell in enumerate(counts.cells):
             plan.check(f"cells[{at}]", cell.task, cell.setting)
             cell.check(f"cells[{at}]")
@@ -257,7 +257,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class RunCounts:
     """summary.json beside its plan."""
 
     cells: tuple[Cell, ...]

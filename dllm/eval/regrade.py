@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dllm.errors import DllmError
-from dllm.eval.records import Row
+from dllm.eval.records import SampleRecord
 from dllm.eval.store import Store, write_summary
 from dllm.eval.suite import Grade, Sample, SuiteTask, tasks_of
 from dllm.eval.summary import summarize
@@ -22,7 +22,7 @@ def regrade(path: Path, said: Collection[str] = ()) -> tuple[int, int]:
     with Store(path) as store:
         samples = dict(store.samples())
         tasks = tasks_of(plan.tasks, said)
-        rows: list[Row] = []
+        rows: list[SampleRecord] = []
         changed = 0
         for row in store.rows():
             task, *_ = which = row.key[:4]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dllm.errors import DllmError
 from dllm.eval.compare import Change, Comparison, compare
-from dllm.eval.curves import Curve, Selection, label, select
+from dllm.eval.curves import Curve, CurveSelection, label, select
 from dllm.eval.frontier import (
     Pair,
     aup,
@@ -21,7 +21,7 @@ from dllm.eval.frontier import (
 from dllm.eval.packed import read_packed
 from dllm.eval.records import PHASES, SCHEMA, Summary
 from dllm.eval.suite.base import REASONS
-from dllm.eval.tables import NONE, Table, number, percent, signed, span
+from dllm.eval.tables import NONE, TextTable, number, percent, signed, span
 from dllm.files import parse_json
 
 Run = tuple[str, Summary]  # what to call it, and its numbers
@@ -74,7 +74,7 @@ def report(
     tasks: Sequence[str] | None = None,
     n: Sequence[int] | None = None,
     reach: float | None = None,
-) -> list[Table]:
+) -> list[TextTable]:
     """The tables of `runs` on the selection (of `curves.select`), and what each run gains over
     `against`. reach: tokens per forward up to which areas go; default: the most that can be.
     """
@@ -96,7 +96,7 @@ def report(
     return [table.filled() for table in tables]
 
 
-def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
+def _settings(runs: Sequence[Run], selections: Sequence[CurveSelection]) -> TextTable:
     """A row for every setting; those on the front of its run are marked."""
     columns = ["method", "knob", "*", "score, %", "95%", "strict, %"]
     columns += ["forwards / answer", "tokens / forward", "slots / forward"]
@@ -130,10 +130,10 @@ def _settings(runs: Sequence[Run], selections: Sequence[Selection]) -> Table:
         notes.append("the runs differ in suite or tasks: their means do not compare")
     extents = {each.extent for each in selections if each.dropped}
     title = f"Settings: {', '.join(sorted(extents))}" if extents else "Settings"
-    return Table(title, tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
+    return TextTable(title, tuple(columns), tuple(rows), (*notes, *SETTING_NOTES), texts=3)
 
 
-def _dropped(name: str, selection: Selection) -> Iterator[str]:
+def _dropped(name: str, selection: CurveSelection) -> Iterator[str]:
     """What a run's mean lacks, if it lacks something."""
     if selection.dropped:
         yield (
@@ -142,7 +142,7 @@ def _dropped(name: str, selection: Selection) -> Iterator[str]:
         )
 
 
-def _costs(curves: Sequence[Curve]) -> Table:
+def _costs(curves: Sequence[Curve]) -> TextTable:
     """Where answers are lost, in which order they come, where time goes, for every setting."""
     columns = ["method", "knob", "factorisation loss", "model loss", "excess", "order"]
     columns += [f"{phase}, ms" for phase in PHASES]
@@ -161,10 +161,10 @@ def _costs(curves: Sequence[Curve]) -> Table:
     if any(some < every for some, every in known):
         some, every = min(known)
         notes.append(f"the losses are those of the {some} of {every} tasks with a known ceiling")
-    return Table("Losses and time", tuple(columns), tuple(rows), tuple(notes), texts=2)
+    return TextTable("Losses and time", tuple(columns), tuple(rows), tuple(notes), texts=2)
 
 
-def _about(run: Summary, selection: Selection) -> str:
+def _about(run: Summary, selection: CurveSelection) -> str:
     plan = run.plan
     model = " ".join(str(plan.model.get(key, "")) for key in ("name", "dtype", "device")).strip()
     counts = [point.count for point in selection.points]
@@ -172,7 +172,7 @@ def _about(run: Summary, selection: Selection) -> str:
     return f"{plan.suite}, {model}, {answers} answers per setting to {', '.join(selection.tasks)}"
 
 
-def _metrics(curves: Sequence[Curve], reach: float) -> Table:
+def _metrics(curves: Sequence[Curve], reach: float) -> TextTable:
     """A row for every method."""
     columns = ["method", "LPA", *(f"PB{level:.0f}" for level in LEVELS), "AUP", "centre", "oracle"]
     best = max(y for curve in curves for _, y in curve.pairs)
@@ -199,7 +199,7 @@ def _metrics(curves: Sequence[Curve], reach: float) -> Table:
         "oracle: score, %, and tokens / forward with the best setting of the method for every "
         "single sample, of those the one with the fewest forwards",
     )
-    return Table("Methods", tuple(columns), tuple(rows), notes)
+    return TextTable("Methods", tuple(columns), tuple(rows), notes)
 
 
 def _reached(pairs: Sequence[Pair], level: float) -> str:
@@ -209,10 +209,10 @@ def _reached(pairs: Sequence[Pair], level: float) -> str:
 
 def _by_task(
     runs: Sequence[Run],
-    selections: Sequence[Selection],
+    selections: Sequence[CurveSelection],
     n: Sequence[int] | None,
     reach: float | None,
-) -> list[Table]:
+) -> list[TextTable]:
     """Task by task: who is best at which parallelism, and every method's area."""
     tasks = list(dict.fromkeys(task for selection in selections for task in selection.tasks))
     names = [curve.name for selection in selections for curve in selection.curves]
@@ -231,8 +231,12 @@ def _by_task(
     best = "best score, %, at that many tokens / forward or more, and the methods that have it"
     end = f"{reach:.2f}" if reach else "what a task allows: its longest mean answer in one forward"
     return [
-        Table("Best method by task", ("task", *(f"≥ {x}" for x in RATES)), tuple(winners), (best,)),
-        Table("LPA by task", ("task", *names), tuple(areas), (f"tokens / forward up to {end}",)),
+        TextTable(
+            "Best method by task", ("task", *(f"≥ {x}" for x in RATES)), tuple(winners), (best,)
+        ),
+        TextTable(
+            "LPA by task", ("task", *names), tuple(areas), (f"tokens / forward up to {end}",)
+        ),
     ]
 
 
@@ -248,7 +252,7 @@ def _winner(curves: Mapping[str, Sequence[Pair]], x: float) -> str:
     return f"{best:.1f} {'all' if everyone else ', '.join(names)}"
 
 
-def _reasons(curves: Sequence[Curve]) -> Table:
+def _reasons(curves: Sequence[Curve]) -> TextTable:
     """What is wrong with wrong answers, the most frequent reason first."""
     points = [(curve.name, point, point.reasons) for curve in curves for point in curve.points]
     total: Counter[str] = Counter()
@@ -261,10 +265,10 @@ def _reasons(curves: Sequence[Curve]) -> Table:
     )
     meanings = (f"{code}: {REASONS[code]}" for code in codes if code in REASONS)
     notes = ("of all answers, %, the mean over tasks", *meanings)
-    return Table("Errors", ("method", "knob", "right", *codes), tuple(rows), notes, texts=2)
+    return TextTable("Errors", ("method", "knob", "right", *codes), tuple(rows), notes, texts=2)
 
 
-def _changes(new: Run, old: Run, found: Comparison, reach: float | None) -> list[Table]:
+def _changes(new: Run, old: Run, found: Comparison, reach: float | None) -> list[TextTable]:
     """What a run gains over another one: by method, by setting, and in single cells."""
     reach = reach or found.reach
     columns = ["method", "forwards, times fewer", "score, points more", "LPA before", "LPA"]
@@ -290,13 +294,13 @@ def _changes(new: Run, old: Run, found: Comparison, reach: float | None) -> list
         f"would by chance); at most {SHOWN} are shown, the largest change first",
     )
     return [
-        Table(f"{title}: methods", tuple(columns), tuple(rows), CURVE_NOTES + warning),
+        TextTable(f"{title}: methods", tuple(columns), tuple(rows), CURVE_NOTES + warning),
         _change_table(f"{title}: settings", found.settings, CHANGE_NOTES),
         _change_table(f"{title}: tasks and sizes", clear[:SHOWN], chance),
     ]
 
 
-def _change_table(title: str, changes: Sequence[Change], notes: tuple[str, ...]) -> Table:
+def _change_table(title: str, changes: Sequence[Change], notes: tuple[str, ...]) -> TextTable:
     columns = ("setting", "task", "before, %", "score, %", "gain", "95%", "forwards")
     rows = (
         (
@@ -310,4 +314,4 @@ def _change_table(title: str, changes: Sequence[Change], notes: tuple[str, ...])
         )
         for change in changes
     )
-    return Table(title, columns, tuple(rows), notes, texts=2)
+    return TextTable(title, columns, tuple(rows), notes, texts=2)

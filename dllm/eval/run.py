@@ -16,15 +16,17 @@ from dllm.config import DecodeConfig
 from dllm.environment import environment
 from dllm.errors import DllmError
 from dllm.eval.models import Questions, Subject
-from dllm.eval.records import Plan, Row, Setting, Skipped, Summary
+from dllm.eval.records import EvalSetting, RunPlan, SampleRecord, Skipped, Summary
 from dllm.eval.store import Store, write_summary
 from dllm.eval.suite import SUITE, SuiteTask, draw, task_of, tasks_of
 from dllm.eval.summary import summarize
 from dllm.output import Commit, Finished, Output
 from dllm.processes import Ranks
 
-Progress = Callable[[int, int, Setting], None]
-Unable = tuple[Setting, str, int, str]  # cannot run this task (spec) at this size, for this reason
+Progress = Callable[[int, int, EvalSetting], None]
+Unable = tuple[
+    EvalSetting, str, int, str
+]  # cannot run this task (spec) at this size, for this reason
 
 
 MOST = 10**6  # samples of a task: the pieces of a run are all in memory
@@ -43,11 +45,11 @@ class Work(NamedTuple):
 @dataclass(frozen=True)
 class Sweep:
     """What to run: specs of tasks, settings, seeds, and samples of every task, spread over its
-    sizes. A seed chooses samples and random draws. memo: as in records.Plan.
+    sizes. A seed chooses samples and random draws. memo: as in records.RunPlan.
     """
 
     tasks: Sequence[str]
-    settings: Sequence[Setting]
+    settings: Sequence[EvalSetting]
     count: int = 100
     seeds: Sequence[int] = (0,)
     batch_size: int = 32
@@ -61,8 +63,8 @@ class Sweep:
             if not 1 <= (value := getattr(self, name)) <= MOST:
                 raise DllmError(f"{name}={value}: expected at least 1 and at most {MOST}")
 
-    def plan(self, subject: Subject) -> Plan:
-        return Plan(
+    def plan(self, subject: Subject) -> RunPlan:
+        return RunPlan(
             suite=SUITE,
             model=subject.identity(),
             tasks=tuple(dict.fromkeys(self.tasks)),
@@ -110,7 +112,7 @@ def _run(
     subject: Subject,
     sweep: Sweep,
     store: Store,
-    wanted: Plan,
+    wanted: RunPlan,
     tasks: Mapping[str, SuiteTask],
     skipped: Sequence[Unable],
     ranks: Ranks,
@@ -143,10 +145,10 @@ def _run(
 def decode(
     subject: Subject,
     store: Store,
-    plan: Plan,
+    plan: RunPlan,
     tasks: Mapping[str, SuiteTask],
     work: Sequence[Work],
-    settings: Sequence[tuple[int, Setting]],
+    settings: Sequence[tuple[int, EvalSetting]],
     without: Collection[Skipped],
     on_progress: Progress | None,
 ) -> None:
@@ -174,7 +176,7 @@ def decode(
                 on_progress(done, total, setting)
 
 
-def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator[Work]:
+def pieces(plan: RunPlan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator[Work]:
     """The batches of a sweep: its count of samples, shared out among the sizes of each task."""
     for spec, task in tasks.items():
         for at, n in enumerate(task.n):
@@ -188,7 +190,7 @@ def pieces(plan: Plan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator
 
 
 def unable(
-    subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[Setting]
+    subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[EvalSetting]
 ) -> Iterator[Unable]:
     """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
     for spec, task in tasks.items():
@@ -205,7 +207,9 @@ def unable(
                     yield setting, spec, n, str(error)
 
 
-def configure(task: SuiteTask, questions: Questions, setting: Setting, seed: int) -> DecodeConfig:
+def configure(
+    task: SuiteTask, questions: Questions, setting: EvalSetting, seed: int
+) -> DecodeConfig:
     """A setting for one task: the size of its canvas, unless the setting has its own."""
     config = DecodeConfig(stop=task.stop, seed=seed, history=True)
     if questions.given is not None or "max_new_tokens" not in setting.options:
@@ -225,9 +229,9 @@ def answer(
     questions: Questions,
     piece: Work,
     at: int,
-    setting: Setting,
+    setting: EvalSetting,
     asking: float,
-) -> list[Row]:
+) -> list[SampleRecord]:
     """Decode one batch with the setting number `at` and grade it; `asking`: seconds that putting
     the questions took. KeyboardInterrupt where Ctrl-C cut it short.
     """
@@ -252,7 +256,7 @@ def answer(
     seconds = [round(phase / len(read), 7) for phase in phases]
     steps = [made(output, len(questions.prompts[row])) for row, (_, output) in enumerate(read)]
     return [
-        Row(
+        SampleRecord(
             setting=at,
             task=piece.task,
             n=piece.n,

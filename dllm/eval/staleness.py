@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.models.protocol import Model
 
 
@@ -68,11 +68,11 @@ class Meter:
         self.spec, self.device, self.dtype = model.spec, model.device, model.dtype
         self.total = Staleness()
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         return self.model.new_store(batch, length, limit)
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         logits = self.model(ids, plan, store)
         real = predicted(plan.head)
         self.total.predictions += int(real.sum())
@@ -91,7 +91,7 @@ class Meter:
         self.total.worst_kl = max(self.total.worst_kl, float(kl.max()))
         self.total.flipped += int((exact.argmax(-1) != cached.argmax(-1)).sum())
 
-    def _ages(self, plan: Plan, live: Tensor, age: Tensor) -> None:
+    def _ages(self, plan: ForwardPlan, live: Tensor, age: Tensor) -> None:
         """Add the ages [b, T] of what one forward read, as a mean over layers that read unlike."""
         read = live[None] if plan.read is None else live & plan.read
         if self.spec.block_length is not None:  # nobody sees a block behind its own
@@ -108,16 +108,16 @@ class Meter:
 
 
 def predicted(head: Tensor) -> Tensor:
-    """[B, R] which entries of `Plan.head` are asked for: they ascend, those that fill up do not."""
+    """[B, R] which entries of `ForwardPlan.head` are asked for: they ascend, padding does not."""
     real = torch.ones_like(head, dtype=torch.bool)
     real[:, 1:] = head[:, 1:] > head.cummax(1).values[:, :-1]
     return real
 
 
-def uncached(plan: Plan, live: Tensor) -> Plan:
+def uncached(plan: ForwardPlan, live: Tensor) -> ForwardPlan:
     """The forward over all positions up to the last live [b, T] slot that predicts the same."""
     slot = torch.arange(live.shape[1], device=live.device).expand_as(live)
     end = (slot * live).amax(1, keepdim=True)
     inside = slot <= end
     head = plan.pos.gather(1, plan.head)
-    return Plan(pos=slot, head=head, valid=None if bool(inside.all()) else inside)
+    return ForwardPlan(pos=slot, head=head, valid=None if bool(inside.all()) else inside)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from dllm.errors import DllmError
-from dllm.eval.records import Plan, Row, Summary
+from dllm.eval.records import RunPlan, SampleRecord, Summary
 from dllm.eval.shapes import shaped
 from dllm.eval.suite import Sample, SuiteTask, draw
 from dllm.files import FileError, read_json, replacing, to_json, write_json
@@ -56,33 +56,33 @@ class Store:
                 self.mine.unlink()
         self._log.close()
 
-    def fits(self, plan: Plan) -> None:
+    def fits(self, plan: RunPlan) -> None:
         """DllmError where `plan` cannot be begun or joined here. Nothing is written."""
         if (self.path / RUN).exists():
             joined(self.plan(), plan, self.path)
         elif self.path.exists() and not _is_new(self.path):
             raise DllmError(f"{self.path}: expected a new directory, or one of `dllm eval run`")
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: RunPlan) -> None:
         """Create the run or join its plan with `plan`; DllmError where they do not go together."""
         self.fits(plan)
         if (self.path / RUN).exists():
             plan = joined(self.plan(), plan, self.path)
         write_json(self.path / RUN, plan.as_dict())
 
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         """The plan in the directory; DllmError where there is none."""
         path = self.path / RUN
         if not path.exists():
             raise DllmError(f"{self.path}: no run of `dllm eval run` in it (no {RUN})")
-        return checked(path, Plan.from_dict, read_json(path))
+        return checked(path, RunPlan.from_dict, read_json(path))
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[SampleRecord]) -> None:
         """Keep `rows`; they are in the file on return."""
         assert self._log is not None, "only inside the context"
         self._log.append(*map(asdict, rows))
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SampleRecord]:
         """All rows of all processes, each once."""
         plan, seen = self.plan(), set()
         for path in sorted(self.path.glob("results*.jsonl")):
@@ -91,7 +91,7 @@ class Store:
                     seen.add(row.key)
                     yield row
 
-    def merge(self, plan: Plan, tasks: Sequence[SuiteTask]) -> None:
+    def merge(self, plan: RunPlan, tasks: Sequence[SuiteTask]) -> None:
         """The plan, the samples that all rows answer, and one results.jsonl in order. tasks: the
         plan's.
         """
@@ -111,7 +111,7 @@ class Store:
         write_lines(self.path / SAMPLES, lines)
         self.rewrite(rows)
 
-    def rewrite(self, rows: Sequence[Row]) -> None:
+    def rewrite(self, rows: Sequence[SampleRecord]) -> None:
         """Make `rows` all there is."""
         write_lines(self.path / RESULTS, map(asdict, rows))
         for part in self.path.glob("results.*.jsonl"):
@@ -138,7 +138,7 @@ class Key:
     i: int
 
     @classmethod
-    def of(cls, fields: object, plan: Plan) -> Which:
+    def of(cls, fields: object, plan: RunPlan) -> Which:
         key = shaped(cls, fields)
         plan.check("sample", key.task)
         return key.task, key.n, key.seed, key.i
@@ -156,7 +156,7 @@ def _is_new(path: Path) -> bool:
         raise FileError(f"{path}: {error.strerror}") from error
 
 
-def joined(old: Plan, new: Plan, path: Path) -> Plan:
+def joined(old: RunPlan, new: RunPlan, path: Path) -> RunPlan:
     """The plan of a run that is continued with another one; indices of the old one stay."""
     for name in ("suite", "model"):
         if getattr(old, name) != getattr(new, name):
@@ -180,10 +180,12 @@ def write_summary(path: Path, summary: Summary) -> None:
     write_json(path / SUMMARY, summary.as_dict())
 
 
-def read_rows(path: Path, plan: Plan) -> Iterator[Row]:
+def read_rows(path: Path, plan: RunPlan) -> Iterator[SampleRecord]:
     """The rows of one file of a run with this plan."""
     for number, fields in read_records(path):
-        yield checked(f"{path}, line {number}", lambda given: Row.from_dict(given, plan), fields)
+        yield checked(
+            f"{path}, line {number}", lambda given: SampleRecord.from_dict(given, plan), fields
+        )
 
 
 def checked(where: object, read: Callable[[Any], T], given: object) -> T:

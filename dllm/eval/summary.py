@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.eval.ceiling import chance
-from dllm.eval.records import Cell, OracleCell, Plan, Row, Summary
+from dllm.eval.records import Cell, OracleCell, RunPlan, SampleRecord, Summary
 from dllm.eval.suite import SuiteTask, tasks_of
 
 
@@ -21,7 +21,9 @@ class Best(NamedTuple):
     tokens: int
 
 
-def summarize(plan: Plan, rows: Iterable[Row], tasks: Sequence[SuiteTask] | None = None) -> Summary:
+def summarize(
+    plan: RunPlan, rows: Iterable[SampleRecord], tasks: Sequence[SuiteTask] | None = None
+) -> Summary:
     """Count `rows` by setting, task and size. tasks: the plan's, None: as `tasks_of` makes them."""
     tasks = tasks_of(plan.tasks) if tasks is None else tasks
     cells: dict[tuple[int, int, int], Cell] = {}
@@ -50,7 +52,7 @@ def summarize(plan: Plan, rows: Iterable[Row], tasks: Sequence[SuiteTask] | None
     return Summary(plan, tuple(cells[key] for key in sorted(cells)), tuple(oracles))
 
 
-def add(cell: Cell, row: Row) -> None:
+def add(cell: Cell, row: SampleRecord) -> None:
     cell.count += 1
     cell.right += row.score
     cell.strict += row.strict
@@ -66,7 +68,7 @@ def add(cell: Cell, row: Row) -> None:
         cell.ordered += 1
 
 
-def add_ceiling(cell: Cell, row: Row, form: tuple[str, int], temperature: float) -> None:
+def add_ceiling(cell: Cell, row: SampleRecord, form: tuple[str, int], temperature: float) -> None:
     """Only answers with all items count: the chance is about which of them went together."""
     try:
         ceiling = chance(*form, row.sets or (), temperature)

@@ -14,7 +14,7 @@ NONE = "–"  # where there is nothing to say
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Cells as text. texts: how many of the first columns are names, set to the left."""
 
     title: str
@@ -23,7 +23,7 @@ class Table:
     notes: tuple[str, ...] = ()
     texts: int = 1
 
-    def filled(self) -> Table:
+    def filled(self) -> TextTable:
         """Without the columns that say nothing in any row, but for the first one."""
         if not self.rows:
             return self

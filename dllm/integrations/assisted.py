@@ -79,7 +79,7 @@ class Assist:
         candidates = LatticeCandidates(self.chains, generation_config.max_length)
         # The class's method on a stand-in, so that the model itself is never changed.
         return type(model)._assisted_decoding(
-            Guise(model, candidates),
+            ModelWithCandidates(model, candidates),
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
@@ -88,7 +88,7 @@ class Assist:
         )
 
 
-class Guise:
+class ModelWithCandidates:
     """The model, but for the candidate generator that it makes."""
 
     def __init__(self, model: Any, candidates: LatticeCandidates) -> None:

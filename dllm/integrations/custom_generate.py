@@ -48,7 +48,7 @@ OnTokens = Callable[[int, list[int]], None]
 
 
 @dataclass
-class Known:
+class KeptForModel:
     """What is kept of a model between calls: that it can verify trees, what it costs, and the
     drafters that were given by name.
     """
@@ -58,7 +58,7 @@ class Known:
     drafters: dict[str, Drafter] = field(default_factory=dict)
 
 
-_known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, KeptForModel] = WeakKeyDictionary()
 
 
 def generate(
@@ -102,7 +102,7 @@ def generate(
     _check_inputs(prepared, masks)
     given = dict(zip(PARTS, (search, accept, control, sources, reuse, lossless), strict=True))
     config = SpecConfig().replace(**{k: v for k, v in given.items() if v is not None})
-    known = _known.setdefault(model, Known())
+    known = _known.setdefault(model, KeptForModel())
     parts = known.parts.of(config, bool(generation_config.do_sample))
     target = HFTarget(model)
     target.probed = known.probed
@@ -169,7 +169,7 @@ def _check_inputs(prepared: Mapping[str, Any], masks: Tensor) -> None:
         raise DllmError("position_ids: expected 0, 1, 2, ... from a prompt's first token on")
 
 
-def _named_drafter(target: HFTarget, name: str, known: Known) -> Drafter:
+def _named_drafter(target: HFTarget, name: str, known: KeptForModel) -> Drafter:
     """The drafter that a name stands for, loaded once; its drafts are for the target's tokenizer,
     which is looked for where the target came from.
     """

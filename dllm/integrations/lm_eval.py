@@ -29,11 +29,11 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.accuracy import batches
-from dllm.eval.likelihood import Pair, forwards, is_greedy, log_likelihoods
+from dllm.eval.likelihood import LikelihoodRequest, forwards, is_greedy, log_likelihoods
 from dllm.integrations.lm_eval_options import Options, generation, stable_id
 from dllm.jsonlog import JsonLog
 from dllm.processes import Ranks
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -50,7 +50,7 @@ SCORED_TOGETHER = 64  # requests between two entries in lm-eval's cache
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RequestCost:
     """What one request took. tokens, slots: answer_tokens and slots of the Output; of a likelihood
     the answer's length. finish: why decoding ended, None for a likelihood.
     """
@@ -79,11 +79,11 @@ class DiffusionLM(LM):
         self.engine = options.model if isinstance(options.model, Engine) else self._load()
         if self.engine.text is None:
             raise DllmError("lm-eval gives text: load the engine with a tokenizer")
-        self.text = cast(Text, self.engine.text)
+        self.text = cast(ChatTokenizer, self.engine.text)
         self.config = self.engine.config(preset=options.preset, **options.decoding)
         self.config.check_parts()
         self._device = self.engine.model.device
-        self.costs: list[Cost] = []
+        self.costs: list[RequestCost] = []
         self.record: JsonLog | None = None
         if options.record and self._rank == 0:
             with suppress(OSError):  # told of by the log
@@ -99,7 +99,7 @@ class DiffusionLM(LM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each (context, generation arguments), cut where a stop string begins."""
         repeats = occurrences(requests)
-        found, costs = [""] * len(requests), list[Cost]()
+        found, costs = [""] * len(requests), list[RequestCost]()
         for config, rows in self._tracked(self._batches(requests), "generate", disable_tqdm):
             contexts = [requests[i].args[0] for i in rows]
             prompts = [self._cut(self.text.encode(c), config.max_new_tokens) for c in contexts]
@@ -146,19 +146,21 @@ class DiffusionLM(LM):
         pairs = []
         for request in requests:
             (text,) = request.args
-            pairs.append(Pair([], self.text.encode(text), stable_id(self.config.seed, text)))
+            pairs.append(
+                LikelihoodRequest([], self.text.encode(text), stable_id(self.config.seed, text))
+            )
         return [value for value, _ in self._score(requests, pairs, disable_tqdm)]
 
     def _score(
         self,
         requests: Sequence[Any],
-        pairs: Sequence[Pair],
+        pairs: Sequence[LikelihoodRequest],
         silent: bool,
         check_greedy: bool = False,
     ) -> list[tuple[float, bool]]:
         draws, scale = self.options.mc_num, self.config.cfg_scale
         repeats = occurrences(requests)
-        found, costs = [(0.0, False)] * len(requests), list[Cost]()
+        found, costs = [(0.0, False)] * len(requests), list[RequestCost]()
         order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)
         for rows in self._tracked(list(batches(order, SCORED_TOGETHER)), "score", silent):
             values = log_likelihoods(
@@ -182,12 +184,12 @@ class DiffusionLM(LM):
         self._keep(costs)
         return found
 
-    def _pair(self, context: str, continuation: str) -> Pair:
+    def _pair(self, context: str, continuation: str) -> LikelihoodRequest:
         """The two as ids, split as lm-eval does: spaces at the end go to the continuation."""
         seed = stable_id(self.config.seed, context)
         prompt = self.text.encode(context.rstrip())
         answer = self.text.encode(context + continuation)[len(prompt) :]
-        return Pair(self._cut(prompt, len(answer)), answer, seed)
+        return LikelihoodRequest(self._cut(prompt, len(answer)), answer, seed)
 
     def _cut(self, prompt: list[int], room: int) -> list[int]:
         """The end of `prompt` that fits the model beside `room` tokens."""
@@ -203,7 +205,7 @@ class DiffusionLM(LM):
         off = silent or self._rank > 0
         return track(work, kind, console=Console(stderr=True), disable=off)
 
-    def _keep(self, costs: list[Cost]) -> None:
+    def _keep(self, costs: list[RequestCost]) -> None:
         """Remember what the requests of all processes took, in the first one."""
         gathered = [cost for part in self.gather_object(costs) or () for cost in part]
         self.costs += gathered
@@ -278,14 +280,14 @@ def occurrences(requests: Sequence[Any]) -> list[int]:
     return found
 
 
-def cost(request: Any, repeat: int, *sizes: Any) -> Iterator[Cost]:
+def cost(request: Any, repeat: int, *sizes: Any) -> Iterator[RequestCost]:
     """The entry of a request; none for the copies that even out processes."""
     if request.repeats is None or repeat < request.repeats:
         place = request.task_name, request.doc_id, request.idx, repeat, request.request_type
-        yield Cost(*place, *sizes)
+        yield RequestCost(*place, *sizes)
 
 
-def summed(costs: Sequence[Cost]) -> list[dict[str, Any]]:
+def summed(costs: Sequence[RequestCost]) -> list[dict[str, Any]]:
     """Sums by task and kind of request."""
     found = []
     for task, kind in sorted({(c.task, c.kind) for c in costs}):

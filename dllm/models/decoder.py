@@ -1,6 +1,6 @@
 """The one transformer: a pre-norm decoder; what differs between families are `ModelSpec` switches.
 
-It reads a `Plan` (which positions to compute) and a `KVStore` (everything else); it knows no
+It reads a `ForwardPlan` (which positions to compute) and a `KVCache` (everything else); it knows no
 sampler, no tokenizer and no checkpoint format.
 """
 
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import Access, KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import Access, KVCache
 from dllm.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LayerInputs:
     """The rows of one forward, and what every layer shares for them.
 
-    pos [B, Q], valid [B, Q] or None: as in `Plan`;  cos, sin: [B, 1, Q, rope_dim / 2];
+    pos [B, Q], valid [B, Q] or None: as in `ForwardPlan`;  cos, sin: [B, 1, Q, rope_dim / 2];
     mask: bool [L or 1, B, 1, Q or 1, K] or None;  store, access: None without a store.
     """
 
@@ -33,27 +33,29 @@ class Run:
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
-    store: KVStore | None
+    store: KVCache | None
     access: Access | None
 
     @classmethod
-    def of(cls, spec: ModelSpec, plan: Plan, store: KVStore | None, wide: torch.dtype) -> Run:
+    def of(
+        cls, spec: ModelSpec, plan: ForwardPlan, store: KVCache | None, wide: torch.dtype
+    ) -> LayerInputs:
         """The rows of `plan`; `wide` is the dtype that RoPE's angles are computed in."""
         access = None if store is None else store.open(plan)
         mask = attention_mask(spec, plan, store, access)
         return cls(spec, plan.pos, plan.valid, *angles(spec, plan.pos, wide), mask, store, access)
 
-    def at(self, pos: Tensor, valid: Tensor | None = None) -> Run:
+    def at(self, pos: Tensor, valid: Tensor | None = None) -> LayerInputs:
         """Other rows of the same forward: positions pos [B, Q], those `valid` [B, Q] written."""
         assert self.store is not None
         assert self.access is not None
         slots = pos if valid is None else torch.where(valid, pos, self.store.slots)
         access, mask = replace(self.access, slots=slots), self.mask
         if self.spec.block_length is not None:  # else every query sees the same slots
-            plan = Plan(pos, pos, valid, rows=access.rows, extent=access.extent)
+            plan = ForwardPlan(pos, pos, valid, rows=access.rows, extent=access.extent)
             mask = attention_mask(self.spec, plan, self.store, access)
         cos, sin = angles(self.spec, pos, self.cos.dtype)
-        return Run(self.spec, pos, valid, cos, sin, mask, self.store, access)
+        return LayerInputs(self.spec, pos, valid, cos, sin, mask, self.store, access)
 
     def layer_mask(self, layer: int) -> Tensor | None:
         """Attention mask [B, 1, Q or 1, K] of one layer; None lets every query see every key."""
@@ -80,7 +82,7 @@ def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Ten
 
 
 def attention_mask(
-    spec: ModelSpec, plan: Plan, store: KVStore | None, access: Access | None
+    spec: ModelSpec, plan: ForwardPlan, store: KVCache | None, access: Access | None
 ) -> Tensor | None:
     """[L or 1, B, 1, Q or 1, K] bool, or None where nothing has to be hidden."""
     if store is None or access is None:
@@ -116,7 +118,7 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rotate(x: Tensor, run: Run, fp32: bool) -> Tensor:
+def rotate(x: Tensor, run: LayerInputs, fp32: bool) -> Tensor:
     """Apply RoPE (half-split layout) to the leading dimensions of x [B, H, Q, D].
 
     LLaDA rotates in fp32 and casts back; the Qwen kinds rotate in the model's dtype. Both are
@@ -147,7 +149,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
 
-    def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, run: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q [B, H, Q, D], k and v [B, H_kv, Q, D] of normed rows x [B, Q, d]."""
         q, k, v = (self.split(proj(x)) for proj in (self.q, self.k, self.v))
         q = rotate(self.q_norm(q), run, self.spec.rope_fp32)
@@ -164,7 +166,7 @@ class Attention(nn.Module):
         return cast(Tensor, self.o(rearrange(out, "b h q d -> b q (h d)")))
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to the residual stream.
 
     Its pieces are what a cache's `Walk` may use one by one.
@@ -180,7 +182,7 @@ class Block(nn.Module):
         self.up = nn.Linear(spec.hidden_size, spec.mlp_size, bias=False)
         self.down = nn.Linear(spec.mlp_size, spec.hidden_size, bias=False)
 
-    def heads(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor, run: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [B, H, Q, D], keys and values [B, H_kv, Q, D] of rows x [B, Q, d]."""
         return self.attn.heads(self.attn_norm(x), run)
 
@@ -197,7 +199,7 @@ class Block(nn.Module):
         h = self.mlp_norm(x)
         return cast(Tensor, self.down(F.silu(self.gate(h)) * self.up(h)))
 
-    def forward(self, x: Tensor, run: Run) -> Tensor:
+    def forward(self, x: Tensor, run: LayerInputs) -> Tensor:
         q, k, v = self.heads(x, run)
         k, v = run.update(self.index, k, v)  # write first, then read
         x = x + self.attend(q, k, v, run.layer_mask(self.index))
@@ -205,13 +207,13 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`(ids, plan, store) -> logits` of the requested rows only; see `Plan` for the shapes."""
+    """`(ids, plan, store) -> logits` of the requested rows only; shapes as in `ForwardPlan`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec, i) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         if spec.tie_head:
@@ -225,13 +227,13 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         """An empty store for `batch` rows of `length` positions, in the model's dtype.
 
         CacheError if it would take more than `limit` bytes in the end.
         """
         s = self.spec
-        return KVStore(
+        return KVCache(
             s.num_layers,
             batch,
             s.num_kv_heads,
@@ -242,23 +244,23 @@ class Decoder(nn.Module):
             limit=limit,
         )
 
-    def forward(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def forward(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         """Logits [B, R, V] of the rows `plan.head` asks for; ids [B, T] is the whole canvas."""
         x = self.hidden(ids, plan, store)
         index = plan.head[..., None].expand(-1, -1, x.shape[-1])
         return cast(Tensor, self.head(x.gather(1, index)))
 
-    def hidden(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         """Final normed hidden states [B, Q, hidden_size] of the queried positions."""
         return self.body(self.embed(ids.gather(1, plan.pos)), plan, store)
 
-    def body(self, x: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def body(self, x: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         """`hidden` from the rows x [B, Q, hidden_size] that go into the first layer."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        run = Run.of(self.spec, plan, store, wide)
+        run = LayerInputs.of(self.spec, plan, store, wide)
         for layer in self.layers:
             if plan.walk is None:
                 x = layer(x, run)
             else:
-                x, run = plan.walk.layer(cast(Block, layer), x, run)
+                x, run = plan.walk.layer(cast(DecoderLayer, layer), x, run)
         return cast(Tensor, self.norm(x))

@@ -14,7 +14,7 @@ from dllm.models.stored import opened, shard_files
 SOME = 64  # values of each tensor
 
 
-class Sample(NamedTuple):
+class TensorSample(NamedTuple):
     """The shape of a tensor and its first values, as they are stored."""
 
     shape: tuple[int, ...]
@@ -35,22 +35,22 @@ def fingerprint(model: Any, *more: object) -> str:
     return found.hexdigest()
 
 
-def sample(tensor: Tensor) -> Sample:
-    return Sample(tuple(tensor.shape), tensor.detach().flatten()[:SOME].cpu())
+def sample(tensor: Tensor) -> TensorSample:
+    return TensorSample(tuple(tensor.shape), tensor.detach().flatten()[:SOME].cpu())
 
 
-def stored_samples(folder: Path) -> dict[str, Sample]:
+def stored_samples(folder: Path) -> dict[str, TensorSample]:
     """A sample of every tensor in the checkpoint directory `folder`, by name; LoadError if bad."""
     found = {}
     for shard in shard_files(folder):
         with opened(shard) as file:
             for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
                 shape, values = sample(file.get_tensor(name))  # a view: the rest is not read
-                found[name] = Sample(shape, values.clone())
+                found[name] = TensorSample(shape, values.clone())
     return found
 
 
-def fingerprint_stored(samples: dict[str, Sample]) -> str:
+def fingerprint_stored(samples: dict[str, TensorSample]) -> str:
     """Hex digest of a checkpoint's `stored_samples`: names, shapes, dtypes and values.
 
     It is the same whatever dtype the checkpoint is loaded in and however it is cut into shards.

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 
 
@@ -91,10 +91,10 @@ class HFModel:
         dtype = getattr(self.model, "dtype", torch.float32)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise DllmError("a wrapped model keeps no keys and values: use cache='none'")
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         """Logits [B, R, V] of the rows `plan.head`; the plan has to query all of ids [B, T]."""
         if store is not None or plan.write is not None or plan.read is not None:
             raise DllmError("a wrapped model reads and writes no store: use cache='none'")

@@ -23,7 +23,7 @@ TOKENIZED = {
 
 
 class ChatCodec(Protocol):
-    """Text to ids, with a chat template; dllm.text.tokenizer.Text is one."""
+    """Text to ids, with a chat template; dllm.text.tokenizer.ChatTokenizer is one."""
 
     @property
     def has_chat_template(self) -> bool: ...

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Row:
+class AnswerSoFar:
     """The answer of one row so far; a hole has no token, forward 0 and an empty piece.
 
     forwards: the forward in which each token was committed. steps: all forwards that committed.
@@ -44,7 +44,7 @@ class Follower:
 
     def __init__(self, stop_ids: Collection[int], speller: Speller | None = None) -> None:
         self.stop_ids, self.speller = stop_ids, speller
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, AnswerSoFar] = {}
 
     @classmethod
     def of(cls, engine: Engine) -> Follower:
@@ -59,7 +59,9 @@ class Follower:
         """Take in one event; return the pieces that it changed, by place in the answer."""
         if isinstance(event, Started):
             size = event.max_new_tokens
-            self.rows[event.row] = Row(event.prompt_ids, [None] * size, [0] * size, [""] * size)
+            self.rows[event.row] = AnswerSoFar(
+                event.prompt_ids, [None] * size, [0] * size, [""] * size
+            )
             return {}
         row = self.rows[event.row]
         row.seconds = seconds
@@ -85,18 +87,18 @@ class Follower:
         """Whether all rows that still run have seen the same forwards."""
         return len({row.steps[-1] for row in self.rows.values() if row.output is None}) <= 1
 
-    def end(self, row: Row) -> int:
+    def end(self, row: AnswerSoFar) -> int:
         """Place of the first committed end token of `row`, its size where there is none."""
         ends = (i for i, token in enumerate(row.tokens) if token in self.stop_ids)
         return next(ends, len(row.tokens))
 
-    def count(self, row: Row) -> int:
+    def count(self, row: AnswerSoFar) -> int:
         """Tokens committed up to and including the first end token."""
         if row.output is not None:
             return row.output.answer_tokens
         return sum(token is not None for token in row.tokens[: self.end(row) + 1])
 
-    def text(self, row: Row) -> str:
+    def text(self, row: AnswerSoFar) -> str:
         """The text of a row: its output's, or what is committed while there is none."""
         return row.output.text if row.output else "".join(row.pieces[: self.end(row)])
 

@@ -67,7 +67,7 @@ CHAT_FORMATS: dict[str, tuple[Callable[[Messages, str], str], tuple[str, ...]]] 
 }
 
 
-class Text:
+class ChatTokenizer:
     """Tokenizer and chat format of one checkpoint; see `load_text`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, family: str) -> None:
@@ -172,7 +172,7 @@ def has_tokenizer(path: str | os.PathLike[str]) -> bool:
     return any((folder / name).exists() for name in TOKENIZERS)
 
 
-def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
+def load_text(path: str | os.PathLike[str], spec: TokenIds) -> ChatTokenizer:
     """Tokenizer of the checkpoint directory `path`, checked against the model's `spec`.
 
     The directory of an adapter may leave it to its base.
@@ -202,7 +202,7 @@ def load_text(path: str | os.PathLike[str], spec: TokenIds) -> Text:
             f"{folder}: the tokenizer has ids up to {highest}, but the model only "
             f"{spec.vocab_size} tokens"
         )
-    return Text(tokenizer, spec.family)
+    return ChatTokenizer(tokenizer, spec.family)
 
 
 def _check_messages(messages: Messages) -> None:

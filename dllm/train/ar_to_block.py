@@ -14,7 +14,7 @@ from dllm.models.decoder import Decoder
 from dllm.samplers.rule import at_least, probability
 from dllm.train.block import groups, nll
 from dllm.train.data import Batch
-from dllm.train.job import Job, Run
+from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, mixed
 from dllm.train.rollouts import Report
 from dllm.train.student import Blocks, Student
@@ -54,13 +54,13 @@ class ArToBlock:
         probability("frontier", self.frontier)
         probability("tail_hidden", self.tail_hidden)
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The AR model with the attention of blocks, and answers to train it on."""
         student, steps = self.student(job), job.steps or self.steps
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return Run(trainer, student.export, USE.format(self.block_length))
+        return TrainingRun(trainer, student.export, USE.format(self.block_length))
 
     def student(self, job: Job) -> Student:
         """The AR checkpoint `job.model` as a decoder of blocks, or one that has become that."""

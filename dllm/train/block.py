@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Layer, Plan
+from dllm.cache.plan import ForwardPlan, Layer
 from dllm.models.decoder import Decoder
 from dllm.train.mdlm import weighted
 
@@ -91,7 +91,7 @@ def nll(model: Decoder, streams: Streams, ids: Tensor, masked: Tensor, weights: 
     view, row, pos = weights.nonzero(as_tuple=True)
     where = streams.pos(ids.device)[None]
     x = model.embed(streams.tokens(ids, masked, model.spec.mask_id))
-    hidden = model.body(x, Plan(where, where, walk=streams))
+    hidden = model.body(x, ForwardPlan(where, where, walk=streams))
     logits = model.head(hidden[row, streams.source(view, pos)])
     wide = logits.double() if logits.dtype == torch.float64 else logits.float()
     return weighted(wide, ids[row, pos], weights[view, row, pos])

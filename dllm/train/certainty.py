@@ -12,7 +12,7 @@ from dllm.config import DecodeConfig
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
-from dllm.train.job import DIFFUSION, Job, Run
+from dllm.train.job import DIFFUSION, Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, USE, predict
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
@@ -50,7 +50,7 @@ class Certainty:
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: expected a number above 0")
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The student answers the questions; then it is trained on that."""
         student = job.student(DIFFUSION)
         steps = job.steps or self.steps
@@ -59,7 +59,7 @@ class Certainty:
         pairs = job.trajectories(student, decoding, report)
         batches = student.batches(pairs, config, tail=self.tail, tail_share=self.tail_share)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return Run(trainer, student.export, USE)
+        return TrainingRun(trainer, student.export, USE)
 
     def states(
         self, batch: Batch, mask_id: int, generator: torch.Generator

@@ -35,7 +35,7 @@ class Mixture:
     tail_share: float = 0.0
 
 
-class Pair(NamedTuple):
+class TrainingPair(NamedTuple):
     """Token ids of a templated prompt and of its answer, without the token that ends it.
 
     order: the forward in which a decoder committed each token of the answer, the end token's last;
@@ -53,7 +53,7 @@ class Batch:
     """ids [B, T]; start [B] is the first answer position, end [B] the one behind the answer.
 
     whole [B]: whether what follows at `end` is right; it is made up where an answer was cut off.
-    order [B, T]: see `Pair`; 0 in the prompt, -1 where nobody knows.
+    order [B, T]: see `TrainingPair`; 0 in the prompt, -1 where nobody knows.
     """
 
     ids: Tensor
@@ -95,7 +95,7 @@ class Shuffled:
     ends: the token behind an answer, and what fills rows up.  tail, tail_share: as in `Mixture`.
     """
 
-    pairs: Sequence[Pair]
+    pairs: Sequence[TrainingPair]
     ends: tuple[int, int]
     batch_size: int
     seed: int = 0
@@ -127,14 +127,16 @@ def padding(most: int, share: float, seed: int, index: int) -> int:
     return extra.randint(0, most) if extra.random() < share else 0
 
 
-def piece(pool: list[Pair], rng: random.Random, index: int, size: int) -> list[Pair]:
+def piece(
+    pool: list[TrainingPair], rng: random.Random, index: int, size: int
+) -> list[TrainingPair]:
     """Batch number `index` of those that a pool, sorted by length, is cut into."""
     pool.sort(key=lambda pair: len(pair.prompt) + len(pair.answer))
     part = rng.sample(range(POOL), POOL)[index % POOL]
     return pool[part * size : (part + 1) * size]
 
 
-def lay_out(rows: Sequence[Pair], ends: tuple[int, int], tail: int = 0) -> Batch:
+def lay_out(rows: Sequence[TrainingPair], ends: tuple[int, int], tail: int = 0) -> Batch:
     """Rows as one batch, with at least two end tokens behind every answer and `tail` more."""
     length = max(len(row.prompt) + len(row.answer) for row in rows) + 2 + tail
     ids = torch.full((len(rows), length), ends[1])
@@ -151,10 +153,10 @@ def lay_out(rows: Sequence[Pair], ends: tuple[int, int], tail: int = 0) -> Batch
     return Batch(ids, start, end, torch.tensor([row.whole for row in rows]), order)
 
 
-def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> Pair:
+def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> TrainingPair:
     """Token ids of the templated prompt and of the answer, as the chat template lays them out."""
     head = tokenizer.encode(f"{USER} {prompt}{ASSISTANT}").ids
-    return Pair(head, tokenizer.encode(f" {answer}").ids)
+    return TrainingPair(head, tokenizer.encode(f" {answer}").ids)
 
 
 def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> Example:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
-from dllm.train.job import Job, Run
+from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, predict, weighted
 from dllm.train.rollouts import Report
 from dllm.train.student import Blocks
@@ -22,7 +22,7 @@ USE = "dllm speculate --target {target} --drafter {{}} PROMPT"
 
 
 @dataclass(frozen=True)
-class Drafter:
+class DrafterAlignment:
     """Align a dLLM with the AR model that will verify its drafts.
 
     Stage 1 (continuation distillation): an answer is cut at a random point, and up to `reach`
@@ -60,7 +60,7 @@ class Drafter:
         probability("refine", self.refine)
         probability("opening", self.opening)
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """A student and answers of `job.distill_from` (or of the data), in two stages."""
         blocks = Blocks(self.block_length or None, self.mask_token)
         student = job.student("a masked-diffusion or AR checkpoint", blocks)
@@ -75,7 +75,7 @@ class Drafter:
         ]
         stages = [stage for stage in stages if stage.steps]
         trainer = Trainer(student.model, stages, config, job.out)
-        return Run(trainer, student.export, USE.format(target=job.distill_from or "TARGET"))
+        return TrainingRun(trainer, student.export, USE.format(target=job.distill_from or "TARGET"))
 
     def continuation(self, batch: Batch, generator: torch.Generator) -> Masks:
         """Stage 1: up to `reach` tokens behind a random cut, all of them masked or some."""

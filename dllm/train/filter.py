@@ -21,8 +21,8 @@ from dllm.errors import DllmError
 from dllm.files import FileError
 from dllm.samplers.learn2pd import save_filter
 from dllm.samplers.rule import at_least
-from dllm.train.job import DIFFUSION, TOGETHER, Job, Run
-from dllm.train.oracle import Oracle, Traces
+from dllm.train.job import DIFFUSION, TOGETHER, Job, TrainingRun
+from dllm.train.oracle import OracleRollout, Traces
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
@@ -76,10 +76,10 @@ class Filter:
         if not 0 < self.positive_weight < torch.inf:
             raise ValueError(f"positive_weight={self.positive_weight}: expected a number above 0")
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The model's references, and roll-outs on them."""
         self.check(job)
-        oracle = Oracle(self.block_length, job.max_new_tokens, TOGETHER, self.cache)
+        oracle = OracleRollout(self.block_length, job.max_new_tokens, TOGETHER, self.cache)
         oracle.config.check_parts()
         student, steps = job.student(DIFFUSION), job.steps or self.steps
         engine = Engine(student.model, student.text)
@@ -90,7 +90,7 @@ class Filter:
         model = FilterMLP(self.block_length, self.hidden, job.seed)
         trainer = Trainer(model, [Stage(steps, lambda _: traces, self.loss)], config, job.out)
         use = USE.format(job.model, FILE, self.block_length, self.cache)
-        return Run(trainer, partial(export, model), f"{use} PROMPT")
+        return TrainingRun(trainer, partial(export, model), f"{use} PROMPT")
 
     def check(self, job: Job) -> None:
         """DllmError if the job asks for what no filter learns."""

@@ -21,9 +21,9 @@ from dllm.models.loading import resolve
 from dllm.models.stored import read_json
 from dllm.processes import Ranks
 from dllm.registry import build_part
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import Asked
-from dllm.train.data import Pair
+from dllm.train.data import TrainingPair
 from dllm.train.questions import Question, read_questions
 from dllm.train.rollouts import Make, Report, Rollouts, own, target
 from dllm.train.student import Blocks, Student
@@ -40,13 +40,13 @@ class Recipe(Protocol):
 
     paper: ClassVar[str]
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """All that comes before the first step. DllmError if the job cannot be done."""
         ...
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A trainer, what writes its result to a directory, and how to try that."""
 
     trainer: Trainer
@@ -118,11 +118,13 @@ class Job(Asked):
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)
 
-    def by_length(self, text: Text) -> list[Question]:
+    def by_length(self, text: ChatTokenizer) -> list[Question]:
         """The questions in the order in which they are answered: little padding in a batch."""
         return sorted(self.questions(), key=lambda question: len(question.prompt(text)))
 
-    def answers(self, text: Text, report: Report, *, whole: bool = False) -> list[Pair]:
+    def answers(
+        self, text: ChatTokenizer, report: Report, *, whole: bool = False
+    ) -> list[TrainingPair]:
         """Questions with answers in the student's tokens: the data's, or `distill_from`'s.
 
         whole: leave out answers that were cut off.
@@ -137,10 +139,10 @@ class Job(Asked):
                     f"--data {self.data}: {missing} of {len(questions)} prompts have no answer: "
                     'expected a field "answer" in every line, or --distill-from a model'
                 )
-            pairs = [Pair(q.prompt(text), q.reply(text, str(q.answer))) for q in questions]
+            pairs = [TrainingPair(q.prompt(text), q.reply(text, str(q.answer))) for q in questions]
         return self.usable(pairs, whole)
 
-    def usable(self, pairs: Sequence[Pair], whole: bool) -> list[Pair]:
+    def usable(self, pairs: Sequence[TrainingPair], whole: bool) -> list[TrainingPair]:
         """Answers that are not empty, and if asked for not cut off; DllmError if there is none."""
         found = [pair for pair in pairs if pair.answer and (pair.whole or not whole)]
         if not found:
@@ -150,7 +152,7 @@ class Job(Asked):
             )
         return found
 
-    def distilled(self, text: Text, report: Report) -> list[Pair]:
+    def distilled(self, text: ChatTokenizer, report: Report) -> list[TrainingPair]:
         """What the AR model answers, in the tokens of `text`."""
         assert self.distill_from is not None
         model, theirs = self.teacher()
@@ -162,26 +164,28 @@ class Job(Asked):
             return pairs
         replies = [theirs.decode(pair.answer) for pair in pairs]
         return [
-            Pair(question.prompt(text), question.reply(text, reply), (), pair.whole)
+            TrainingPair(question.prompt(text), question.reply(text, reply), (), pair.whole)
             for question, reply, pair in zip(questions, replies, pairs, strict=True)
         ]
 
-    def teacher(self) -> tuple[Any, Text]:
+    def teacher(self) -> tuple[Any, ChatTokenizer]:
         """The AR model that answers are learned from, and its tokenizer."""
         from dllm.verify.target.model import load_target
 
         assert self.distill_from is not None
         found, tokenizer = load_target(self.distill_from, "auto", self.place)
-        return found.model, Text(tokenizer, "hf")
+        return found.model, ChatTokenizer(tokenizer, "hf")
 
-    def teacher_with(self, text: Text) -> Any:
+    def teacher_with(self, text: ChatTokenizer) -> Any:
         """That AR model if it has the tokens of `text`; None without one."""
         if self.distill_from is None:
             return None
         model, theirs = self.teacher()
         return model if same_tokens(theirs, text) else None
 
-    def trajectories(self, student: Student, config: DecodeConfig, report: Report) -> list[Pair]:
+    def trajectories(
+        self, student: Student, config: DecodeConfig, report: Report
+    ) -> list[TrainingPair]:
         """What the student answers before it is trained, and in which order it decodes that.
 
         Left out: answers that were cut off, and those of a task that its grader refuses.
@@ -196,7 +200,7 @@ class Job(Asked):
 
     def student_answers(
         self, student: Student, config: DecodeConfig, make: Make, report: Report
-    ) -> list[Pair]:
+    ) -> list[TrainingPair]:
         """What `make` has the student answer before it is trained, decoding by `config`."""
         prompts = [question.prompt(student.text) for question in self.by_length(student.text)]
         # of the checkpoint: an adapter that is not trained yet changes nothing
@@ -205,7 +209,7 @@ class Job(Asked):
 
     def rolled_out(
         self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report
-    ) -> list[Pair]:
+    ) -> list[TrainingPair]:
         """The answers of a model to all prompts, from the file of roll-outs where it has them."""
         digest = hashlib.sha256(repr(prompts).encode()).hexdigest()
         question = {"model": model, "prompts": digest, "max_new_tokens": self.max_new_tokens}
@@ -222,7 +226,7 @@ def digest_of(source: Path) -> str:
     return fingerprint_stored(stored_samples(source))
 
 
-def same_tokens(one: Text, other: Text) -> bool:
+def same_tokens(one: ChatTokenizer, other: ChatTokenizer) -> bool:
     """Whether two tokenizers have one vocabulary."""
     same: bool = one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     return same

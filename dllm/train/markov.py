@@ -20,7 +20,7 @@ from dllm.models.markov import MarkovHead, save_markov
 from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
 from dllm.train.drafter import USE, Masks, random_cut
-from dllm.train.job import DIFFUSION, Job, Run
+from dllm.train.job import DIFFUSION, Job, TrainingRun
 from dllm.train.mdlm import mixed
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
@@ -120,7 +120,7 @@ class Markov:
         if not self.decay > 0:
             raise ValueError(f"decay={self.decay}: expected a number of positions above 0")
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The drafter `job.model`, and answers of the target or of the data."""
         if job.lora is not None:
             raise DllmError("--lora: the drafter's weights stay as they are, only the head learns")
@@ -138,7 +138,7 @@ class Markov:
             student.export(directory)
             save_markov(head, directory)
 
-        return Run(trainer, export, USE.format(target=job.distill_from or "TARGET"))
+        return TrainingRun(trainer, export, USE.format(target=job.distill_from or "TARGET"))
 
     def loss(
         self,

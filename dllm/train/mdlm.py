@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.models.decoder import Decoder
 from dllm.samplers.rule import probability
 from dllm.train.data import Batch
-from dllm.train.job import DIFFUSION, Job, Run
+from dllm.train.job import DIFFUSION, Job, TrainingRun
 from dllm.train.rollouts import Report
 from dllm.train.trainer import Stage, TrainConfig, Trainer
 
@@ -41,7 +41,7 @@ class Mdlm:
         probability("blockwise", self.blockwise)
         probability("frontier", self.frontier)
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """Fine-tuning of `job.model` on answers; the bundled model's curriculum without one."""
         if job.model is None:
             from dllm.train import tiny
@@ -52,7 +52,7 @@ class Mdlm:
         config = job.train_config(self.config, steps)
         batches = student.batches(job.answers(student.text, report, whole=True), config)
         trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return Run(trainer, student.export, USE)
+        return TrainingRun(trainer, student.export, USE)
 
     def corrupt(
         self, batch: Batch, mask_id: int, generator: torch.Generator
@@ -117,7 +117,7 @@ def predict(model: Decoder, ids: Tensor, chosen: Tensor, valid: Tensor | None = 
     """
     rows, length = ids.shape
     device = model.device
-    plan = Plan.full(length, rows, device)
+    plan = ForwardPlan.full(length, rows, device)
     if valid is not None:
         plan = replace(plan, valid=valid.to(device))
     source = chosen.roll(-model.spec.shift, 1).to(device)

@@ -19,7 +19,7 @@ from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.samplers.learn2pd import by_offset, confidences
 from dllm.samplers.rule import Selection, at_least
-from dllm.train.data import Pair
+from dllm.train.data import TrainingPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Traces:
 
 
 @dataclass(frozen=True)
-class Recorder(ExtremelyGreedy):
+class RecordingOracle(ExtremelyGreedy):
     """EGP that keeps what the filter of a `block_length` sees at every step, in `steps`."""
 
     block_length: int
@@ -76,7 +76,7 @@ class Recorder(ExtremelyGreedy):
 
 
 @dataclass(frozen=True)
-class Oracle:
+class OracleRollout:
     """EGP in windows of `block_length` tokens, `max_new_tokens` behind each prompt, with `cache`.
 
     Its references and roll-outs are decoded `batch_size` prompts at once.
@@ -101,7 +101,9 @@ class Oracle:
             history=True,
         )
 
-    def references(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Iterator[Pair]:
+    def references(
+        self, engine: Engine, prompts: Sequence[Sequence[int]]
+    ) -> Iterator[TrainingPair]:
         """Each prompt with `max_new_tokens` ids, as decoded one token a forward; places that were
         still open when the answer had ended hold the end of text.
         """
@@ -112,12 +114,12 @@ class Oracle:
                 for commit in output.history or ():
                     for pos, token in zip(commit.positions, commit.token_ids, strict=True):
                         answer[pos - len(prompt)] = token
-                yield Pair(list(prompt), answer)
+                yield TrainingPair(list(prompt), answer)
 
-    def roll_outs(self, engine: Engine, references: Sequence[Pair]) -> Traces:
+    def roll_outs(self, engine: Engine, references: Sequence[TrainingPair]) -> Traces:
         """What the oracle that knows all `references` saw, by their number and by step."""
         answers = tuple(tuple(pair.answer) for pair in references)
-        oracle = Recorder(answers, self.block_length)
+        oracle = RecordingOracle(answers, self.block_length)
         config = self.config.replace(sampler=oracle, history=False)
         for rows in batches(range(len(references)), self.batch_size):
             decoded(engine, [references[row].prompt for row in rows], config, rows)

@@ -11,7 +11,7 @@ from dllm.cli.batch import read_prompts
 from dllm.errors import DllmError
 from dllm.eval.tasks import TASKS, Example
 from dllm.text.prompts import Message, encode_prompt
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import GENERATORS
 from dllm.train.data import draw
 
@@ -31,11 +31,11 @@ class Question:
         example = self.example
         return example is not None and TASKS[example.task].grade(example, reply) != "ok"
 
-    def prompt(self, text: Text) -> list[int]:
+    def prompt(self, text: ChatTokenizer) -> list[int]:
         """Token ids up to where the answer begins; text goes into the chat template, if any."""
         return encode_prompt(text, self.asked)
 
-    def reply(self, text: Text, answer: str) -> list[int]:
+    def reply(self, text: ChatTokenizer, answer: str) -> list[int]:
         """Token ids of `answer` behind it."""
         if not isinstance(self.asked, str):
             return text.answer(self.asked, answer)

@@ -9,11 +9,11 @@ HERE = "dllm.train"
 GROUP = "dllm.recipes"
 RECIPES = {
     "mdlm": f"{HERE}.mdlm:Mdlm",
-    "ar": f"{HERE}.twin:Ar",
+    "ar": f"{HERE}.tiny_ar:Ar",
     "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
     "certainty": f"{HERE}.certainty:Certainty",
     "filter": f"{HERE}.filter:Filter",
-    "drafter": f"{HERE}.drafter:Drafter",
+    "drafter": f"{HERE}.drafter:DrafterAlignment",
     "markov": f"{HERE}.markov:Markov",
 }
 

@@ -19,24 +19,26 @@ from dllm.errors import DllmError
 from dllm.eval.accuracy import batches
 from dllm.jsonlog import JsonLog, check_header, read_records
 from dllm.output import Commit, Finished
-from dllm.train.data import Pair
+from dllm.train.data import TrainingPair
 
 FORMAT = "dllm-rollouts-1"
 REMEDY = "give another --rollouts file, or delete it"
 Report = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-Make = Callable[[Sequence[Sequence[int]]], Iterable[Pair]]  # prompts -> their answers, in order
+Make = Callable[
+    [Sequence[Sequence[int]]], Iterable[TrainingPair]
+]  # prompts -> their answers, in order
 
 
 def own(
     engine: Engine, prompts: Sequence[Sequence[int]], config: DecodeConfig, together: int
-) -> Iterator[Pair]:
+) -> Iterator[TrainingPair]:
     """What `engine` answers to each prompt, with the forward that committed each token.
 
     KeyboardInterrupt where Ctrl-C cut an answer short.
     """
     for batch in batches(prompts, together):
         orders: list[dict[int, int]] = [{} for _ in batch]
-        found: dict[int, Pair] = {}
+        found: dict[int, TrainingPair] = {}
         for event in engine.stream_steps(batch, config):
             if isinstance(event, Commit):
                 orders[event.row] |= dict.fromkeys(event.positions, event.nfe)
@@ -47,13 +49,13 @@ def own(
                 whole = out.finish_reason == "eos"
                 places = range(len(prompt), len(prompt) + len(out.token_ids) + whole)
                 order = [orders[event.row][at] for at in places]
-                found[event.row] = Pair(list(prompt), out.token_ids, order, whole)
+                found[event.row] = TrainingPair(list(prompt), out.token_ids, order, whole)
         yield from (found[row] for row in range(len(batch)))
 
 
 def target(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, together: int
-) -> Iterator[Pair]:
+) -> Iterator[TrainingPair]:
     """What an autoregressive transformers model answers, greedily, to each prompt."""
     ends = torch.as_tensor(model.generation_config.eos_token_id).reshape(-1)
     for batch in batches(prompts, together):
@@ -72,7 +74,7 @@ def target(
         for prompt, answer in zip(batch, out):
             is_end = torch.isin(answer, ends)
             length = int(is_end.int().argmax()) if is_end.any() else len(answer)
-            yield Pair(list(prompt), answer[:length].tolist(), (), bool(is_end.any()))
+            yield TrainingPair(list(prompt), answer[:length].tolist(), (), bool(is_end.any()))
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Rollouts:
     path: Path
     question: dict[str, Any]
 
-    def read(self) -> list[Pair]:
+    def read(self) -> list[TrainingPair]:
         """The answers so far."""
         if not self.path.exists():
             return []
@@ -98,13 +100,13 @@ class Rollouts:
         """What the file's first line says."""
         return {"format": FORMAT, **self.question}
 
-    def pair(self, number: int, record: dict[str, Any]) -> Pair:
+    def pair(self, number: int, record: dict[str, Any]) -> TrainingPair:
         """The answer in a line; DllmError if there is none in it."""
         ids, whole = [record.get(key) for key in ("prompt", "answer", "order")], record.get("whole")
         numbers = all(isinstance(of, list) and all(type(n) is int for n in of) for of in ids)
-        if not numbers or not isinstance(whole, bool) or len(record) != len(Pair._fields):
+        if not numbers or not isinstance(whole, bool) or len(record) != len(TrainingPair._fields):
             raise DllmError(f"{self.path}, line {number}: expected an answer of {FORMAT}: {REMEDY}")
-        return Pair(**record)
+        return TrainingPair(**record)
 
     def complete(self, prompts: Sequence[Sequence[int]], make: Make, report: Report) -> None:
         """Add the answers that the file lacks, one by one."""

@@ -18,8 +18,8 @@ from dllm.models.loading import load_model, resolve, write_checkpoint
 from dllm.models.lora import Lora, LoraLinear, attach, merge
 from dllm.models.markov import FILE as MARKOV
 from dllm.models.stored import CONFIG, read_json, shard_files, survey
-from dllm.text.tokenizer import Text, load_text, load_tokenizer
-from dllm.train.data import Pair, Shuffled
+from dllm.text.tokenizer import ChatTokenizer, load_text, load_tokenizer
+from dllm.train.data import Shuffled, TrainingPair
 from dllm.train.trainer import TrainConfig
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Student:
     """
 
     model: Decoder
-    text: Text
+    text: ChatTokenizer
     base: str
     source: Path
     config: dict[str, Any]
@@ -97,7 +97,7 @@ class Student:
         attach(self.model, lora, seed)
         return replace(self, merge=merge)
 
-    def batches(self, pairs: Sequence[Pair], config: TrainConfig, **tail: Any) -> Shuffled:
+    def batches(self, pairs: Sequence[TrainingPair], config: TrainConfig, **tail: Any) -> Shuffled:
         """Endless batches of the same pairs; tail: padding, as `Shuffled` takes it."""
         spec = self.model.spec
         ends = (spec.eos_id if spec.eot_id is None else spec.eot_id, spec.eos_id)

@@ -22,7 +22,7 @@ from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Drawn, Mixture
-from dllm.train.job import Job, Run
+from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import USE, Mdlm
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 from dllm.train.trainer import Loss, Stage, TrainConfig, Trainer, init_weights
@@ -170,7 +170,7 @@ def spec(tok: Tokenizer) -> ModelSpec:
     )
 
 
-def run(job: Job) -> Run:
+def run(job: Job) -> TrainingRun:
     """The run in `job.out`, at its step 0 or where it stopped, with that run's tokenizer."""
     job.refuse_options()
     file = job.out / "tokenizer.json"
@@ -183,7 +183,7 @@ def run(job: Job) -> Run:
     model = Decoder(spec(tok))
     init_weights(model, CONFIG.seed)
     stages = curriculum(CURRICULUM, tok, model.spec.eos_id, CONFIG, OBJECTIVE.loss)
-    return Run(Trainer(model, stages, CONFIG, job.out), partial(export, model, tok), USE)
+    return TrainingRun(Trainer(model, stages, CONFIG, job.out), partial(export, model, tok), USE)
 
 
 def curriculum(

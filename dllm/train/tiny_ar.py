@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dllm.models.loading import resolve
 from dllm.train.data import Batch, Mixture
-from dllm.train.job import Job, Run
+from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import mixed
 from dllm.train.rollouts import Report
 from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE, curriculum
@@ -88,14 +88,14 @@ class Ar:
 
     paper: ClassVar[str] = ""
 
-    def prepare(self, job: Job, report: Report) -> Run:
+    def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The run in `job.out`, at its step 0 or where it stopped."""
         job.refuse_options()
         tok = Tokenizer.from_file(str(resolve("tiny") / "tokenizer.json"))
         eos_id = tok.get_vocab()[EOS]
         made = model(VOCAB_SIZE, eos_id, CONFIG.seed)
         stages = curriculum(CURRICULUM, tok, eos_id, CONFIG, loss)
-        return Run(Trainer(made, stages, CONFIG, job.out), partial(export, made, tok), USE)
+        return TrainingRun(Trainer(made, stages, CONFIG, job.out), partial(export, made, tok), USE)
 
 
 def export(made: LlamaForCausalLM, tok: Tokenizer, directory: Path) -> None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.models.protocol import Model
 
 MEMO_BYTES = 2**31
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RememberedLogits:
     """Logits [n, V] of one canvas, out of its positions heads [n] (ascending, on the CPU)."""
 
     heads: Tensor
@@ -27,12 +27,12 @@ class Known:
             return None
         return self.logits[torch.searchsorted(self.heads, wanted).to(self.logits.device)]
 
-    def joined(self, other: Known) -> Known:
+    def joined(self, other: RememberedLogits) -> RememberedLogits:
         """This and what the other knows beyond it."""
         more = ~torch.isin(other.heads, self.heads)
         heads, order = torch.cat([self.heads, other.heads[more]]).sort()
         logits = torch.cat([self.logits, other.logits[more.to(other.logits.device)]])
-        return Known(heads, logits[order.to(logits.device)])
+        return RememberedLogits(heads, logits[order.to(logits.device)])
 
 
 class MemoModel:
@@ -50,13 +50,13 @@ class MemoModel:
         self.model, self.limit = model, limit
         self.spec, self.device, self.dtype = model.spec, model.device, model.dtype
         self.rows = self.reused = 0  # asked for, and those of them that were known
-        self.known: dict[bytes, Known] = {}  # least recently used first
+        self.known: dict[bytes, RememberedLogits] = {}  # least recently used first
         self.size = 0
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         return self.model.new_store(batch, length, limit)
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         every = torch.arange(ids.shape[1], device=ids.device)
         whole = plan.pos.shape == ids.shape and bool((plan.pos == every).all())
         if store is not None or plan.write is not None or plan.read is not None or not whole:
@@ -71,10 +71,10 @@ class MemoModel:
         if new:
             rows = torch.tensor(new, device=ids.device)
             mask = None if bool(valid[rows].all()) else valid[rows]
-            fresh = self.model(ids[rows], Plan(plan.pos[rows], plan.head[rows], valid=mask))
+            fresh = self.model(ids[rows], ForwardPlan(plan.pos[rows], plan.head[rows], valid=mask))
             for b, logits in zip(new, fresh):
                 found[b] = mine = logits[real[b]]
-                self._remember(keys[b], Known(wanted[b], mine))
+                self._remember(keys[b], RememberedLogits(wanted[b], mine))
         known = [logits for logits in found if logits is not None]  # now all of them
         out = known[0].new_zeros(*real.shape, known[0].shape[-1])
         out[real] = torch.cat(known)
@@ -92,8 +92,8 @@ class MemoModel:
         self.known[key] = known = self.known.pop(key)  # now the last of the dictionary
         return known.find(heads)
 
-    def _remember(self, key: bytes, new: Known) -> None:
-        old = self.known.pop(key, Known(new.heads[:0], new.logits[:0]))
+    def _remember(self, key: bytes, new: RememberedLogits) -> None:
+        old = self.known.pop(key, RememberedLogits(new.heads[:0], new.logits[:0]))
         joined = self.known[key] = old.joined(new)
         self.size += joined.logits.nbytes - old.logits.nbytes
         while self.size > self.limit:

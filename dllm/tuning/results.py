@@ -20,7 +20,7 @@ from dllm.presets import FORMAT
 
 
 @dataclass(frozen=True)
-class Setting:
+class TunedSetting:
     """A choice of DecodeConfig options, all of them JSON values, and its name for readers."""
 
     name: str
@@ -45,7 +45,7 @@ class Trial:
     only where a speculator guesses ahead; tokens_per_forward: all answer tokens by all forwards.
     """
 
-    setting: Setting
+    setting: TunedSetting
     count: int
     agree: int
     lost: int
@@ -96,7 +96,7 @@ class Report:
     max_loss: float
     config: DecodeConfig = field(default_factory=DecodeConfig)
     model: str = ""
-    skipped: tuple[tuple[Setting, str], ...] = ()
+    skipped: tuple[tuple[TunedSetting, str], ...] = ()
     rows: int = 0
     reused: int = 0
 

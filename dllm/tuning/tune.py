@@ -22,29 +22,29 @@ from dllm.models.protocol import Model
 from dllm.output import Finished, Output, Timings
 from dllm.text.prompts import Prompt
 from dllm.tuning.memo import MEMO_BYTES, MemoModel
-from dllm.tuning.results import Report, Setting, Trial, by_forwards, preset_options
+from dllm.tuning.results import Report, Trial, TunedSetting, by_forwards, preset_options
 
-__all__ = ["GRID", "REFERENCE", "MemoModel", "Report", "Setting", "Trial", "tune"]
+__all__ = ["GRID", "REFERENCE", "MemoModel", "Report", "Trial", "TunedSetting", "tune"]
 
 LOG_FORMAT = "dllm-tune-1"
 LOGGED = tuple(f.name for f in fields(Output) if f.name not in ("timings", "history"))
 
 
-def _setting(sampler: str, **more: str | None) -> Setting:
+def _setting(sampler: str, **more: str | None) -> TunedSetting:
     parts = ["whole canvas" if part is None else part for part in more.values()]
-    return Setting(" + ".join([*parts, sampler]), {"sampler": sampler, **more})
+    return TunedSetting(" + ".join([*parts, sampler]), {"sampler": sampler, **more})
 
 
-def _sweep(rule: str, knob: str, *values: float) -> list[Setting]:
+def _sweep(rule: str, knob: str, *values: float) -> list[TunedSetting]:
     return [_setting(f"{rule}:{knob}={value}") for value in values]
 
 
 ALONE = {"planner": "fixed", "cache": "none", "transform": None, "stop_rule": None}
-REFERENCE = Setting(
+REFERENCE = TunedSetting(
     "quota, one token per forward", {"sampler": "quota", "speculator": None, **ALONE}
 )
 ROBUST = ("threshold:threshold=0.9", "factor:factor=1.0", "frechet:delta=0.25")
-GRID: tuple[Setting, ...] = (
+GRID: tuple[TunedSetting, ...] = (
     *_sweep("threshold", "threshold", 0.95, 0.9, 0.85, 0.8, 0.7, 0.6),
     *_sweep("factor", "factor", 0.5, 0.75, 1.0, 1.25, 1.5),
     *_sweep("frechet", "delta", 0.5, 0.25, 0.1, 0.0),
@@ -67,7 +67,7 @@ def tune(
     prompts: Sequence[Prompt],
     *,
     config: DecodeConfig | None = None,
-    grid: Sequence[Setting] = GRID,
+    grid: Sequence[TunedSetting] = GRID,
     max_loss: float = 0.005,
     batch_size: int = 16,
     log: Path | None = None,
@@ -75,7 +75,7 @@ def tune(
     score: Callable[[int, Output], bool] | None = None,
     chat: bool | Literal["auto"] = "auto",
     model: str = "",
-    on_progress: Callable[[int, int, Setting], None] | None = None,
+    on_progress: Callable[[int, int, TunedSetting], None] | None = None,
 ) -> Report:
     """Decode `prompts` with every setting of `grid` and with one token per forward; compare.
 
@@ -122,10 +122,10 @@ def tune(
 
 
 def _configs(
-    engine: Engine, ids: list[list[int]], base: DecodeConfig, settings: Sequence[Setting]
-) -> tuple[list[tuple[Setting, DecodeConfig]], list[tuple[Setting, str]]]:
+    engine: Engine, ids: list[list[int]], base: DecodeConfig, settings: Sequence[TunedSetting]
+) -> tuple[list[tuple[TunedSetting, DecodeConfig]], list[tuple[TunedSetting, str]]]:
     """Each setting once, with its config; and those that cannot run here, with the reason."""
-    found: dict[str, tuple[Setting, DecodeConfig]] = {}
+    found: dict[str, tuple[TunedSetting, DecodeConfig]] = {}
     skipped = []
     longest = max(ids, key=len)
     for setting in settings:
@@ -157,7 +157,7 @@ def _decode(
 
 
 def _trial(
-    setting: Setting,
+    setting: TunedSetting,
     outputs: list[Output],
     reference: list[Output],
     score: Callable[[int, Output], bool] | None,
@@ -196,7 +196,7 @@ class Log:
         for number, record in enumerate(self.file, 2):
             try:
                 answer = {name: record[name] for name in LOGGED}
-                key = Setting("", record["setting"]).key, int(record["prompt"])
+                key = TunedSetting("", record["setting"]).key, int(record["prompt"])
             except (ValueError, KeyError, TypeError) as error:
                 self.file.close()
                 raise DllmError(f"{path}, line {number}: expected a log of dllm tune") from error
@@ -209,7 +209,7 @@ class Log:
         if self.file is not None:
             self.file.close()
 
-    def add(self, setting: Setting, outputs: Mapping[int, Output]) -> None:
+    def add(self, setting: TunedSetting, outputs: Mapping[int, Output]) -> None:
         """Keep the outputs of a setting by prompt index; they are in the file on return."""
         records = []
         for i, output in outputs.items():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.models.decoder import Decoder
 from tests.cache.models import EOS, MASK, PLAIN, Watched, decoder, run, steps
 
@@ -72,7 +72,7 @@ class Row:
         query = sorted(compute | set(rows.values()))
         self.queries.append(set(query))
         head = torch.tensor([[query.index(rows[p]) for p in want]])
-        plan = Plan(torch.tensor([query]), head)
+        plan = ForwardPlan(torch.tensor([query]), head)
         logits = self.model(torch.tensor([self.x]), plan, self.store)[0]
         logits[:, MASK] = -torch.inf
         return dict(zip(want, logits.softmax(-1).tolist(), strict=True))

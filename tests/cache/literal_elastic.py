@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dllm.models.decoder import Block, Decoder
+from dllm.models.decoder import Decoder, DecoderLayer
 
 
 @dataclass
@@ -142,7 +142,7 @@ def _forward(
     return x, computed
 
 
-def _heads(layer: Block, x: Tensor, pos: int) -> list[Tensor]:
+def _heads(layer: DecoderLayer, x: Tensor, pos: int) -> list[Tensor]:
     """q [H, D], k and v [H_kv, D] of one row x [d], q and k turned by its position."""
     spec, x = layer.attn.spec, layer.attn_norm(x)
     found = []
@@ -163,7 +163,7 @@ def _row(own: Kept, q: Tensor) -> Tensor:
     return torch.softmax((k @ q[..., None])[..., 0] / q.shape[1] ** 0.5, -1)
 
 
-def _branch(layer: Block, weights: Tensor, v: Tensor) -> Tensor:
+def _branch(layer: DecoderLayer, weights: Tensor, v: Tensor) -> Tensor:
     """What attention weights [H, T] over values [H_kv, T, D] add to the row: [d]."""
     v = v.repeat_interleave(weights.shape[0] // v.shape[0], 0)  # [H, T, D]
     out = (weights[:, None] @ v).flatten()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm.cache.store import KVStore
+from dllm.cache.store import KVCache
 from dllm.models.decoder import Decoder
 from tests.cache.models import EOS, MASK
 
@@ -220,20 +220,20 @@ def ended(ids: list[int], prompt: int, holes: set[int]) -> bool:
 
 
 @contextmanager
-def written(monkeypatch: Any) -> Iterator[list[tuple[KVStore, dict[int, set[int]]]]]:
+def written(monkeypatch: Any) -> Iterator[list[tuple[KVCache, dict[int, set[int]]]]]:
     """For every forward of a batch of one row: its store, and the keys written, by layer."""
-    notes: list[tuple[KVStore, dict[int, set[int]]]] = []
-    opened, updated = KVStore.open, KVStore.update
+    notes: list[tuple[KVCache, dict[int, set[int]]]] = []
+    opened, updated = KVCache.open, KVCache.update
 
-    def open_(self: KVStore, plan: Any) -> Any:
+    def open_(self: KVCache, plan: Any) -> Any:
         notes.append((self, defaultdict(set)))
         return opened(self, plan)
 
-    def update(self: KVStore, layer: int, access: Any, k: Any, v: Any) -> Any:
+    def update(self: KVCache, layer: int, access: Any, k: Any, v: Any) -> Any:
         notes[-1][1][layer] |= {p for p in access.slots[0].tolist() if p < self.slots}
         return updated(self, layer, access, k, v)
 
     with monkeypatch.context() as patch:
-        patch.setattr(KVStore, "open", open_)
-        patch.setattr(KVStore, "update", update)
+        patch.setattr(KVCache, "open", open_)
+        patch.setattr(KVCache, "update", update)
         yield notes

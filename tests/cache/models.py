@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
@@ -54,16 +54,16 @@ class Watched:
     def __init__(self, model: Decoder) -> None:
         self.model, self.spec = model, model.spec
         self.device, self.dtype = model.device, model.dtype
-        self.plans: list[Plan] = []
-        self.stores: list[KVStore] = []
+        self.plans: list[ForwardPlan] = []
+        self.stores: list[KVCache] = []
         self.logits: list[Tensor] = []
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         store = self.model.new_store(batch, length, limit)
         self.stores.append(store)
         return store
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         logits: Tensor = self.model(ids, plan, store)
         self.plans.append(plan)
         self.logits.append(logits)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dllm.cache.elastic import Elastic, log_weights, similarity
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
@@ -46,7 +46,7 @@ class Counted(Watched):
         super().__init__(model)
         self.computed: list[list[dict[int, set[int]]]] = []
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVStore:
+    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         store = super().new_store(batch, length, limit)
         update = store.update
 
@@ -62,7 +62,7 @@ class Counted(Watched):
         store.update = noting
         return store
 
-    def __call__(self, ids, plan: Plan, store: KVStore | None = None):
+    def __call__(self, ids, plan: ForwardPlan, store: KVCache | None = None):
         self.computed.append([])
         self.ids = ids.clone()
         return super().__call__(ids, plan, store)
@@ -143,7 +143,7 @@ def test_refreshed_at_every_step_it_is_uncached_decoding_of_the_first_holes(wind
             model.spec.eos_id not in ids[: holes[0]]
         ):
             with torch.no_grad():
-                logits = model(torch.tensor([ids]), Plan.full(len(ids)))[0]
+                logits = model(torch.tensor([ids]), ForwardPlan.full(len(ids)))[0]
             view = logits[[max(p - shift, 0) for p in holes[:window]]]
             out.append(view.clone())
             view[:, model.spec.mask_id] = -torch.inf
@@ -201,7 +201,7 @@ def test_widening_is_not_yet_exact_since_other_rows_go_on_from_older_inputs():
     watched, canvas, length = after(7, gamma=2)
     store, fresh = watched.stores[0], watched.model.new_store(1, length)
     with torch.no_grad():
-        watched.model(canvas, Plan.full(length), fresh)
+        watched.model(canvas, ForwardPlan.full(length), fresh)
     inputs, exact = store.extra["inputs"][:, 0], watched.model.embed(canvas[0])
     torch.testing.assert_close(inputs[0], exact, rtol=0, atol=0)
     assert torch.dist(store.k[0, ..., :length, :], fresh.k[0, ..., :length, :]) < 1e-12

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.cache.greedy import Greedy, shuffled
+from dllm.cache.greedy import GreedyPolicy, shuffled
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
@@ -135,7 +135,7 @@ def test_parts_that_look_at_all_holes_are_refused():
     with pytest.raises(
         ConfigError, match=r"planner 'slowfast' looks at all masked positions, but cache Greedy"
     ):
-        run(decoder(), [[5]], max_new_tokens=4, planner="slowfast", cache=Greedy())
+        run(decoder(), [[5]], max_new_tokens=4, planner="slowfast", cache=GreedyPolicy())
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,4 @@ def test_bad_options_are_named(option, least):
 
 def test_an_unknown_order_is_named():
     with pytest.raises(ValueError, match="order='x': expected confidence or random"):
-        Greedy(order="x")
+        GreedyPolicy(order="x")

@@ -10,7 +10,7 @@ import torch
 
 from dllm.cache.sparse import Sparse, scores
 from dllm.config import ConfigError
-from dllm.models.decoder import Block, Decoder
+from dllm.models.decoder import Decoder, DecoderLayer
 from dllm.registry import SpecError
 from tests.cache.literal_walks import Plain, decode, written
 from tests.cache.literal_walks import Sparse as Literal
@@ -33,14 +33,14 @@ def grouped(shift: int, seed: int) -> Decoder:
 def reads(monkeypatch):
     """The slots that each layer of each forward reads, by store of the run (a batch of one row)."""
     found = []
-    attend = Block.attend
+    attend = DecoderLayer.attend
 
     def spy(self, q, k, v, mask):
         seen = torch.ones(k.shape[2], dtype=torch.bool) if mask is None else mask[0, 0, 0]
         found.append(set(seen.nonzero()[:, 0].tolist()))
         return attend(self, q, k, v, mask)
 
-    monkeypatch.setattr(Block, "attend", spy)
+    monkeypatch.setattr(DecoderLayer, "attend", spy)
     return found
 
 

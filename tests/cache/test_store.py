@@ -7,23 +7,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import CacheError, KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import CacheError, KVCache
 from tests.cache.models import decoder, run
 
 LAYERS, BATCH, HEADS, LENGTH, SIZE = 2, 3, 2, 10, 4
 
 
-def store(**options: object) -> KVStore:
-    return KVStore(LAYERS, BATCH, HEADS, LENGTH, SIZE, **options)  # type: ignore[arg-type]
+def store(**options: object) -> KVCache:
+    return KVCache(LAYERS, BATCH, HEADS, LENGTH, SIZE, **options)  # type: ignore[arg-type]
 
 
-def plan(pos: list[list[int]], **fields: object) -> Plan:
+def plan(pos: list[list[int]], **fields: object) -> ForwardPlan:
     where = torch.tensor(pos)
-    return Plan(where, where, **fields)  # type: ignore[arg-type]
+    return ForwardPlan(where, where, **fields)  # type: ignore[arg-type]
 
 
-def write(kept: KVStore, where: Plan, value: float) -> None:
+def write(kept: KVCache, where: ForwardPlan, value: float) -> None:
     """One forward whose keys and values are all `value`."""
     access = kept.open(where)
     new = torch.full((len(where.pos), HEADS, where.pos.shape[1], SIZE), float(value))

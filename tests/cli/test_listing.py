@@ -46,10 +46,10 @@ def test_every_option_is_explained_where_the_part_is(part):
 
 
 def test_those_of_recipes_too():
-    from dllm.cli.listing import Kind, described
+    from dllm.cli.listing import ListedOption, described
 
     for name in RECIPES:
-        part = described(Kind("train", "recipe", RECIPES, GROUP), name)
+        part = described(ListedOption("train", "recipe", RECIPES, GROUP), name)
         for option, _, _ in part.options:
             assert re.search(rf"\b{option}\b", part.about), (name, option)
 

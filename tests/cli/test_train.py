@@ -12,7 +12,7 @@ import dllm.train.tiny
 from dllm.models.loading import resolve
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
-from dllm.train.oracle import Oracle
+from dllm.train.oracle import OracleRollout
 from dllm.train.recipes import RECIPES
 from dllm.train.state import FILE
 from dllm.train.trainer import TrainConfig, Trainer
@@ -110,7 +110,7 @@ def test_a_filter_is_trained_resumed_and_decodes(run, tmp_path, monkeypatch):
     first = run(*command)
     assert first.exit_code == 0, first.output
     (out / "checkpoint" / "filter.safetensors").unlink()
-    for done in ((Trainer, "train_step"), (Oracle, "references")):
+    for done in ((Trainer, "train_step"), (OracleRollout, "references")):
         monkeypatch.setattr(*done, lambda *_: pytest.fail("done again"))
     again = run(*command)
     assert again.exit_code == 0, again.output

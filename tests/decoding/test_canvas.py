@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.planner import Fixed
+from dllm.samplers.planner import FixedBlocks
 
 MASK = 5
 prompts = st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=4)
@@ -80,7 +80,7 @@ def test_fixed_blocks_follow_the_first_hole(batch, size, block, data):
     pos = canvas.prompt[:, None] + torch.arange(size)
     flags = st.lists(st.booleans(), min_size=size, max_size=size).filter(lambda f: not all(f))
     canvas.commit(pos, torch.zeros_like(pos), torch.tensor([data.draw(flags) for _ in batch]))
-    windows = Fixed(block).windows(canvas, {})
+    windows = FixedBlocks(block).windows(canvas, {})
     first = (canvas.first_hole() - canvas.prompt).tolist()
     b = block or size
     start = [len(p) + hole // b * b for p, hole in zip(batch, first)]

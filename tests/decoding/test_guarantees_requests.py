@@ -18,7 +18,7 @@ from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output, Started
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import PlannerBase, State
-from dllm.samplers.rule import CommitRule, Selection
+from dllm.samplers.rule import CommitRuleBase, Selection
 from tests.decoding.test_guarantees import (
     Noting,
     any_of,
@@ -273,7 +273,7 @@ def test_what_rules_remember_of_each_window_follows_its_row(
 # --- what rules are told, and must do ------------------------------------------------------------
 
 
-class Probe(CommitRule):
+class Probe(CommitRuleBase):
     """Notes the counters of every step; commits one token, or what is sure."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from tests.guarantees import Request, Told, check_cut, decode, summary
 from tests.interrupting import Lines, every_line
 
 PROMPTS, GIVEN = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
-ANSWERING = ("dllm/engine.py", "dllm/decoding/driving.py", "dllm/decoding/progress.py")
+ANSWERING = ("dllm/engine.py", "dllm/decoding/driving.py", "dllm/decoding/standing.py")
 BETWEEN = ("Engine.stream_steps", "Decoding.events", "Decoding._settle")
 ANY = "threshold:threshold=0.5"
 CONFIGS = {

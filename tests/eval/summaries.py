@@ -6,14 +6,14 @@ import random
 from collections.abc import Sequence
 
 from dllm.eval import closed_forms as forms
-from dllm.eval.records import Cell, OracleCell, Plan, Setting, Summary
+from dllm.eval.records import Cell, EvalSetting, OracleCell, RunPlan, Summary
 
 LENGTH = 10  # tokens of a hand-made answer
 TASKS = ("copy:n=4+8", "shuffle:n=4+8", "replace_random:n=4+8,surface=infill")
 
 
-def setting(method: str, knob: str = "") -> Setting:
-    return Setting(method, knob, {"sampler": f"{method}:{knob}" if knob else method})
+def setting(method: str, knob: str = "") -> EvalSetting:
+    return EvalSetting(method, knob, {"sampler": f"{method}:{knob}" if knob else method})
 
 
 def cell(setting: int, task: int, right: int, nfe: int, *, count: int = 100, n: int = 4, **more):
@@ -33,7 +33,7 @@ def cell(setting: int, task: int, right: int, nfe: int, *, count: int = 100, n: 
 
 def summary(
     cells: Sequence[Cell],
-    settings: Sequence[Setting],
+    settings: Sequence[EvalSetting],
     tasks: Sequence[str] = TASKS,
     oracles: Sequence[OracleCell] = (),
     *,
@@ -41,7 +41,9 @@ def summary(
     suite: str = "dllm-suite-1",
 ) -> Summary:
     model = {"name": "demo", "weights": "0a1b", "dtype": "float32", "device": "cpu", "family": "x"}
-    plan = Plan(suite, model, tuple(tasks), tuple(settings), (0,), 100, 16, memo, {"python": "3"})
+    plan = RunPlan(
+        suite, model, tuple(tasks), tuple(settings), (0,), 100, 16, memo, {"python": "3"}
+    )
     return Summary(plan, tuple(cells), tuple(oracles))
 
 

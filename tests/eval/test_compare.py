@@ -5,7 +5,7 @@ import pytest
 from dllm.errors import DllmError
 from dllm.eval.compare import changes, compare
 from dllm.eval.curves import select
-from dllm.eval.records import Setting
+from dllm.eval.records import EvalSetting
 from dllm.intervals import weighted
 from tests.eval.summaries import cell, drawn, one_task, setting, summary
 
@@ -80,7 +80,7 @@ def test_settings_are_paired_by_their_options_and_curves_by_method():
 
 def test_of_settings_that_decode_alike_those_of_one_name_are_paired():
     names = ("rule", "preset")
-    alike = [Setting(name, "", {"sampler": "threshold"}) for name in names]
+    alike = [EvalSetting(name, "", {"sampler": "threshold"}) for name in names]
     new = summary([cell(0, 0, 50, 100), cell(1, 0, 60, 100)], alike)
     old = summary([cell(0, 0, 10, 100), cell(1, 0, 20, 100)], alike[::-1])
     found = compare(new, old)
@@ -88,7 +88,7 @@ def test_of_settings_that_decode_alike_those_of_one_name_are_paired():
         ("rule", 0.2),
         ("preset", 0.1),
     ]
-    renamed = summary([cell(0, 0, 30, 100)], [Setting("other", "", {"sampler": "threshold"})])
+    renamed = summary([cell(0, 0, 30, 100)], [EvalSetting("other", "", {"sampler": "threshold"})])
     assert [c.old.score for c in compare(new, renamed).settings] == [0.3, 0.3]
 
 

@@ -16,7 +16,7 @@ import pytest
 from dllm.errors import DllmError
 from dllm.eval.figures import draw
 from dllm.eval.models import OracleSubject
-from dllm.eval.records import Setting
+from dllm.eval.records import EvalSetting
 from dllm.eval.regrade import regrade
 from dllm.eval.report import read_summary, report
 from dllm.eval.run import Sweep, run
@@ -26,8 +26,8 @@ FILES = ("run.json", "samples.jsonl", "results.jsonl", "summary.json")
 SWEEP = Sweep(
     ("copy:n=3", "shuffle:n=3"),
     (
-        Setting("quota", "count=1", {"sampler": "quota:count=1", "temperature": 1.0}),
-        Setting("quota", "count=3", {"sampler": "quota:count=3"}),
+        EvalSetting("quota", "count=1", {"sampler": "quota:count=1", "temperature": 1.0}),
+        EvalSetting("quota", "count=3", {"sampler": "quota:count=3"}),
     ),
     count=2,
 )

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.likelihood import (
-    Pair,
+    LikelihoodRequest,
     forwards,
     is_greedy,
     log_likelihoods,
@@ -30,12 +30,12 @@ from tests.cache.models import MASK, PLAIN, VOCAB, Watched, decoder
 FEW = 4  # draws, fewer than there are ways to mask three tokens
 
 
-def of_shuffle(n: int) -> tuple[Oracle, Pair]:
-    return Oracle(Joint.shuffle(n)), Pair([], list(range(n)))
+def of_shuffle(n: int) -> tuple[Oracle, LikelihoodRequest]:
+    return Oracle(Joint.shuffle(n)), LikelihoodRequest([], list(range(n)))
 
 
-def of_replace(n: int, place: int = 0) -> tuple[Oracle, Pair]:
-    return Oracle(Joint.replace_random(n)), Pair(
+def of_replace(n: int, place: int = 0) -> tuple[Oracle, LikelihoodRequest]:
+    return Oracle(Joint.replace_random(n)), LikelihoodRequest(
         [], Joint.replace_random(n).support[place].tolist()
     )
 
@@ -69,26 +69,26 @@ def test_a_perfect_model_gives_the_log_probability_of_any_joint(seed):
     rng = np.random.default_rng(seed)
     mass = rng.exponential(size=(3,) * int(rng.integers(1, 5))) ** 3
     answer = tuple(int(symbol) for symbol in rng.integers(0, 3, mass.ndim))
-    found = log_likelihoods(Oracle(Joint.table(mass)), [Pair([], answer)])
+    found = log_likelihoods(Oracle(Joint.table(mass)), [LikelihoodRequest([], answer)])
     assert found == [pytest.approx(math.log(mass[answer] / mass.sum()))]
 
 
 def test_what_cannot_be_has_no_probability():
     model = Oracle(Joint.replace_random(3))
-    assert log_likelihoods(model, [Pair([], [0, 1, 2])])[0] < -1000
+    assert log_likelihoods(model, [LikelihoodRequest([], [0, 1, 2])])[0] < -1000
 
 
 def test_many_strata_leave_no_error_where_the_size_decides():
     model, pair = of_shuffle(8)
     for seed in range(3):
-        found = log_likelihoods(model, [Pair([], pair.answer, seed)], draws=16)
+        found = log_likelihoods(model, [LikelihoodRequest([], pair.answer, seed)], draws=16)
         assert found == [pytest.approx(-math.lgamma(9))]
 
 
 @pytest.mark.parametrize("draws", [1, 5, 16])
 def test_drawn_sets_estimate_without_bias(draws):
     model, pair = of_replace(6, 2)
-    pairs = [Pair([], pair.answer, seed) for seed in range(600)]
+    pairs = [LikelihoodRequest([], pair.answer, seed) for seed in range(600)]
     found = torch.tensor(log_likelihoods(model, pairs, draws=draws, batch_size=512))
     error = float(found.std()) / math.sqrt(len(pairs))
     assert 0 < error < 0.1
@@ -148,13 +148,13 @@ def test_sets_of_one_size_differ_from_draw_to_draw():
     assert len(masks.unique(dim=0)) == 39  # there is only one of size 20
 
 
-def literal(shift: int, pair: Pair, mask: Tensor, scale: float) -> float:
+def literal(shift: int, pair: LikelihoodRequest, mask: Tensor, scale: float) -> float:
     """One copy, alone, from the whole canvas's logits."""
     ids = torch.tensor([[*pair.prompt, *pair.answer]])
     where = [len(pair.prompt) + i for i in range(len(mask)) if mask[i]]
     seen = ids.clone()
     seen[0, where] = MASK
-    plan = Plan.full(ids.shape[1])
+    plan = ForwardPlan.full(ids.shape[1])
     logits = decoder(shift)(seen, plan)[0].detach()
     if scale:
         seen[0, : len(pair.prompt)] = MASK
@@ -165,10 +165,10 @@ def literal(shift: int, pair: Pair, mask: Tensor, scale: float) -> float:
 
 
 PAIRS = [
-    Pair([3, 4, 6, 7, 8], [9, 10, 11], seed=1),
-    Pair([12], [3, 3, 4, 6, 9], seed=2),
-    Pair([7, MASK, 8], [6, 4], seed=1),
-    Pair([], [8, 9, 12], seed=5),
+    LikelihoodRequest([3, 4, 6, 7, 8], [9, 10, 11], seed=1),
+    LikelihoodRequest([12], [3, 3, 4, 6, 9], seed=2),
+    LikelihoodRequest([7, MASK, 8], [6, 4], seed=1),
+    LikelihoodRequest([], [8, 9, 12], seed=5),
 ]
 
 
@@ -196,7 +196,7 @@ def test_neither_order_nor_batch_changes_a_value_nor_the_global_generator():
 
 
 def test_seeds_decide_what_is_masked():
-    pairs = [Pair(PAIRS[0].prompt, PAIRS[1].answer, seed) for seed in (1, 2, 1)]
+    pairs = [LikelihoodRequest(PAIRS[0].prompt, PAIRS[1].answer, seed) for seed in (1, 2, 1)]
     one, other, again = log_likelihoods(decoder(), pairs, draws=FEW)
     assert one == pytest.approx(again, rel=1e-12)
     assert one != pytest.approx(other, rel=1e-3)
@@ -235,7 +235,7 @@ def test_half_precision_is_normalised_in_a_wider_one():
 def one_at_a_time(prompt: list[int], count: int, scale: float) -> list[int]:
     """Greedy decoding of `count` tokens, most confident first, with nothing of the engine."""
     ids = torch.tensor([[*prompt, *[MASK] * count]])
-    plan = Plan.full(ids.shape[1])
+    plan = ForwardPlan.full(ids.shape[1])
     for _ in range(count):
         logits = decoder()(ids, plan)[0]
         if scale:
@@ -258,21 +258,21 @@ def test_greedy_is_what_the_most_confident_token_first_decodes(scale):
         answer = one_at_a_time(list(prompt), 4, scale)
         if set(answer) <= set(PLAIN):
             tried += 1
-            assert is_greedy(engine, Pair(prompt, answer), scale)
+            assert is_greedy(engine, LikelihoodRequest(prompt, answer), scale)
             other = [*answer[:3], PLAIN[answer[3] == PLAIN[0]]]
-            assert not is_greedy(engine, Pair(prompt, other), scale)
+            assert not is_greedy(engine, LikelihoodRequest(prompt, other), scale)
     assert tried > 3
 
 
 @pytest.mark.parametrize(
     ("pair", "options", "message"),
     [
-        (Pair([VOCAB], [3]), {}, f"pair 1: token id {VOCAB}"),
-        (Pair([3], [-1]), {}, "pair 1: token id -1"),
-        (Pair([3], []), {}, "pair 1: the answer is empty"),
-        (Pair([3] * 4000, [3] * 97), {}, "pair 1: 4097 tokens; the model has 4096"),
-        (Pair([3], [3]), {"draws": 0}, "draws=0"),
-        (Pair([3], [3]), {"batch_size": 0}, "batch_size=0"),
+        (LikelihoodRequest([VOCAB], [3]), {}, f"pair 1: token id {VOCAB}"),
+        (LikelihoodRequest([3], [-1]), {}, "pair 1: token id -1"),
+        (LikelihoodRequest([3], []), {}, "pair 1: the answer is empty"),
+        (LikelihoodRequest([3] * 4000, [3] * 97), {}, "pair 1: 4097 tokens; the model has 4096"),
+        (LikelihoodRequest([3], [3]), {"draws": 0}, "draws=0"),
+        (LikelihoodRequest([3], [3]), {"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_what_does_not_fit_is_named(pair, options, message):

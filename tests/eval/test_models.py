@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 import dllm
 from dllm.config import ConfigError
-from dllm.eval.models import Answer, Checkpoint, OracleSubject, places
-from dllm.eval.records import Setting
+from dllm.eval.models import Checkpoint, DecodedAnswer, OracleSubject, places
+from dllm.eval.records import EvalSetting
 from dllm.eval.run import Work, answer
 from dllm.eval.suite import draw, task_of
 from dllm.output import Output, Timings
@@ -37,7 +37,7 @@ def test_infill_leaves_one_hole_an_item(tiny):
 
 def test_only_the_items_are_decoded(tiny):
     task, questions = asked(tiny, "copy:wording=short,surface=infill,n=4")
-    setting = Setting("quota", "", {"sampler": "quota:count=1"})
+    setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
     for row in answer(tiny, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0):
         assert row.score
         assert row.nfe == row.tokens == row.filled == 4
@@ -103,13 +103,13 @@ def test_items_are_looked_for_in_the_text_of_the_tokens(tiny):
     text = tiny.text.decode(ids)
     for cut, slots in ((text, [0, 2, 4]), (text[:-1], None)):
         output = Output(cut, ids, "stop", 1, 1, 5, 5, Timings(0, 0))
-        assert tiny.read(task, sample, output) == Answer(cut, slots)
+        assert tiny.read(task, sample, output) == DecodedAnswer(cut, slots)
 
 
 def test_an_oracle_answers_in_the_words_of_the_sample():
     subject = OracleSubject()
     task, questions = asked(subject, "replace_random:n=4")
-    setting = Setting("quota", "", {"sampler": "quota:count=1"})
+    setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
     rows = answer(subject, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0)
     assert all(row.strict for row in rows)
     assert len({row.text for row in rows}) == 5

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.eval import oracle as oracle_module
 from dllm.eval.oracle import IMPOSSIBLE, Joint, Oracle
@@ -50,7 +50,7 @@ def random_table(rng: np.random.Generator) -> Joint:
 def forward(oracle: Oracle, rows: list[list[int]]) -> torch.Tensor:
     """[B, T, V] logits of all positions."""
     ids = torch.tensor(rows)
-    return oracle(ids, Plan.full(ids.shape[1], len(rows)))
+    return oracle(ids, ForwardPlan.full(ids.shape[1], len(rows)))
 
 
 @given(st.integers(0, 2**32))
@@ -136,7 +136,7 @@ def test_head_rows_are_indices_into_the_queries():
     every = forward(oracle, ids.tolist())
     pos = torch.tensor([[4, 1, 3], [2, 3, 4]])
     head = torch.tensor([[2, 0], [1, 1]])
-    logits = oracle(ids, Plan(pos=pos, head=head))
+    logits = oracle(ids, ForwardPlan(pos=pos, head=head))
     want = pos.gather(1, head)
     for b in range(2):
         assert torch.equal(logits[b], every[b, want[b]])

@@ -20,9 +20,9 @@ from dllm.eval import closed_forms as forms
 from dllm.eval.oracle import Joint, Oracle
 from dllm.output import Output
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.fastdllm import Factor, Threshold
+from dllm.samplers.fastdllm import Factor, ThresholdRule
 from dllm.samplers.frechet import Frechet
-from dllm.samplers.rule import Rule, commits
+from dllm.samplers.rule import CommitRule, commits
 
 ROWS = 1000
 CASES = 1600
@@ -229,7 +229,7 @@ def view_of(law: Tensor, known: Tensor) -> Candidates:
     )
 
 
-def sets(rule: Rule) -> Iterator[tuple[Joint, Tensor, Tensor, Tensor, Tensor]]:
+def sets(rule: CommitRule) -> Iterator[tuple[Joint, Tensor, Tensor, Tensor, Tensor]]:
     """(joint, answer [n], known [n], committed [n], tokens [n]) where several slots go at once."""
     for joint, answers, known in cases():
         view = view_of(joint.conditionals(answers, known), known)
@@ -259,7 +259,9 @@ def test_a_set_committed_at_once_is_what_one_by_one_decoding_of_it_gives(rule):
     assert all(found)
 
 
-@pytest.mark.parametrize("rule", [Threshold(0.75), Factor(1.9), Factor(1.0, compat=True)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [ThresholdRule(0.75), Factor(1.9), Factor(1.0, compat=True)], ids=repr
+)
 def test_rules_without_the_theorem_commit_other_sets(rule):
     found = [every_order_agrees(*case) for case in islice(sets(rule), CASES)]
     assert len(found) - sum(found) > 5

@@ -14,7 +14,7 @@ from dllm.eval.curves import select
 from dllm.eval.frontier import aup, log_area, parallelism_at
 from dllm.eval.records import OracleCell, Skipped
 from dllm.eval.report import read_summary, report
-from dllm.eval.tables import Table
+from dllm.eval.tables import TextTable
 from tests.eval.summaries import TASKS, cell, drawn, one_task, setting, summary
 
 
@@ -40,7 +40,7 @@ def parsed(markdown):
 
 
 class TestTable:
-    TABLE = Table("Title", ("name", "a|b", "none"), (("x[red]|", "1", "–"), ("y", "2", "–")))
+    TABLE = TextTable("Title", ("name", "a|b", "none"), (("x[red]|", "1", "–"), ("y", "2", "–")))
 
     def test_markdown_has_every_cell(self):
         heads, *rows = parsed(self.TABLE.markdown())
@@ -59,21 +59,23 @@ class TestTable:
             assert word in text
 
     def test_numbers_stay_whole_where_names_must_give_way(self):
-        table = Table("T", ("name", "95%"), (("z" * 60, "+11.3 to +24.8"),))
+        table = TextTable("T", ("name", "95%"), (("z" * 60, "+11.3 to +24.8"),))
         text = shown(table, width=30)
         assert "+11.3 to +24.8" in text
         assert text.count("z") == 60
 
     def test_names_stand_to_the_left_and_numbers_to_the_right(self):
-        table = Table("T", ("name", "number"), (("x", "1"), ("yyy", "23456789")))
+        table = TextTable("T", ("name", "number"), (("x", "1"), ("yyy", "23456789")))
         row = next(line for line in shown(table).splitlines() if " x " in line)
         other = next(line for line in shown(table).splitlines() if " yyy " in line)
         assert row.index("x") == other.index("yyy")
         assert row.index("1") == other.index("9")
 
     def test_columns_that_say_nothing_are_left_out(self):
-        table = Table("T", ("a", "b", "c", "d"), (("", "", "1", "–"), ("", "", "–", "–")), texts=2)
-        assert table.filled() == Table("T", ("a", "c"), (("", "1"), ("", "–")), texts=1)
+        table = TextTable(
+            "T", ("a", "b", "c", "d"), (("", "", "1", "–"), ("", "", "–", "–")), texts=2
+        )
+        assert table.filled() == TextTable("T", ("a", "c"), (("", "1"), ("", "–")), texts=1)
         empty = replace(table, rows=())
         assert empty.filled() == empty
 

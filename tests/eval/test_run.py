@@ -12,7 +12,7 @@ import pytest
 import dllm
 from dllm.errors import DllmError
 from dllm.eval.models import Checkpoint, OracleSubject
-from dllm.eval.records import Row, Setting, Summary
+from dllm.eval.records import EvalSetting, SampleRecord, Summary
 from dllm.eval.regrade import regrade
 from dllm.eval.run import Sweep, configure, made, pieces, run
 from dllm.eval.store import Store
@@ -23,9 +23,9 @@ from dllm.processes import Ranks
 SHORT = "wording=short,n=3+4"
 TASKS = (f"copy:{SHORT}", f"shuffle:{SHORT}")
 SETTINGS = (
-    Setting("threshold", "threshold=0.9", {"sampler": "threshold:threshold=0.9"}),
+    EvalSetting("threshold", "threshold=0.9", {"sampler": "threshold:threshold=0.9"}),
     # a random order, so that draws have to be the row's own
-    Setting("quota", "count=2", {"sampler": "quota:remasking=random,count=2"}),
+    EvalSetting("quota", "count=2", {"sampler": "quota:remasking=random,count=2"}),
 )
 FINITE = "tests.eval.finite:Finite"
 SWEEP = Sweep(TASKS, SETTINGS, count=10, seeds=(0, 3), batch_size=3)
@@ -288,8 +288,8 @@ def test_an_unfinished_run_cannot_be_regraded(subject, tmp_path):
 
 def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
     settings = (
-        Setting("ok", "", {"sampler": "dus"}),
-        Setting("prophet", "", {"given": ["200:The answer is"]}),
+        EvalSetting("ok", "", {"sampler": "dus"}),
+        EvalSetting("prophet", "", {"given": ["200:The answer is"]}),
     )
     summary = run(subject, Sweep(TASKS[:1], settings, count=2), tmp_path / "run")
     assert {cell.setting for cell in summary.cells} == {0}
@@ -343,7 +343,7 @@ def test_a_task_says_how_it_is_put(subject, tmp_path):
     assert questions.prompts == [subject.text.encode("Copy the list: pear, fig0")]
     config = configure(task, questions, SETTINGS[0], 7)
     assert (config.seed, config.stop, config.max_new_tokens) == (7, (",",), 24)
-    own = Setting("own", "", {"sampler": "dus", "max_new_tokens": 40})
+    own = EvalSetting("own", "", {"sampler": "dus", "max_new_tokens": 40})
     assert configure(task, questions, own, 7).max_new_tokens == 40
     infill = task_of("copy:wording=short,surface=infill,n=3")
     questions = subject.ask(infill, 3, 0, {0: draw(infill, 3, 0, 0)})
@@ -371,7 +371,7 @@ def test_a_token_counts_where_it_was_committed_for_good():
 
 
 def test_sets_are_the_items_by_decision():
-    row = Row(**{f.name: None for f in dataclasses.fields(Row)})
+    row = SampleRecord(**{f.name: None for f in dataclasses.fields(SampleRecord)})
     row = dataclasses.replace(row, steps=[3, 0, 1, 0, 3, 0, 2], slots=[0, 2, 4, 6])
     assert row.sets == [[1], [3], [0, 2]]
     assert dataclasses.replace(row, slots=None).sets is None
@@ -390,7 +390,7 @@ def test_the_oracle_loses_what_its_commits_say(tmp_path, task, n, order, tempera
     """The exact model, run like any checkpoint: score and mean chance agree within 4 sigma."""
     options = {"temperature": temperature}
     settings = [
-        Setting("quota", f"{k}", {"sampler": f"quota:remasking={order},count={k}", **options})
+        EvalSetting("quota", f"{k}", {"sampler": f"quota:remasking={order},count={k}", **options})
         for k in (1, 2, 3)
     ]
     sweep = Sweep([f"{task}:n={n}"], settings, count=400, batch_size=400)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.eval.staleness import Meter, Staleness
 from dllm.tuning.memo import MemoModel
 from tests.cache.models import Watched, decoder, run, steps
@@ -33,7 +33,7 @@ class Recorder(Watched):
         super().__init__(model)
         self.ids: list[Tensor] = []
 
-    def __call__(self, ids: Tensor, plan: Plan, store: KVStore | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         self.ids.append(ids.clone())
         return super().__call__(ids, plan, store)
 
@@ -83,7 +83,7 @@ def test_divergence_is_that_of_a_whole_forward(cache, shift):
     kl, worst, flipped, count = 0.0, 0.0, 0, 0
     for ids, plan, logits in zip(model.ids, model.plans, model.logits, strict=True):
         with torch.no_grad():
-            exact = decoder(shift)(ids, Plan.full(ids.shape[1]))
+            exact = decoder(shift)(ids, ForwardPlan.full(ids.shape[1]))
         for r, at in enumerate(plan.pos[0, plan.head[0]].tolist()):
             p, q = exact[0, at].softmax(-1), logits[0, r].softmax(-1)
             here = float((p * (p / q).log()).sum())
@@ -121,14 +121,14 @@ def test_slots_kept_from_reading_do_not_count():
     model = decoder()
     meter, ids = Meter(model), torch.arange(4, 10)[None]
     store = meter.new_store(1, 6)
-    meter(ids, Plan.full(6), store)
+    meter(ids, ForwardPlan.full(6), store)
     assert (meter.total.reads, meter.total.reused) == (6, 0)
     read = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
     pos = torch.tensor([[4, 5]])
-    meter(ids, Plan(pos, torch.tensor([[1]]), read=read[:, None]), store)
+    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[:, None]), store)
     assert meter.total.reads == pytest.approx(6 + (6 + 5 + 2) / 3)
     assert meter.total.reused == pytest.approx((4 + 3 + 0) / 3)
-    meter(ids, Plan(pos, torch.tensor([[1]]), read=read[1:2]), store)
+    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[1:2]), store)
     assert meter.total.reused == pytest.approx((4 + 3 + 0) / 3 + 3)
     assert meter.total.age_sum == pytest.approx((4 + 3 + 0) / 3 + 2 * 3)
     assert meter.total.predictions == 6 + 1 + 1

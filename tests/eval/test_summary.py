@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.records import Plan, Row, Setting
+from dllm.eval.records import EvalSetting, RunPlan, SampleRecord
 from dllm.eval.summary import kendall, summarize
 
-PLAN = Plan(
+PLAN = RunPlan(
     suite="test",
     model={},
     tasks=("shuffle:n=3", "words_to_sentence:n=3"),
     settings=(
-        Setting("threshold", "0.9", {"sampler": "threshold:threshold=0.9"}),
-        Setting("threshold", "0.5", {"sampler": "threshold:threshold=0.5"}),
-        Setting("dus", "", {"sampler": "dus", "temperature": 1.0}),
+        EvalSetting("threshold", "0.9", {"sampler": "threshold:threshold=0.9"}),
+        EvalSetting("threshold", "0.5", {"sampler": "threshold:threshold=0.5"}),
+        EvalSetting("dus", "", {"sampler": "dus", "temperature": 1.0}),
     ),
     seeds=(0,),
     count=2,
@@ -27,7 +27,7 @@ PLAN = Plan(
 
 
 def row(setting=0, i=0, task=0, score=True, nfe=3, tokens=6, steps=(1, 2, 3), slots=(0, 1, 2)):
-    return Row(
+    return SampleRecord(
         setting=setting,
         task=task,
         n=3,

@@ -11,8 +11,8 @@ import transformers as tf
 
 from dllm.errors import DllmError
 from dllm.integrations.assisted import Assist, LatticeCandidates
-from dllm.verify.control.controllers import Adl, Fixed, Threshold
-from dllm.verify.control.goodput import Cost
+from dllm.verify.control.controllers import Adl, FixedController, ThresholdController
+from dllm.verify.control.goodput import CostController
 from dllm.verify.draft.chain import Chains
 from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says
 
@@ -66,7 +66,7 @@ def drafters(text: list[int]) -> dict[str, FakeDrafter | None]:
     return known | {name: FakeDrafter(says) for name, says in SAYS.items()}
 
 
-def chains(drafter: FakeDrafter | None, control=Fixed(depth=5), sources=()) -> Chains:  # noqa: B008
+def chains(drafter: FakeDrafter | None, control=FixedController(depth=5), sources=()) -> Chains:  # noqa: B008
     return Chains(FirstPath(), control, VOCAB, drafter, sources)
 
 
@@ -85,7 +85,10 @@ def test_greedy_text_is_the_models_own(model, prompts, name):
         assert helped.tolist() == alone.tolist()
 
 
-@pytest.mark.parametrize("control", [Fixed(0), Fixed(40), Adl(), Threshold(step=4), Cost()])
+@pytest.mark.parametrize(
+    "control",
+    [FixedController(0), FixedController(40), Adl(), ThresholdController(step=4), CostController()],
+)
 @pytest.mark.parametrize("name", ["oracle", "constant"])
 def test_with_any_control(model, prompts, control, name):
     options = {"do_sample": False, "max_new_tokens": 40, "repetition_penalty": 1.3}
@@ -117,7 +120,7 @@ def test_good_drafts_save_passes_and_bad_ones_cost_none(model, prompts):
 def test_no_token_more_than_there_is_room_for(model, prompts, new):
     alone = model.generate(prompts[2], max_new_tokens=new, do_sample=False)
     for drafter in (oracle(alone[0].tolist()), FakeDrafter(SAYS["too much"])):
-        assist = Assist(chains(drafter, Fixed(40)))
+        assist = Assist(chains(drafter, FixedController(40)))
         helped = model.generate(
             prompts[2], custom_generate=assist, max_new_tokens=new, do_sample=False
         )
@@ -133,7 +136,7 @@ def test_the_text_ends_at_an_end_token(model, prompts, at):
     alone = model.generate(prompts[1], **options)
     text = model.generate(prompts[1], **GREEDY)[0].tolist()
     for says in (lambda c, d: text[len(c) : len(c) + d], lambda c, d: [end] * d):
-        assist = Assist(chains(FakeDrafter(says, eos=frozenset({end})), Fixed(9)))
+        assist = Assist(chains(FakeDrafter(says, eos=frozenset({end})), FixedController(9)))
         assert model.generate(prompts[1], custom_generate=assist, **options).tolist() == (
             alone.tolist()
         )

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 import dllm
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.likelihood import Pair, log_likelihoods
+from dllm.eval.likelihood import LikelihoodRequest, log_likelihoods
 from dllm.eval.tasks import TASKS, examples
 from dllm.integrations.lm_eval import DiffusionLM
 from dllm.integrations.lm_eval_options import stable_id
@@ -174,7 +174,7 @@ def test_likelihoods_are_those_of_the_estimator_with_the_context_as_seed():
     split = [("abc", "dda"), ("abc", "acda"), ("a", "\ncd"), ("", "abc"), ("", "\ndd")]
     found = lm.loglikelihood([instance("loglikelihood", *case) for case in cases])
     pairs = [
-        Pair(encode(prompt), encode(answer), stable_id(7, context))
+        LikelihoodRequest(encode(prompt), encode(answer), stable_id(7, context))
         for (context, _), (prompt, answer) in zip(cases, split, strict=True)
     ]
     expected = log_likelihoods(lm.engine.model, pairs, draws=3)
@@ -194,7 +194,7 @@ def test_guidance_reaches_the_likelihood_and_doubles_its_forwards():
 def test_a_whole_text_is_scored_given_nothing():
     lm = model(mc_num=3)
     found = lm.loglikelihood_rolling([instance("loglikelihood_rolling", "abcd")])
-    pair = Pair([], FakeText().encode("abcd"), stable_id(0, "abcd"))
+    pair = LikelihoodRequest([], FakeText().encode("abcd"), stable_id(0, "abcd"))
     assert found == pytest.approx(log_likelihoods(lm.engine.model, [pair], draws=3))
     with pytest.raises(DllmError, match="300 tokens; the model has 256"):
         lm.loglikelihood_rolling([instance("loglikelihood_rolling", "a" * 300)])

@@ -8,14 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import LoadError
 from dllm.models.adapter import save_adapter
 from dllm.models.loading import load_model
 from dllm.models.lora import Lora, attach, attached
 from tests.models.checkpoints import VOCAB, make
 
-PLAN = Plan.full(6)
+PLAN = ForwardPlan.full(6)
 IDS = torch.arange(6)[None] * 11 % VOCAB
 LORA = Lora(2, 3.0)
 

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import LoadError
 from dllm.models.causal import block_config
 from dllm.models.families import read_spec
@@ -99,7 +99,7 @@ def test_with_blocks_of_one_the_logits_are_the_originals(tmp_path, kind, tied):
     config = config_of(tmp_path, block_length=1, mask_id=MASK)
     decoder = load_model(tmp_path, "float64", "cpu", config=config)
     ids = torch.randint(VOCAB, (2, 100), generator=torch.Generator().manual_seed(1))
-    logits = decoder(ids, Plan.full(100, 2))
+    logits = decoder(ids, ForwardPlan.full(100, 2))
     assert (logits - twin(input_ids=ids).logits).abs().max() < 1e-11
     assert (decoder.spec.shift, decoder.spec.tie_head) == (1, tied)
 
@@ -115,7 +115,7 @@ def test_with_longer_blocks_only_the_mask_is_another(tmp_path, block):
     hidden = torch.zeros(21, 21, dtype=torch.float64)
     hidden[number[None] > number[:, None]] = -torch.inf
     theirs = twin(input_ids=ids, attention_mask=hidden[None, None]).logits
-    assert (decoder(ids, Plan.full(21)) - theirs).abs().max() < 1e-11
+    assert (decoder(ids, ForwardPlan.full(21)) - theirs).abs().max() < 1e-11
     assert (theirs - twin(input_ids=ids).logits).abs().max() > 1e-2
 
 

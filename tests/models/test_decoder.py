@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dllm.cache.plan import Plan
-from dllm.models.decoder import Decoder, Run, rotate
+from dllm.cache.plan import ForwardPlan
+from dllm.models.decoder import Decoder, LayerInputs, rotate
 from dllm.models.loading import load_model
 from dllm.models.spec import ModelSpec
 from tests.models.checkpoints import VOCAB, make
@@ -104,7 +104,7 @@ def test_logits_are_those_of_transformers(tmp_path, family, changes, block):
     decoder = load_model(tmp_path, device="cpu")
     twin = transformers_twin(family, checkpoint)
     ids = torch.randint(VOCAB, (2, 21), generator=torch.Generator().manual_seed(1))
-    logits = decoder(ids, Plan.full(21, batch=2))
+    logits = decoder(ids, ForwardPlan.full(21, batch=2))
     theirs = twin(input_ids=ids, attention_mask=additive(visible(21, block))).logits
     assert (logits - theirs).abs().max() <= 2e-5
     causal = twin(input_ids=ids).logits  # the mask does matter at these sizes
@@ -117,7 +117,7 @@ def test_far_positions_are_those_of_transformers(tmp_path):
     decoder = load_model(tmp_path, device="cpu")
     ids = torch.randint(VOCAB, (1, 4096), generator=torch.Generator().manual_seed(1))
     pos = torch.tensor([[0, 17, 2049, 4090, 4095]])
-    plan = Plan(pos=pos, head=torch.arange(5)[None])
+    plan = ForwardPlan(pos=pos, head=torch.arange(5)[None])
     mask = additive(torch.ones(5, 5, dtype=torch.bool))
     theirs = twin(input_ids=ids.gather(1, pos), position_ids=pos, attention_mask=mask).logits
     assert (decoder(ids, plan) - theirs).abs().max() <= 2e-5
@@ -169,7 +169,7 @@ def test_rope_precision_in_bf16(tmp_path, family, rope_fp32):
     make(tmp_path, family)
     decoder = load_model(tmp_path, dtype="bfloat16", device="cpu")
     ids = torch.randint(VOCAB, (1, 64), generator=torch.Generator().manual_seed(2))
-    logits = decoder(ids, Plan.full(64))
+    logits = decoder(ids, ForwardPlan.full(64))
     right = literal_logits(decoder, ids, rope_fp32=rope_fp32)
     wrong = literal_logits(decoder, ids, rope_fp32=not rope_fp32)
     assert (logits - right).abs().max() < 0.02 < 0.1 < (logits - wrong).abs().max()
@@ -177,8 +177,8 @@ def test_rope_precision_in_bf16(tmp_path, family, rope_fp32):
 
 def test_partial_rope_leaves_the_rest_of_the_head():
     spec = small_spec(head_dim=8, rope_fraction=0.5)
-    plan = Plan.full(3)
-    run = Run.of(spec, plan, None, torch.float64)
+    plan = ForwardPlan.full(3)
+    run = LayerInputs.of(spec, plan, None, torch.float64)
     x = torch.randn(1, 4, 3, 8, dtype=torch.float64)
     turned = rotate(x, run, fp32=False)
     assert torch.equal(turned[..., 4:], x[..., 4:])
@@ -229,26 +229,26 @@ def query(positions, head=None, **masks):
     pos = torch.as_tensor(positions)
     pos = pos if pos.ndim == 2 else pos.expand(2, -1)
     head = torch.arange(pos.shape[1]).expand(2, -1) if head is None else torch.as_tensor(head)
-    return Plan(pos=pos, head=head, **masks)
+    return ForwardPlan(pos=pos, head=head, **masks)
 
 
 def test_only_requested_rows_reach_the_head(decoder, ids):
-    full = decoder(ids, Plan.full(T, batch=2))
+    full = decoder(ids, ForwardPlan.full(T, batch=2))
     head = torch.tensor([[5, 2, 2], [0, 19, 7]])
-    rows = decoder(ids, Plan(pos=Plan.full(T, batch=2).pos, head=head))
+    rows = decoder(ids, ForwardPlan(pos=ForwardPlan.full(T, batch=2).pos, head=head))
     CLOSE(rows, torch.stack([full[b, head[b]] for b in range(2)]))
 
 
 def test_query_order_does_not_matter(decoder, ids):
-    full = decoder(ids, Plan.full(T, batch=2))
+    full = decoder(ids, ForwardPlan.full(T, batch=2))
     order = torch.randperm(T, generator=torch.Generator().manual_seed(4))
     CLOSE(decoder(ids, query(order)), full[:, order])
 
 
 def test_requery_of_unchanged_positions_gives_the_same_rows(decoder, ids):
     store = decoder.new_store(2, T)
-    full = decoder(ids, Plan.full(T, batch=2), store)
-    CLOSE(full, decoder(ids, Plan.full(T, batch=2)))
+    full = decoder(ids, ForwardPlan.full(T, batch=2), store)
+    CLOSE(full, decoder(ids, ForwardPlan.full(T, batch=2)))
     for positions in ([3], [0, 7, 8, 19], [19, 2]):
         CLOSE(decoder(ids, query(positions), store), full[:, positions])
     # different positions per row
@@ -259,7 +259,7 @@ def test_requery_of_unchanged_positions_gives_the_same_rows(decoder, ids):
 def test_queries_write_before_they_read(decoder, ids):
     """After a token changes, a query of it alone sees its own new key, not the stored one."""
     store = decoder.new_store(2, T)
-    decoder(ids, Plan.full(T, batch=2), store)
+    decoder(ids, ForwardPlan.full(T, batch=2), store)
     changed = ids.clone()
     changed[:, 6] = (ids[:, 6] + 1) % VOCAB
     before = store.k.clone()
@@ -286,7 +286,7 @@ def test_dead_slots_are_never_read(decoder, ids):
 
 def test_unwritten_queries_leave_the_store_alone(decoder, ids):
     store = decoder.new_store(2, T)
-    decoder(ids, Plan.full(T, batch=2), store)
+    decoder(ids, ForwardPlan.full(T, batch=2), store)
     k, v, live = store.k[..., :T, :].clone(), store.v[..., :T, :].clone(), store.live.clone()
     write = torch.tensor([[False, True], [False, False]])
     changed = (ids + 1) % VOCAB
@@ -306,8 +306,8 @@ def test_ragged_batch_equals_rows_alone(ids, padding, block):
     pos[1, :6] = torch.arange(6)
     valid = torch.ones(2, T, dtype=torch.bool)
     valid[1, 6:] = False
-    plan = Plan(pos=pos, head=torch.arange(T).expand(2, T), valid=valid)
-    alone = [decoder(ids[b : b + 1], Plan.full(n)) for b, n in ((0, T), (1, 6))]
+    plan = ForwardPlan(pos=pos, head=torch.arange(T).expand(2, T), valid=valid)
+    alone = [decoder(ids[b : b + 1], ForwardPlan.full(n)) for b, n in ((0, T), (1, 6))]
     for store in (None, decoder.new_store(2, T)):
         together = decoder(ids, plan, store)
         CLOSE(together[:1], alone[0])
@@ -337,17 +337,17 @@ def test_block_causal_logits_do_not_depend_on_later_blocks(ids):
     decoder = build(block_length=4)
     later = ids.clone()
     later[:, 8:] = (ids[:, 8:] + 1) % VOCAB
-    before, after = (decoder(x, Plan.full(T, batch=2)) for x in (ids, later))
+    before, after = (decoder(x, ForwardPlan.full(T, batch=2)) for x in (ids, later))
     CLOSE(before[:, :8], after[:, :8])
     assert (before[:, 8:] - after[:, 8:]).abs().amax(-1).min() > 1e-3
     inside = ids.clone()  # and inside a block attention goes both ways
     inside[:, 3] = (ids[:, 3] + 1) % VOCAB
-    assert (before[:, 0] - decoder(inside, Plan.full(T, batch=2))[:, 0]).abs().max() > 1e-3
+    assert (before[:, 0] - decoder(inside, ForwardPlan.full(T, batch=2))[:, 0]).abs().max() > 1e-3
 
 
 def test_block_causal_store_is_exact(ids):
     decoder = build(block_length=4)
-    full = decoder(ids, Plan.full(T, batch=2))
+    full = decoder(ids, ForwardPlan.full(T, batch=2))
     store = decoder.new_store(2, T)
     for start in range(0, T, 4):
         block = torch.arange(start, start + 4)
@@ -362,4 +362,4 @@ def test_grouped_heads_equal_repeated_heads(decoder, ids):
             heads = state[name].unflatten(0, (2, 8))
             state[name] = heads.repeat_interleave(2, 0).flatten(0, 1)
     plain.load_state_dict(state)
-    CLOSE(plain(ids, Plan.full(T, batch=2)), decoder(ids, Plan.full(T, batch=2)))
+    CLOSE(plain(ids, ForwardPlan.full(T, batch=2)), decoder(ids, ForwardPlan.full(T, batch=2)))

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers as tf
 
-from dllm.cache.plan import Plan
-from dllm.cache.store import KVStore
+from dllm.cache.plan import ForwardPlan
+from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 from dllm.models.hf import HFModel, HFSpec
 
@@ -51,20 +51,20 @@ def test_masked_lm(masked_lm, ids):
     assert wrapped.spec.stop_ids == (2,)
     assert (wrapped.device.type, wrapped.dtype) == ("cpu", torch.float32)
     head = torch.tensor([[3, 0], [10, 10]])
-    logits = wrapped(ids, Plan(pos=Plan.full(T, batch=2).pos, head=head))
+    logits = wrapped(ids, ForwardPlan(pos=ForwardPlan.full(T, batch=2).pos, head=head))
     full = masked_lm(input_ids=ids).logits
     assert torch.equal(logits, torch.stack((full[0, head[0]], full[1, head[1]])))
 
 
 def test_ragged_batch_equals_rows_alone(masked_lm, ids):
     wrapped = HFModel(masked_lm, mask_id=4, eos_id=2)
-    pos = Plan.full(T, batch=2).pos
+    pos = ForwardPlan.full(T, batch=2).pos
     valid = pos < torch.tensor([[T], [6]])
-    together = wrapped(ids, Plan(pos=pos, head=pos, valid=valid))
+    together = wrapped(ids, ForwardPlan(pos=pos, head=pos, valid=valid))
     for row, length in ((0, T), (1, 6)):
-        alone = wrapped(ids[row : row + 1, :length], Plan.full(length))
+        alone = wrapped(ids[row : row + 1, :length], ForwardPlan.full(length))
         torch.testing.assert_close(together[row : row + 1, :length], alone, rtol=0, atol=1e-5)
-    unmasked = wrapped(ids, Plan.full(T, batch=2))
+    unmasked = wrapped(ids, ForwardPlan.full(T, batch=2))
     assert (together[1, :6] - unmasked[1, :6]).abs().max() > 1e-4
 
 
@@ -72,7 +72,7 @@ def test_plain_callable(ids):
     wrapped = HFModel(dllm_like, vocab_size=VOCAB, mask_id=4, eos_id=2, eot_id=3, shift=1)
     assert wrapped.spec == HFSpec(VOCAB, mask_id=4, eos_id=2, pad_id=2, eot_id=3, shift=1)
     assert wrapped.spec.stop_ids == (2, 3)
-    assert torch.equal(wrapped(ids, Plan.full(T, batch=2)).argmax(-1), ids)
+    assert torch.equal(wrapped(ids, ForwardPlan.full(T, batch=2)).argmax(-1), ids)
 
 
 def test_ids_from_the_models_config():
@@ -99,19 +99,19 @@ def test_what_cannot_be_known_has_to_be_given(given, problem):
 
 def test_only_the_whole_canvas_without_a_store(ids):
     wrapped = HFModel(dllm_like, vocab_size=VOCAB, mask_id=4, eos_id=2)
-    full = Plan.full(T, batch=2)
+    full = ForwardPlan.full(T, batch=2)
     with pytest.raises(DllmError, match="cache='none'"):
         wrapped.new_store(2, T)
     with pytest.raises(DllmError, match="reads and writes no store: use cache='none'"):
-        wrapped(ids, full, KVStore(1, 2, 1, T, 2))
+        wrapped(ids, full, KVCache(1, 2, 1, T, 2))
     with pytest.raises(DllmError, match="reads and writes no store"):
-        wrapped(ids, Plan(full.pos, full.head, read=torch.ones(2, T, dtype=torch.bool)))
+        wrapped(ids, ForwardPlan(full.pos, full.head, read=torch.ones(2, T, dtype=torch.bool)))
     for pos in (full.pos[:, :4], full.pos.flip(1)):
         with pytest.raises(DllmError, match="computes all 11 positions in order"):
-            wrapped(ids, Plan(pos=pos, head=pos))
+            wrapped(ids, ForwardPlan(pos=pos, head=pos))
 
 
 def test_wrong_vocabulary_size_is_noticed(ids):
     wrapped = HFModel(dllm_like, vocab_size=VOCAB + 3, mask_id=4, eos_id=2)
     with pytest.raises(DllmError, match=r"logits of shape \[2, 11, 61\], expected \[2, 11, 64\]"):
-        wrapped(ids, Plan.full(T, batch=2))
+        wrapped(ids, ForwardPlan.full(T, batch=2))

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError, LoadError
 from dllm.models import loading, stored
 from dllm.models.loading import load_model, resolve, write_checkpoint
@@ -128,8 +128,8 @@ def test_on_the_gpu(llada):
     ids = torch.randint(VOCAB, (1, 21))
     here, there = (load_model(llada.path, "float32", device) for device in ("cpu", "cuda"))
     with torch.no_grad():
-        logits = there(ids.cuda(), Plan.full(21, device="cuda")).cpu()
-        torch.testing.assert_close(logits, here(ids, Plan.full(21)), rtol=0, atol=1e-4)
+        logits = there(ids.cuda(), ForwardPlan.full(21, device="cuda")).cpu()
+        torch.testing.assert_close(logits, here(ids, ForwardPlan.full(21)), rtol=0, atol=1e-4)
 
 
 # --- bad checkpoints --------------------------------------------------------------------------

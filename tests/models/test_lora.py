@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.families import read_spec
@@ -19,7 +19,7 @@ from dllm.models.lora import Lora, LoraLinear, attach, attached, disabled, merge
 from tests.models.checkpoints import CONFIGS, LAYERS, VOCAB
 
 OURS = ("attn.q", "attn.k", "attn.v", "attn.o", "gate", "up", "down")
-PLAN = Plan.full(5)
+PLAN = ForwardPlan.full(5)
 IDS = torch.arange(5)[None] * 7 % VOCAB
 
 

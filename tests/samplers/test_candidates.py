@@ -23,7 +23,7 @@ from dllm.samplers.candidates import (
     score,
     truncate,
 )
-from dllm.samplers.fastdllm import Threshold
+from dllm.samplers.fastdllm import ThresholdRule
 from dllm.samplers.quota import Quota
 from dllm.samplers.rule import commits, steps_of_window, top
 
@@ -258,9 +258,9 @@ def test_rows_rank_apart():
 
 def test_the_threshold_itself_is_enough():
     found = bare([[0.9, 0.8999, 0.95]], [[0.0] * 3])
-    assert Threshold(0.9).select(found).commit.tolist() == [[True, False, True]]
-    assert Threshold(0.99).select(found).commit.tolist() == [[False, False, False]]
-    assert commits(found, Threshold(0.99).select(found)).tolist() == [[False, False, True]]
+    assert ThresholdRule(0.9).select(found).commit.tolist() == [[True, False, True]]
+    assert ThresholdRule(0.99).select(found).commit.tolist() == [[False, False, False]]
+    assert commits(found, ThresholdRule(0.99).select(found)).tolist() == [[False, False, True]]
 
 
 # --- windows -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.samplers.fastdllm import Factor, Threshold
+from dllm.samplers.fastdllm import Factor, ThresholdRule
 from tests.samplers.views import Row, committed, hand_made, random_view, ranked, rows_of, views
 
 # Random confidences never come this close to a bound; exact ones are meant to be equal to it.
@@ -43,7 +43,7 @@ def factor_as_released(row: list[Row], f: float) -> list[int]:
 @settings(max_examples=150)
 @given(views(), st.sampled_from([0.0, 0.3, 0.6, 0.9, 0.99, 1.0]))
 def test_threshold_is_the_literal_rule(view, tau):
-    assert committed(Threshold(tau), view) == [threshold_by_hand(r, tau) for r in rows_of(view)]
+    assert committed(ThresholdRule(tau), view) == [threshold_by_hand(r, tau) for r in rows_of(view)]
 
 
 @settings(max_examples=200)
@@ -62,12 +62,12 @@ def test_factor_with_compat_is_the_released_scan(view, f):
 @pytest.mark.parametrize("tau", [0.9, 0.7, 0.3])
 def test_threshold_keeps_equality(tau):
     below = float(np.nextafter(np.float32(tau), np.float32(0)))
-    assert committed(Threshold(tau), hand_made([below, tau, below])) == [[1]]
-    assert committed(Threshold(tau), hand_made([tau, 0.999, below])) == [[0, 1]]
+    assert committed(ThresholdRule(tau), hand_made([below, tau, below])) == [[1]]
+    assert committed(ThresholdRule(tau), hand_made([tau, 0.999, below])) == [[0, 1]]
 
 
 def test_the_best_is_committed_where_nothing_passes():
-    for rule in (Threshold(0.9), Factor(0.5), Factor(0.5, compat=True)):
+    for rule in (ThresholdRule(0.9), Factor(0.5), Factor(0.5, compat=True)):
         assert committed(rule, hand_made([0.2, 0.4, 0.4, 0.3])) == [[1]]
 
 
@@ -126,7 +126,7 @@ def test_compat_differs_in_about_a_fifth_of_random_vectors():
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_bad_threshold_is_named(bad):
     with pytest.raises(ValueError, match=f"threshold={bad}: expected"):
-        Threshold(bad)
+        ThresholdRule(bad)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])

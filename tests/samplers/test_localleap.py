@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.samplers.fastdllm import Threshold
+from dllm.samplers.fastdllm import ThresholdRule
 from dllm.samplers.localleap import LocalLeap
 from tests.samplers.views import Row, committed, hand_made, ranked, rows_of, views
 
@@ -77,7 +77,7 @@ def test_padding_is_no_anchor():
 
 @given(views(), st.sampled_from([0.9, 0.8, 0.5]))
 def test_with_nothing_relaxed_it_is_the_threshold_rule(view, kappa):
-    assert committed(LocalLeap(kappa, kappa), view) == committed(Threshold(kappa), view)
+    assert committed(LocalLeap(kappa, kappa), view) == committed(ThresholdRule(kappa), view)
 
 
 @pytest.mark.parametrize(

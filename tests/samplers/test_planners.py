@@ -13,7 +13,7 @@ from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
 from dllm.samplers.multi import MultiBlock
 from dllm.samplers.parts import PlannerBase, State
-from dllm.samplers.planner import Fixed
+from dllm.samplers.planner import FixedBlocks
 from dllm.samplers.slowfast import SlowFast
 from tests.fakes import EOS, FakeModel, hashed, leaning
 from tests.samplers.canvases import decode, plan, random_outlook
@@ -21,7 +21,7 @@ from tests.samplers.views import hand_made
 
 SIZES = st.sampled_from([None, 1, 2, 3, 5, 30])
 PLANNERS = st.one_of(
-    st.builds(Fixed, SIZES),
+    st.builds(FixedBlocks, SIZES),
     st.builds(
         AdaBlock, SIZES, share=st.sampled_from([0.1, 0.25, 1.0]), delimiter_ids=st.just((6,))
     ),
@@ -89,16 +89,16 @@ def test_asking_for_windows_twice_changes_nothing(planner, seed, share):
 
 def test_fixed_blocks_go_from_left_to_right_and_the_last_is_short():
     canvas = Canvas.from_prompts([[3, 3], [3]], 5, mask_id=5)
-    windows = Fixed(2).windows(canvas, {})
+    windows = FixedBlocks(2).windows(canvas, {})
     assert (windows.start.tolist(), windows.end.tolist()) == ([[2], [1]], [[4], [3]])
     canvas.known[0, :6] = True
     canvas.known[1, :3] = True
-    windows = Fixed(2).windows(canvas, {})
+    windows = FixedBlocks(2).windows(canvas, {})
     assert (windows.start.tolist(), windows.end.tolist()) == ([[6], [3]], [[7], [5]])
 
 
 def test_fixed_without_a_length_is_one_block():
-    windows = Fixed().windows(Canvas.from_prompts([[3, 3], []], 5, mask_id=5), {})
+    windows = FixedBlocks().windows(Canvas.from_prompts([[3, 3], []], 5, mask_id=5), {})
     assert (windows.start.tolist(), windows.end.tolist()) == ([[2], [0]], [[7], [5]])
 
 
@@ -109,7 +109,7 @@ def test_a_planner_that_says_nothing_keeps_its_windows():
 
 
 @pytest.mark.parametrize("size", [0, -1])
-@pytest.mark.parametrize("planner", [Fixed, AdaBlock, SlowFast, MultiBlock])
+@pytest.mark.parametrize("planner", [FixedBlocks, AdaBlock, SlowFast, MultiBlock])
 def test_a_block_holds_at_least_one_token(planner, size):
     with pytest.raises(ValueError, match=f"block_length={size}: expected a whole number"):
         planner(block_length=size)

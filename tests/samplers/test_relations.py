@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from dllm.registry import build_part
 from dllm.samplers import SAMPLERS
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.fastdllm import Factor, Threshold
+from dllm.samplers.fastdllm import Factor, ThresholdRule
 from dllm.samplers.frechet import Frechet
 from dllm.samplers.localleap import LocalLeap
-from dllm.samplers.rule import CommitRule
+from dllm.samplers.rule import CommitRuleBase
 from tests.samplers.views import alone, committed, random_view, rows_of, views
 
 # These read a file, or decide by what they kept from earlier steps; their own tests cover them.
@@ -40,12 +40,12 @@ SPECS = [*sorted(SAMPLERS.keys() - ELSEWHERE), *VARIANTS]
 FACTORS = st.sampled_from([1 / 16, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0])
 
 
-def rule_of(spec: str) -> CommitRule:
-    rule: CommitRule = build_part(spec, SAMPLERS, "dllm.samplers")
+def rule_of(spec: str) -> CommitRuleBase:
+    rule: CommitRuleBase = build_part(spec, SAMPLERS, "dllm.samplers")
     return rule
 
 
-def chosen_sets(rule: CommitRule, view: Candidates) -> list[set[int]]:
+def chosen_sets(rule: CommitRuleBase, view: Candidates) -> list[set[int]]:
     """What the rule itself selects in each row: no floor."""
     commit = rule.select(view).commit & view.valid
     return [set(view.pos[b, commit[b]].tolist()) for b in range(len(commit))]
@@ -101,7 +101,7 @@ def test_every_rule_goes_from_left_to_right_where_its_floor_meets_ties(spec):
 @settings(max_examples=100)
 @given(views(most=14), st.sampled_from([0.5, 0.75, 0.9, 0.95]), st.floats(0, 1), st.integers(0, 5))
 def test_localleap_holds_the_threshold_set(view, kappa, share, radius):
-    inner = chosen_sets(Threshold(kappa), view)
+    inner = chosen_sets(ThresholdRule(kappa), view)
     outer = chosen_sets(LocalLeap(kappa, share * kappa, radius), view)
     assert all(a <= b for a, b in zip(inner, outer))
 

@@ -15,9 +15,9 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.dream import Dream
-from dllm.samplers.fastdllm import Factor, Threshold
+from dllm.samplers.fastdllm import Factor, ThresholdRule
 from dllm.samplers.quota import Quota
-from dllm.samplers.rule import CommitRule, Selection, commits
+from dllm.samplers.rule import CommitRuleBase, Selection, commits
 from dllm.samplers.speculation import FreeDave, SelfSpeculation
 from tests.fakes import EOS, FakeModel, hashed, leaning, scripted
 from tests.samplers.views import hand_made, random_view, ranked, rows_of, views
@@ -27,7 +27,7 @@ RULES = st.sampled_from(
         Quota(),
         Quota(steps=3),
         Quota(remasking="random"),
-        Threshold(0.8),
+        ThresholdRule(0.8),
         Factor(1.0),
         Dream("entropy", steps=4),
     ]
@@ -91,7 +91,7 @@ def test_for_a_fixed_number_k_the_guesses_are_the_next_k_best(seed, rows, k, len
 
 
 @dataclass(frozen=True)
-class Fixed(CommitRule):
+class Fixed(CommitRuleBase):
     """The k best candidates of every step."""
 
     k: int = 1
@@ -102,8 +102,8 @@ class Fixed(CommitRule):
 
 @given(views(), st.integers(1, 6))
 def test_ssd_guesses_one_token_at_a_time_in_order_of_confidence(view, length):
-    done = commits(view, Threshold(0.9).select(view))
-    drafts = SelfSpeculation(length).drafts(Threshold(0.9), view, done)
+    done = commits(view, ThresholdRule(0.9).select(view))
+    drafts = SelfSpeculation(length).drafts(ThresholdRule(0.9), view, done)
     for b, row in enumerate(rows_of(view)):
         first = [c.pos for c in row if done[b, c.column]]
         order = [c.pos for c in ranked([c for c in row if not done[b, c.column]])]
@@ -121,7 +121,7 @@ def test_both_guess_alike_for_one_token_a_step():
 
 
 @dataclass(frozen=True)
-class Waiting(CommitRule):
+class Waiting(CommitRuleBase):
     """Counts its calls in the state; from the third on it takes everything."""
 
     def select(self, view: Candidates) -> Selection:
@@ -139,7 +139,7 @@ def test_the_rule_keeps_its_state_through_the_guesses_and_not_after():
 
 
 @dataclass(frozen=True)
-class Looking(CommitRule):
+class Looking(CommitRuleBase):
     """Remembers what it was shown."""
 
     seen: list[Candidates]
@@ -179,7 +179,7 @@ def test_a_row_is_guessed_as_if_it_were_alone(view, rule, speculator):
 def test_nothing_is_guessed_where_nothing_is_left():
     view = hand_made([0.9, 0.8])
     for speculator in (FreeDave(), SelfSpeculation()):
-        assert speculator.drafts(Threshold(0.5), view, view.valid) == []
+        assert speculator.drafts(ThresholdRule(0.5), view, view.valid) == []
 
 
 DECODERS = [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dllm.samplers.candidates import Candidates, Decoded
-from dllm.samplers.rule import Rule, commits
+from dllm.samplers.rule import CommitRule, commits
 
 VOCAB, STOP = 8, (1, 2)
 PALETTE = (0.25, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)  # shared values: ties, boundaries
@@ -218,7 +218,7 @@ def ranked(row: list[Row], *scores: Callable[[Row], float]) -> list[Row]:
     return sorted(row, key=lambda c: (*(-key(c) for key in keys), c.pos))
 
 
-def committed(rule: Rule, view: Candidates) -> list[list[int]]:
+def committed(rule: CommitRule, view: Candidates) -> list[list[int]]:
     """Positions each row commits, the floor of one included; never padding."""
     chosen = commits(view, rule.select(view))
     assert not (chosen & ~view.valid).any()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from dllm.errors import DllmError
 from dllm.models.loading import resolve
 from dllm.text.templates import render
-from dllm.text.tokenizer import Text, templates
+from dllm.text.tokenizer import ChatTokenizer, templates
 
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']
  + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
@@ -152,7 +152,7 @@ def tokenizer(bundled):
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_template_gives_what_transformers_gives(tokenizer, name, chat, begin):
     tokenizer.chat_template = HONEST[name]
-    text = Text(tokenizer, "llada")
+    text = ChatTokenizer(tokenizer, "llada")
     try:
         expected = tokenizer.apply_chat_template(
             CHATS[chat], tokenize=False, add_generation_prompt=begin
@@ -166,7 +166,7 @@ def test_an_honest_template_gives_what_transformers_gives(tokenizer, name, chat,
 
 def test_the_bundled_template_too(bundled):
     expected = bundled.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
-    assert Text(bundled, "llada").render([USER]) == expected
+    assert ChatTokenizer(bundled, "llada").render([USER]) == expected
 
 
 NESTED = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.ar_to_block import ArToBlock
 from dllm.train.block import Streams, groups, nll
-from dllm.train.data import Pair, lay_out
+from dllm.train.data import TrainingPair, lay_out
 
 MASK, EOS, VOCAB = 1, 0, 23
 
@@ -48,7 +48,7 @@ def batch_of(lengths, seed=0):
     def tokens(count):
         return torch.randint(2, VOCAB, (count,), generator=generator).tolist()
 
-    return lay_out([Pair(tokens(p), tokens(a)) for p, a in lengths], (EOS, EOS))
+    return lay_out([TrainingPair(tokens(p), tokens(a)) for p, a in lengths], (EOS, EOS))
 
 
 def seeded(seed):
@@ -78,7 +78,7 @@ def literal(model, batch, masked, weights):
         canvas[: len(known)] = known
         canvas[stop - size :][masked[view, row, stop - size : stop]] = MASK
         token = EOS if pos >= len(known) else known[pos]
-        logits = model(canvas[None], Plan.full(stop))[0, max(pos - 1, 0)]
+        logits = model(canvas[None], ForwardPlan.full(stop))[0, max(pos - 1, 0)]
         total = total - weights[view, row, pos] * logits.log_softmax(-1)[token]
     return total / weights.sum()
 

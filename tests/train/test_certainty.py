@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.train.certainty import Certainty
-from dllm.train.data import Pair, lay_out
+from dllm.train.data import TrainingPair, lay_out
 from dllm.train.mdlm import TAIL_WEIGHT
 
 MASK = 1
 # answers of 5 and 3 tokens behind prompts of 2 and 1, in blocks of 4; the end token comes last
 ROWS = [
-    Pair([9, 9], [3, 4, 5, 6, 7], [1, 2, 1, 2, 3, 3]),
-    Pair([9], [3, 4, 5], [2, 1, 1, 2]),
+    TrainingPair([9, 9], [3, 4, 5, 6, 7], [1, 2, 1, 2, 3, 3]),
+    TrainingPair([9], [3, 4, 5], [2, 1, 1, 2]),
 ]
 
 
@@ -41,7 +41,7 @@ def test_a_state_is_one_that_decoding_passed_through(seed):
 
 
 def test_every_step_is_drawn_alike():
-    rows = [Pair([9], [3, 4, 5], [1, 2, 3, 4])] * 4000
+    rows = [TrainingPair([9], [3, 4, 5], [1, 2, 3, 4])] * 4000
     _, noisy, _ = states(0, rows)
     masks = torch.bincount((noisy[:, 1:4] == MASK).sum(1), minlength=4)
     assert (masks - 1000).abs().max() < 4 * 1000**0.5
@@ -77,7 +77,7 @@ class Table(torch.nn.Module):
 
 def test_the_loss_is_consistency_plus_the_entropy_of_what_is_right():
     """Two masks: one predicted right (p = .8), one wrong; entropies at temperature 0.5."""
-    rows = [Pair([9], [3, 4], [1, 1, 1])]
+    rows = [TrainingPair([9], [3, 4], [1, 1, 1])]
     logits = torch.full((5, 10), -1e4)
     logits[1, [3, 5]] = torch.tensor([0.8, 0.2]).log()
     logits[2, [4, 5]] = torch.tensor([0.3, 0.7]).log()
@@ -94,7 +94,7 @@ def test_the_loss_is_consistency_plus_the_entropy_of_what_is_right():
 
 
 def test_certainty_does_not_push_what_is_wrong():
-    rows = [Pair([9], [3], [1, 1])]
+    rows = [TrainingPair([9], [3], [1, 1])]
     logits = torch.zeros(4, 10)
     logits[1, 5], logits[1, 3] = 2.0, 1.0
     logits[2:, 0] = 30.0

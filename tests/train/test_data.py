@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.eval.tasks import is_held_out
-from dllm.train.data import POOL, Pair, Shuffled, lay_out
+from dllm.train.data import POOL, Shuffled, TrainingPair, lay_out
 from dllm.train.tokenizer import ASSISTANT, USER
 from tests.train.test_mdlm import batch
 from tests.train.words import TOKENIZER
@@ -27,13 +27,15 @@ def test_batches_hold_templated_prompts_that_are_not_held_out():
 
 
 tokens = st.lists(st.integers(9, 90), min_size=1, max_size=9)
-pairs = st.lists(st.tuples(tokens, tokens).map(lambda each: Pair(*each)), min_size=1, max_size=12)
+pairs = st.lists(
+    st.tuples(tokens, tokens).map(lambda each: TrainingPair(*each)), min_size=1, max_size=12
+)
 
 
 @given(pairs, st.integers(1, 5), st.integers(0, 3))
 def test_every_pair_comes_once_an_epoch(rows, size, seed):
     """Whatever batches and pools it is cut into: n draws show every pair, the next n again."""
-    rows = [Pair([i + 100], row.answer) for i, row in enumerate(rows)]
+    rows = [TrainingPair([i + 100], row.answer) for i, row in enumerate(rows)]
     source = Shuffled(rows, (0, 0), size, seed)
     stream = [rows[source.place(number)].prompt[0] for number in range(2 * len(rows))]
     assert sorted(stream[: len(rows)]) == sorted(stream[len(rows) :]) == [r.prompt[0] for r in rows]
@@ -56,9 +58,9 @@ def test_rows_are_laid_out_with_their_ends(rows, tail):
 
 
 def test_the_order_of_a_trajectory_goes_with_its_tokens():
-    whole = Pair([9, 9], [3, 4, 5], [2, 1, 3, 1])
-    cut = Pair([9], [3, 4], [1, 2], whole=False)
-    b = lay_out([whole, cut, Pair([9], [6])], (0, 0))
+    whole = TrainingPair([9, 9], [3, 4, 5], [2, 1, 3, 1])
+    cut = TrainingPair([9], [3, 4], [1, 2], whole=False)
+    b = lay_out([whole, cut, TrainingPair([9], [6])], (0, 0))
     assert b.order[0].tolist() == [0, 0, 2, 1, 3, 1, 1]
     assert b.order[1].tolist() == [0, 1, 2, -1, 2, 2, 2]
     assert b.order[2].tolist() == [0, -1, -1, -1, -1, -1, -1]
@@ -66,7 +68,7 @@ def test_the_order_of_a_trajectory_goes_with_its_tokens():
 
 
 def test_padding_is_drawn_by_batch():
-    rows = [Pair([1], [2])] * 4
+    rows = [TrainingPair([1], [2])] * 4
     widths = [Shuffled(rows, (0, 0), 2, tail=5, tail_share=0.5)(i).ids.shape[1] for i in range(200)]
     assert set(widths) == {4, 5, 6, 7, 8, 9}
     assert 0.4 < sum(width == 4 for width in widths) / 200 < 0.8

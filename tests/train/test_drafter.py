@@ -6,14 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.models.decoder import Decoder
-from dllm.train.data import Pair, lay_out
-from dllm.train.drafter import Drafter, Masks, Objective, random_cut
+from dllm.train.data import TrainingPair, lay_out
+from dllm.train.drafter import DrafterAlignment, Masks, Objective, random_cut
 from dllm.train.mdlm import TAIL_WEIGHT
 from dllm.train.trainer import init_weights
 from dllm.verify.draft.drafter import ModelDrafter
 from tests.train.test_mdlm import spec
 
-ROWS = [Pair([9] * 3, [5, 6, 7, 8]), Pair([9], [5, 6], (), False), Pair([9] * 2, [5])]
+ROWS = [
+    TrainingPair([9] * 3, [5, 6, 7, 8]),
+    TrainingPair([9], [5, 6], (), False),
+    TrainingPair([9] * 2, [5]),
+]
 BATCH = lay_out(ROWS, (0, 0))
 
 
@@ -37,7 +41,7 @@ def test_all_cuts_are_drawn():
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]))
 def test_stage_one_masks_a_run_behind_the_cut(seed, reach, full):
-    masks = Drafter(reach=reach, full=full).continuation(BATCH, generator(seed))
+    masks = DrafterAlignment(reach=reach, full=full).continuation(BATCH, generator(seed))
     pos = torch.arange(masks.ids.shape[1])
     for row in range(3):
         region = (pos >= masks.end[row] - reach) & (pos < masks.end[row])
@@ -53,7 +57,7 @@ def test_stage_one_masks_a_run_behind_the_cut(seed, reach, full):
 
 @given(st.integers(0, 10**6))
 def test_stage_two_weighs_what_is_nearest_to_the_cut_most(seed):
-    masks = Drafter(boundary=4, decay=1.5).suffix(BATCH, generator(seed))
+    masks = DrafterAlignment(boundary=4, decay=1.5).suffix(BATCH, generator(seed))
     for row in range(3):
         at = masks.masked[row].nonzero()[:, 0]
         assert at.tolist() == list(range(int(at[0]), int(masks.end[row])))
@@ -67,7 +71,7 @@ def test_stage_two_weighs_what_is_nearest_to_the_cut_most(seed):
 
 def test_stage_two_draws_every_length():
     lengths = {
-        int(Drafter(boundary=3).suffix(BATCH, generator(seed)).masked[0].sum())
+        int(DrafterAlignment(boundary=3).suffix(BATCH, generator(seed)).masked[0].sum())
         for seed in range(100)
     }
     assert lengths == {1, 2, 3}
@@ -80,7 +84,7 @@ def test_the_loss_is_that_of_the_draft_that_a_drafter_makes(separator):
     init_weights(model, 0)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2, generator=generator(p.numel()))
-    row = Pair([9, 12, 14], [5, 6, 7, 8])
+    row = TrainingPair([9, 12, 14], [5, 6, 7, 8])
     batch = lay_out([row], (0, 0))
     masks = Masks.behind(batch, torch.tensor([5]), torch.tensor([3]))  # 7, 8 and the end
     objective = Objective(lambda *_: masks, separator)
@@ -110,7 +114,7 @@ def test_what_is_behind_the_masks_is_not_seen():
 def test_shares_of_the_batch_add_up():
     model = Decoder(spec())
     init_weights(model, 0)
-    objective = Objective(Drafter(reach=5).continuation)
+    objective = Objective(DrafterAlignment(reach=5).continuation)
     whole = objective(model, BATCH, generator(3), slice(None)).item()
     parts = [objective(model, BATCH, generator(3), slice(i, None, 2)).item() for i in range(2)]
     assert math.isclose(sum(parts), whole, rel_tol=0.01)
@@ -126,7 +130,7 @@ def test_options_are_checked():
         ({"boundary": 0}, "boundary"),
     ):
         with pytest.raises(ValueError, match=word):
-            Drafter(**knobs)
+            DrafterAlignment(**knobs)
 
 
 def test_an_opening_is_cut_where_the_answer_begins():
@@ -142,7 +146,7 @@ def test_an_opening_is_cut_where_the_answer_begins():
 
 @pytest.mark.parametrize("stage", ["continuation", "suffix"])
 def test_both_stages_take_the_share_of_openings(stage):
-    recipe = Drafter(opening=1.0, full=1.0)
+    recipe = DrafterAlignment(opening=1.0, full=1.0)
     for seed in range(20):
         masks = getattr(recipe, stage)(BATCH, generator(seed))
         assert (masks.masked.long().argmax(1) == BATCH.start).all()

@@ -21,7 +21,7 @@ from dllm.models.decoder import Decoder
 from dllm.samplers.learn2pd import NAMES, Learn2PD, load_filter, save_filter
 from dllm.train.filter import Filter, FilterMLP, export
 from dllm.train.job import Job
-from dllm.train.oracle import Oracle, Traces
+from dllm.train.oracle import OracleRollout, Traces
 from dllm.train.trainer import Stage, Trainer
 from tests.echo import write_tiny
 from tests.fakes import PLAIN, FakeModel, leaning
@@ -148,7 +148,7 @@ def test_the_papers_filter_has_2112_parameters():
 def test_a_trained_filter_decodes_with_fewer_forwards_where_the_model_is_sure(tmp_path):
     prompts = [[3, 4, 6], [7], [8, 9, 10, 11, 12], [6, 6], [4, 7, 3, 9]]
     engine = Engine(FakeModel(leaning(PLAIN[2])))
-    oracle, recipe = Oracle(4, 8, 2), Filter(block_length=4, hidden=8)
+    oracle, recipe = OracleRollout(4, 8, 2), Filter(block_length=4, hidden=8)
     traces = oracle.roll_outs(engine, list(oracle.references(engine, prompts)))
     model = fitted(recipe, traces, tmp_path / "run", steps=300)
     export(model, tmp_path / "new" / "made")
@@ -231,7 +231,7 @@ def test_it_learns_from_the_roll_outs_of_its_own_model(folder, tmp_path):
     asked = job(folder, tmp_path, seed=3, lr=0.25)
     run = Filter(block_length=4, hidden=6).prepare(asked, silent)
     student = asked.student("a model")
-    engine, oracle = Engine(student.model, student.text), Oracle(4, 10, 64)
+    engine, oracle = Engine(student.model, student.text), OracleRollout(4, 10, 64)
     prompts = sorted((q.prompt(student.text) for q in asked.questions()), key=len)
     expected = oracle.roll_outs(engine, list(oracle.references(engine, prompts)))
     assert same(traces_of(run), expected)
@@ -261,7 +261,7 @@ def test_interrupted_it_goes_on_and_shares_its_references(folder, tmp_path, monk
     assert same(traces_of(recipe.prepare(job(folder, tmp_path / "b"), silent)), whole)
     assert file.read_text() == (tmp_path / "a" / "rollouts.jsonl").read_text()
     assert file.read_text().splitlines()[: len(kept)] == kept
-    monkeypatch.setattr(Oracle, "references", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(OracleRollout, "references", lambda *_: pytest.fail("made again"))
     again = recipe.prepare(job(folder, tmp_path / "c", rollouts=file), silent)
     assert same(traces_of(again), whole)
     assert not (tmp_path / "c" / "rollouts.jsonl").exists()
@@ -271,7 +271,7 @@ def test_interrupted_it_goes_on_and_shares_its_references(folder, tmp_path, monk
 def test_other_answers_are_no_references(folder, tmp_path):
     """Not even those of the same decoding that another recipe kept: they end with the answer."""
     asked = job(folder, tmp_path)
-    config = Oracle(5, 10, 64).config
+    config = OracleRollout(5, 10, 64).config
     with pytest.raises(DllmError, match="no answer can be used"):
         asked.trajectories(asked.student("a model"), config.replace(history=False), silent)
     with pytest.raises(DllmError, match="give another --rollouts file"):

@@ -10,7 +10,7 @@ from dllm.errors import DllmError
 from dllm.models.markov import MarkovHead
 from dllm.train.markov import markov_logits, markov_loss
 from dllm.verify.draft.conditional import lattices
-from dllm.verify.draft.construct import Sample
+from dllm.verify.draft.construct import SampledChain
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.search import Argmax, Product
 from dllm.verify.sources.memory import Memory
@@ -162,7 +162,7 @@ def test_a_drawn_token_is_accepted_as_the_laws_overlap(learned, last):
             assert overlap > 0.94
     plain = torch.full((V,), 1 / V)
     assert torch.minimum(plain, CHAIN[0]).sum().item() == pytest.approx(1 - (LIKELY - 1 / V))
-    assert Sample().accepts[0] == "block"
+    assert SampledChain().accepts[0] == "block"
 
 
 def test_only_the_head_learns():

@@ -10,7 +10,7 @@ import dllm.verify
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.markov import MarkovHead, load_markov
-from dllm.train.data import Pair, lay_out
+from dllm.train.data import TrainingPair, lay_out
 from dllm.train.job import Job
 from dllm.train.markov import Headed, Markov, markov_loss
 from dllm.train.recipes import build_recipe
@@ -20,7 +20,11 @@ from tests.echo import write_tiny
 from tests.train.test_mdlm import spec
 from tests.train.test_tiny_ar import small
 
-ROWS = [Pair([9] * 3, [5, 6, 7, 8]), Pair([9], [5, 6], (), False), Pair([9] * 2, [5])]
+ROWS = [
+    TrainingPair([9] * 3, [5, 6, 7, 8]),
+    TrainingPair([9], [5, 6], (), False),
+    TrainingPair([9] * 2, [5]),
+]
 
 
 def noisy(model, std=0.2):
@@ -43,7 +47,7 @@ def generator(seed=0):
 
 def test_the_loss_is_of_the_columns_that_a_drafter_makes(headed, monkeypatch):
     """One row of context, a cut, three masks: the drafter's own columns, the target's own laws."""
-    row = Pair([9, 12, 14], [5, 6, 7, 8])
+    row = TrainingPair([9, 12, 14], [5, 6, 7, 8])
     batch = lay_out([row], (0, 0))
     monkeypatch.setattr("dllm.train.markov.random_cut", lambda *_: torch.tensor([5]))
     recipe = Markov(rank=3, reach=3, decay=2.0)

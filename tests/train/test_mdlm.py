@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
-from dllm.train.data import Drawn, Mixture, Pair, lay_out
+from dllm.train.data import Drawn, Mixture, TrainingPair, lay_out
 from dllm.train.mdlm import TAIL_WEIGHT, Mdlm
 from dllm.train.tokenizer import EOS, MASK
 from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
@@ -51,7 +51,9 @@ def batch(index=0, seed=0):
 
 def same_rows(count, start, end, length):
     """Rows of the token 5, their answers from `start` to `end`."""
-    return lay_out([Pair([5] * start, [5] * (end - start))] * count, (5, 5), length - end - 2)
+    return lay_out(
+        [TrainingPair([5] * start, [5] * (end - start))] * count, (5, 5), length - end - 2
+    )
 
 
 @given(st.integers(0, 10**6))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.train.data import Pair
-from dllm.train.oracle import Oracle, Traces
+from dllm.train.data import TrainingPair
+from dllm.train.oracle import OracleRollout, Traces
 from tests.cache.models import decoder
 from tests.fakes import EOS, EOT, MASK, PLAIN, FakeModel, Out, hashed, leaning
 
@@ -40,7 +40,7 @@ def ended(ids: np.ndarray, start: int) -> bool:
     return not holes or (bool(ends) and ends[0] < holes[0])
 
 
-def one_by_one(out: Out, prompt: list[int], oracle: Oracle) -> list[int]:
+def one_by_one(out: Out, prompt: list[int], oracle: OracleRollout) -> list[int]:
     ids = np.array(prompt + [MASK] * oracle.max_new_tokens)
     while not ended(ids, len(prompt)):
         token, conf = proposals(out, ids)
@@ -51,7 +51,7 @@ def one_by_one(out: Out, prompt: list[int], oracle: Oracle) -> list[int]:
 
 
 def oracle_steps(
-    out: Out, prompt: list[int], oracle: Oracle
+    out: Out, prompt: list[int], oracle: OracleRollout
 ) -> list[tuple[list[float], list[bool], list[bool]]]:
     """(seen, right, counted) of every step that commits what the reference has."""
     reference = one_by_one(out, prompt, oracle)
@@ -74,11 +74,11 @@ def oracle_steps(
     return steps
 
 
-def traced(out: Out, oracle: Oracle, prompts: list[list[int]] = PROMPTS) -> Traces:
+def traced(out: Out, oracle: OracleRollout, prompts: list[list[int]] = PROMPTS) -> Traces:
     return rolled_out(Engine(FakeModel(out)), oracle, prompts)
 
 
-def rolled_out(engine: Engine, oracle: Oracle, prompts: list[list[int]]) -> Traces:
+def rolled_out(engine: Engine, oracle: OracleRollout, prompts: list[list[int]]) -> Traces:
     return oracle.roll_outs(engine, list(oracle.references(engine, prompts)))
 
 
@@ -94,7 +94,7 @@ MODELS = {
 @pytest.mark.parametrize(("block", "holes"), [(4, 10), (5, 5), (3, 12)])
 def test_roll_outs_are_those_of_a_slow_loop(name, block, holes):
     out = MODELS[name]
-    oracle = Oracle(block, holes, 2)
+    oracle = OracleRollout(block, holes, 2)
     traces = traced(out, oracle)
     expected = [(i, *s) for i, p in enumerate(PROMPTS) for s in oracle_steps(out, p, oracle)]
     rows, seen, right, counted = zip(*expected, strict=True)
@@ -107,13 +107,13 @@ def test_roll_outs_are_those_of_a_slow_loop(name, block, holes):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_references_are_those_of_a_slow_loop_with_end_of_text_in_the_holes(name):
-    oracle = Oracle(4, 10, 3)
+    oracle = OracleRollout(4, 10, 3)
     found = list(oracle.references(Engine(FakeModel(MODELS[name])), PROMPTS))
-    assert found == [Pair(p, one_by_one(MODELS[name], p, oracle)) for p in PROMPTS]
+    assert found == [TrainingPair(p, one_by_one(MODELS[name], p, oracle)) for p in PROMPTS]
 
 
 def test_the_models_show_what_the_slow_loop_must_decide():
-    oracle = Oracle(4, 10, 8)
+    oracle = OracleRollout(4, 10, 8)
     traces = {name: traced(out, oracle) for name, out in MODELS.items()}
     wrong = {name: (t.counted & ~t.right).any().item() for name, t in traces.items()}
     assert wrong["hashed"]
@@ -125,7 +125,7 @@ def test_the_models_show_what_the_slow_loop_must_decide():
 @given(st.integers(0, 2**32), st.integers(1, 6), st.permutations(range(5)))
 @settings(max_examples=10, deadline=None)
 def test_a_batch_records_what_each_prompt_alone_does(seed, batch_size, order):
-    out, oracle = hashed(seed % 1000), Oracle(4, 7, 2)
+    out, oracle = hashed(seed % 1000), OracleRollout(4, 7, 2)
     prompts = [PROMPTS[i] for i in order]
     together = traced(out, replace(oracle, batch_size=batch_size), prompts)
     for row, prompt in enumerate(prompts):
@@ -135,7 +135,7 @@ def test_a_batch_records_what_each_prompt_alone_does(seed, batch_size, order):
 
 
 def test_a_block_causal_model_is_rolled_out_from_its_exact_cache():
-    engine, oracle = Engine(decoder(block=4)), Oracle(4, 12, 2)
+    engine, oracle = Engine(decoder(block=4)), OracleRollout(4, 12, 2)
     prompts = [[3, 4, 6, 7], [8] * 8]
     both = [
         rolled_out(engine, replace(oracle, cache=cache), prompts) for cache in ("none", "block")
@@ -147,7 +147,7 @@ def test_a_block_causal_model_is_rolled_out_from_its_exact_cache():
 
 def test_a_cache_that_does_not_fit_the_model_says_so():
     with pytest.raises(DllmError, match="expected a block-causal model"):
-        list(Oracle(4, 8, 2, cache="block").references(Engine(decoder()), PROMPTS))
+        list(OracleRollout(4, 8, 2, cache="block").references(Engine(decoder()), PROMPTS))
 
 
 class Interrupted(FakeModel):
@@ -161,7 +161,7 @@ class Interrupted(FakeModel):
 
 
 def test_what_was_interrupted_is_no_reference_and_no_roll_out():
-    oracle, model = Oracle(4, 6, 2), Interrupted(hashed(1))
+    oracle, model = OracleRollout(4, 6, 2), Interrupted(hashed(1))
     model.left = 9  # a batch takes six
     found = oracle.references(Engine(model), PROMPTS)
     assert [next(found).prompt for _ in range(2)] == PROMPTS[:2]
@@ -181,10 +181,10 @@ def test_roll_outs_are_decoded_few_at_once():
             rows.append(len(ids))
             return super().__call__(ids, *args)
 
-    rolled_out(Engine(Watched(hashed(1))), Oracle(4, 6, 2), PROMPTS)
+    rolled_out(Engine(Watched(hashed(1))), OracleRollout(4, 6, 2), PROMPTS)
     assert max(rows) == 2
 
 
 def test_a_batch_of_no_prompts_is_refused():
     with pytest.raises(ValueError, match="batch_size=0"):
-        Oracle(4, 8, 0)
+        OracleRollout(4, 8, 0)

@@ -7,7 +7,7 @@ from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.jsonlog import JsonLog
-from dllm.train.data import Pair
+from dllm.train.data import TrainingPair
 from dllm.train.rollouts import Rollouts, own, target
 from tests.echo import Echo, echo, write_tiny
 from tests.train.test_tiny_ar import small
@@ -62,7 +62,7 @@ class TestTarget:
             alone = alone.tolist()
             whole = 0 in alone
             alone = alone[: alone.index(0)] if whole else alone
-            assert pair == Pair(prompt, alone, (), whole)
+            assert pair == TrainingPair(prompt, alone, (), whole)
             ended.append(whole)
 
     def test_an_end_is_not_part_of_the_answer(self):
@@ -74,7 +74,10 @@ class TestTarget:
 
         model.generate = generate
         found = list(target(model, [[3], [4, 4]], 4, together=2))
-        assert found == [Pair([3], [5], (), True), Pair([4, 4], [5, 6, 8, 9], (), False)]
+        assert found == [
+            TrainingPair([3], [5], (), True),
+            TrainingPair([4, 4], [5, 6, 8, 9], (), False),
+        ]
 
 
 class TestFile:
@@ -85,7 +88,7 @@ class TestFile:
             self.made.append(token)
             if token == self.fails_at:
                 raise KeyboardInterrupt
-            yield Pair([token], [token + 10], [1, 2], token != 2)
+            yield TrainingPair([token], [token + 10], [1, 2], token != 2)
 
     @pytest.fixture
     def rollouts(self, tmp_path):
@@ -97,7 +100,7 @@ class TestFile:
             rollouts.complete(self.PROMPTS, self.make, silent)
             found = rollouts.read()
         assert self.made == [1, 2, 3]
-        assert found == [Pair([t], [t + 10], [1, 2], t != 2) for t in (1, 2, 3)]
+        assert found == [TrainingPair([t], [t + 10], [1, 2], t != 2) for t in (1, 2, 3)]
 
     def test_an_interrupted_run_goes_on(self, rollouts):
         self.fails_at = 2

@@ -7,7 +7,7 @@ import torch
 
 import dllm
 import dllm.verify
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.models.lora import LoraLinear
 from dllm.registry import SpecError
@@ -34,7 +34,7 @@ def run(folder, out, recipe="mdlm", **options):
 
 @torch.no_grad()
 def logits(model):
-    return model(IDS, Plan.full(IDS.shape[1]))
+    return model(IDS, ForwardPlan.full(IDS.shape[1]))
 
 
 @pytest.mark.parametrize("merge", [True, False])

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dllm.train.tiny_ar
-from dllm.train.data import Pair, lay_out
+from dllm.train.data import TrainingPair, lay_out
 from dllm.train.tiny import curriculum
 from dllm.train.trainer import TrainConfig, Trainer
 from tests.train.test_mdlm import MIX
@@ -30,7 +30,11 @@ def test_the_loss_is_of_the_answers_and_the_end_behind_each():
     model = small()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
-    rows = [Pair([5, 6], [7, 8]), Pair([9, 5, 6, 7], [8]), Pair([5], [6, 7], (), False)]
+    rows = [
+        TrainingPair([5, 6], [7, 8]),
+        TrainingPair([9, 5, 6, 7], [8]),
+        TrainingPair([5], [6, 7], (), False),
+    ]
     batch = lay_out(rows, (0, 0))
     ids = batch.ids
     with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dllm
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.config import DecodeConfig
 from dllm.decoding.step import DecodeError
 from dllm.engine import Engine
@@ -318,8 +318,8 @@ def test_only_the_new_rows_of_a_batch_are_computed():
     model = FakeModel()
     memo = MemoModel(model)
     ids = torch.tensor([[3, MASK, MASK], [4, MASK, MASK], [6, MASK, MASK]])
-    plan = Plan(torch.arange(3).expand(3, 3), torch.tensor([[1, 2]] * 3))
-    some = Plan(plan.pos[:2], plan.head[:2])
+    plan = ForwardPlan(torch.arange(3).expand(3, 3), torch.tensor([[1, 2]] * 3))
+    some = ForwardPlan(plan.pos[:2], plan.head[:2])
     first = memo(ids[:2], some)
     mixed = memo(ids[[2, 1, 0]], plan)
     assert model.batches == [2, 1]
@@ -334,11 +334,11 @@ def test_what_fills_a_row_up_is_not_computed_but_a_hole_is_in_any_order(shift):
     memo = MemoModel(model)
     ids = torch.tensor([[3, 4, 6, MASK, MASK]])
     pos = torch.arange(5)[None]
-    memo(ids, Plan(pos, torch.tensor([[4 - shift]])))
-    filled = memo(ids, Plan(pos, torch.tensor([[4 - shift, 0, 1]])))
+    memo(ids, ForwardPlan(pos, torch.tensor([[4 - shift]])))
+    filled = memo(ids, ForwardPlan(pos, torch.tensor([[4 - shift, 0, 1]])))
     assert model.calls == 1
     assert filled[0, 1:].eq(0).all()
-    backwards = Plan(pos, torch.tensor([[4 - shift, 3 - shift]]))
+    backwards = ForwardPlan(pos, torch.tensor([[4 - shift, 3 - shift]]))
     assert torch.equal(memo(ids, backwards), FakeModel(shift=shift)(ids, backwards))
 
 
@@ -348,7 +348,7 @@ def test_other_heads_of_a_known_canvas_are_computed_and_joined():
     ids = torch.tensor([[3, MASK, MASK, MASK]])
     pos = torch.arange(4)[None]
     for heads, calls in ([1, 2], 1), ([2, 3], 2), ([1, 3], 2), ([1, 2, 3], 2), ([3, 1], 2):
-        plan = Plan(pos, torch.tensor([heads]))
+        plan = ForwardPlan(pos, torch.tensor([heads]))
         assert torch.equal(memo(ids, plan), FakeModel()(ids, plan))
         assert model.calls == calls
     assert memo.size == 3 * VOCAB * 8
@@ -357,7 +357,7 @@ def test_other_heads_of_a_known_canvas_are_computed_and_joined():
 def test_memory_is_bounded_and_forgets_what_was_not_used():
     model = FakeModel()
     memo = MemoModel(model, limit=2 * VOCAB * 8)  # two canvases of one logits row
-    plan = Plan(torch.arange(2)[None], torch.tensor([[1]]))
+    plan = ForwardPlan(torch.arange(2)[None], torch.tensor([[1]]))
     rows = {token: torch.tensor([[token, MASK]]) for token in (3, 4, 6)}
     for token, calls in (3, 1), (4, 2), (3, 2), (6, 3), (3, 3), (4, 4), (6, 5):
         memo(rows[token], plan)
@@ -373,8 +373,8 @@ def test_forwards_over_parts_of_a_row_go_through():
 
     memo = MemoModel(Passed())
     ids = torch.tensor([[3, MASK, MASK]])
-    part = Plan(torch.tensor([[1, 2]]), torch.tensor([[0]]))
-    stored = Plan(torch.arange(3)[None], torch.tensor([[1]]))
+    part = ForwardPlan(torch.tensor([[1, 2]]), torch.tensor([[0]]))
+    stored = ForwardPlan(torch.arange(3)[None], torch.tensor([[1]]))
     memo(ids, part)
     memo(ids, stored, store=object())
     memo(ids, stored, store=object())

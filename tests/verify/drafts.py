@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dllm.verify.draft.lattice import Branch, Lattice
-from dllm.verify.sources.memory import Text
+from dllm.verify.sources.memory import SourceSession
 from dllm.verify.tree import Tree
 
 # (tokens before) -> (weight, token) of everything that may come next
@@ -49,7 +49,7 @@ def branch_lists(draw: st.DrawFn, vocabulary: int = 6, depth: int = 5) -> list[B
     return found
 
 
-class Say(Text):
+class Say(SourceSession):
     """A source that says what it is told to, once per call; a proxy if it has a table g[u, v]."""
 
     name = "say"

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.accept.rules import Rule, Walk
+from dllm.verify.accept.rules import AcceptanceRule, AcceptedPath
 from dllm.verify.draft.conditional import lattices
 from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.draft.search import Search
 from dllm.verify.rng import Rng
 from dllm.verify.sources.memory import Memory
-from dllm.verify.sources.memory import Text as Source
+from dllm.verify.sources.memory import SourceSession as Source
 from dllm.verify.tree import Tree
 from tests.verify.exact import Table, chained, image, lattice_of
 
@@ -90,7 +90,7 @@ class World:
 
         return grow
 
-    def walk(self, rule: Rule, text: Text, tree: Tree, rng: Rng) -> Walk:
+    def walk(self, rule: AcceptanceRule, text: Text, tree: Tree, rng: Rng) -> AcceptedPath:
         def scores(node: int, tokens: Sequence[int]):
             assert [tree.tokens[n] for n in tree.path(node)] == list(tokens)
             return self.target.scores(text + tuple(tokens))
@@ -111,7 +111,7 @@ class World:
     def done(self, text: Text) -> bool:
         return len(text) >= self.length or (len(text) > 0 and text[-1] in self.eos)
 
-    def law(self, rule: Rule, grow: Grow) -> dict[Text, float]:
+    def law(self, rule: AcceptanceRule, grow: Grow) -> dict[Text, float]:
         """The exact law of the text that rounds of drafting and accepting give."""
 
         def step(text: Text, rng: Rng) -> Text:
@@ -120,7 +120,7 @@ class World:
 
         return chained(step, (), self.done)
 
-    def reusing(self, rule: Rule, grow: Grow) -> dict[Text, float]:
+    def reusing(self, rule: AcceptanceRule, grow: Grow) -> dict[Text, float]:
         """The same with the columns that are left of a draft in the next rounds, while there are
         any."""
 

@@ -29,7 +29,7 @@ Ended = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class AcceptedPath:
     """What a round came to: the accepted nodes, root first, and the emitted tokens.
 
     Where nothing ended the row there is one token more than accepted drafts: the last is the
@@ -40,7 +40,7 @@ class Walk:
     tokens: list[int]
 
 
-class Rule:
+class AcceptanceRule:
     """An acceptance rule; a subclass says how a token is emitted at one node.
 
     lossless: the text's law is the target's own.
@@ -57,16 +57,16 @@ class Rule:
         """The next token at `node` of the tree, whose logits are scores [V]."""
         return self.emit(scores, tree.draws.get(node), rng)
 
-    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
+    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> AcceptedPath:
         """Emit and follow from the root until a token is no child, or ends the row."""
-        return go_on(Walk([0], []), tree, self.emitter(tree, scores, rng), ended)
+        return go_on(AcceptedPath([0], []), tree, self.emitter(tree, scores, rng), ended)
 
     def emitter(self, tree: Tree, scores: Scores, rng: Rng) -> Emit:
         """This rule's choice at a node, as `go_on` asks for it."""
         return lambda node, tokens: self.token(tree, node, scores(node, tokens), rng)
 
 
-def go_on(walk: Walk, tree: Tree, emit: Emit, ended: Ended) -> Walk:
+def go_on(walk: AcceptedPath, tree: Tree, emit: Emit, ended: Ended) -> AcceptedPath:
     """Emit and follow from the last accepted node on, where nothing is emitted yet."""
     while True:
         walk.tokens.append(emit(walk.nodes[-1], walk.tokens))
@@ -74,7 +74,7 @@ def go_on(walk: Walk, tree: Tree, emit: Emit, ended: Ended) -> Walk:
             return walk
 
 
-def follow(walk: Walk, tree: Tree, ended: Ended) -> bool:
+def follow(walk: AcceptedPath, tree: Tree, ended: Ended) -> bool:
     """Accept the child that the token just emitted names; false where the round is over."""
     child = tree.child(walk.nodes[-1], walk.tokens[-1])
     if ended(walk.tokens) or child is None:
@@ -84,7 +84,7 @@ def follow(walk: Walk, tree: Tree, ended: Ended) -> bool:
 
 
 @dataclass(frozen=True)
-class Greedy(Rule):
+class GreedyAcceptance(AcceptanceRule):
     """The most likely token, the lowest id among equals: equal to greedy decoding for any tree."""
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
@@ -92,7 +92,7 @@ class Greedy(Rule):
 
 
 @dataclass(frozen=True)
-class Match(Rule):
+class Match(AcceptanceRule):
     """Draw from the target and look whether a child has that token.
 
     One draw per emitted token, as in plain sampling: with the same generator it emits the very

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dllm.verify.accept.rules import Ended, Match, Scores, Walk, follow, go_on
+from dllm.verify.accept.rules import AcceptedPath, Ended, Match, Scores, follow, go_on
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Draw, Law, Tree
 
@@ -85,7 +85,7 @@ class KSeq(Sampled):
 
 
 @dataclass(frozen=True)
-class Block(Match):
+class BlockVerification(Match):
     """Block verification: one test of a sampled chain as a whole.
 
     In expectation it keeps at least as many drafts as `Ratio` does. What it emits behind the kept
@@ -94,7 +94,7 @@ class Block(Match):
 
     paper = "Block verification, arXiv 2403.10444"
 
-    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> Walk:
+    def walk(self, tree: Tree, scores: Scores, rng: Rng, ended: Ended) -> AcceptedPath:
         nodes = tree.chain()
         drafts = [tree.tokens[node] for node in nodes[1:]]
         end = next((i for i in range(1, len(nodes)) if ended(drafts[:i])), None)
@@ -107,8 +107,8 @@ class Block(Match):
             chances.append(share(chances[i] * float(p[token]), q.prob(token)))
         kept = self.kept(chances, rests, rng)
         if kept == end:
-            return Walk(nodes[:kept], drafts)
-        walk = Walk(nodes[: kept + 1], drafts[:kept])
+            return AcceptedPath(nodes[:kept], drafts)
+        walk = AcceptedPath(nodes[: kept + 1], drafts[:kept])
         if kept < len(drafts):
             walk.tokens.append(rng.choice(normalised(rests[kept], laws[kept])))
             if not follow(walk, tree, ended):

@@ -119,7 +119,7 @@ class ControlBase:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedController:
     """The same in every round: `depth` positions, `nodes` nodes (none: as many as positions)."""
 
     depth: int = 8
@@ -182,7 +182,7 @@ class AdlControl(ControlBase):
 
 
 @dataclass(frozen=True)
-class Threshold:
+class ThresholdController:
     """Verify while it is likely enough that all goes well.
 
     A node is verified if the estimated probability that anything on the way to it is rejected is at
@@ -215,7 +215,7 @@ class Threshold:
 class ThresholdControl(ControlBase):
     """The depth of every row."""
 
-    def __init__(self, part: Threshold, rows: int) -> None:
+    def __init__(self, part: ThresholdController, rows: int) -> None:
         super().__init__([part.depth] * rows, part.nodes)
         self.part = part
 

@@ -23,7 +23,7 @@ def steps(most: int) -> list[int]:
     return [1 << i for i in range(most.bit_length()) if 1 << i < most] + [most]
 
 
-class Curve:
+class PassTimes:
     """Seconds by size: medians of recent measures for each power of two.
 
     They never fall with size: where they do, the newest are right.
@@ -110,12 +110,12 @@ class CostModel:
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self._now = 0
-        self._curves: dict[tuple[str, int], Curve] = {}
+        self._curves: dict[tuple[str, int], PassTimes] = {}
 
-    def _curve(self, kind: str, rows: int) -> Curve:
+    def _curve(self, kind: str, rows: int) -> PassTimes:
         key = kind, (rows - 1).bit_length()
         if key not in self._curves:
-            self._curves[key] = Curve()
+            self._curves[key] = PassTimes()
         return self._curves[key]
 
     def add(self, seen: Spent, searched: bool, drafting: bool) -> None:

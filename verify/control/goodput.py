@@ -24,7 +24,7 @@ LONGEST = 1024  # rounds between trials, unless one of them costs more than its 
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostController:
     """Per round as many positions and nodes as give the most tokens per second of all live rows.
 
     Three modes: plain decoding; model-free branches only; the drafter. The fastest so far is used
@@ -91,7 +91,7 @@ class Arm:
 class Learned:
     """What one part knows: costs, calibration, and which mode is best."""
 
-    def __init__(self, part: Cost) -> None:
+    def __init__(self, part: CostController) -> None:
         self.waste, self.most = part.waste, part.most
         self.start = float(part.depth)  # positions of the first draft of a text
         self.costs = CostModel(part.memory)
@@ -178,7 +178,7 @@ class Learned:
 class CostControl:
     """One request. It asks what was learned what to do, and adds to it."""
 
-    def __init__(self, part: Cost, rows: int) -> None:
+    def __init__(self, part: CostController, rows: int) -> None:
         self.part = part
         self.learned = part.learned
         self.depths = [max(round(self.learned.start), part.least)] * rows

@@ -139,7 +139,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Sample(Construction):
+class SampledChain(Construction):
     """A chain of one token per column, each drawn from the column's own law.
 
     Where no token of a column has the probability `confidence`, nothing is drafted from it on.

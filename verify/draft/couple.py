@@ -64,7 +64,7 @@ def drafted(lattice: Lattice, gamma: float) -> tuple[Array, Array]:
 
 
 @dataclass(slots=True)
-class Chain:
+class MarkovChain:
     """A lattice as a Markov chain: what may follow a candidate, and how likely.
 
     tokens [K, M].  first [M]: law of the first column.  behind [K-1, M, M]: r(v|u) of the columns
@@ -123,7 +123,7 @@ def chain(
     gamma: float,
     smooth: float,
     longer: bool,
-) -> Chain:
+) -> MarkovChain:
     """The coupled lattice of columns of which none is empty, by the drafter's own conditionals or
     else by the memory's pairs.
 
@@ -140,4 +140,4 @@ def chain(
         first = sharpened(probs[0], gamma, mass[0])
         behind = couple(proxy, laws[:-1], laws[1:], sweeps)
         behind = sharpened(behind, gamma, mass[1:, None])
-    return Chain(tokens, first, behind, memory if longer else None, proxy, gamma, smooth)
+    return MarkovChain(tokens, first, behind, memory if longer else None, proxy, gamma, smooth)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.markov import MarkovHead
@@ -180,7 +180,7 @@ class ModelSession:
         first = torch.tensor(lengths, device=device)[:, None] - start - self.spec.shift
         head = first + torch.arange(max(asked.values()), device=device)
         rows = None if len(asked) == len(self.known) else torch.tensor([*asked], device=device)
-        plan = Plan(
+        plan = ForwardPlan(
             pos=torch.where(valid, pos, 0),
             head=torch.minimum(head, end - start - 1),
             valid=None if len(asked) == 1 else valid,

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from dllm.verify.draft.couple import Chain, Place, chain, drafted, sharpened
+from dllm.verify.draft.couple import MarkovChain, Place, chain, drafted, sharpened
 from dllm.verify.draft.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.rng import Rng
@@ -183,7 +183,7 @@ class Product(Heaviest):
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         if lattice.pairs is not None:
-            return Chain(lattice.tokens, *drafted(lattice, self.gamma)).steps
+            return MarkovChain(lattice.tokens, *drafted(lattice, self.gamma)).steps
         probs = np.exp(lattice.logp)
         probs = sharpened(probs, self.gamma, probs.sum(1, keepdims=True))
         order = np.argsort(-probs, kind="stable")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 from dllm.verify.draft.drafter import ModelDrafter
 from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.protocol import DraftSession
@@ -22,7 +22,9 @@ from dllm.verify.protocol import DraftSession
 MARKS = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})  # how tokenizers write space and newline
 
 
-def id_map(draft: Text, target: Text, draft_size: int, target_size: int) -> Tensor:
+def id_map(
+    draft: ChatTokenizer, target: ChatTokenizer, draft_size: int, target_size: int
+) -> Tensor:
     """[draft_size] the target's id of each of the drafter's tokens, -1 where there is none.
 
     Tokens are the same if they are written the same, spaces and newlines in either notation; the
@@ -58,8 +60,8 @@ class Translated:
 
     drafter: ModelDrafter
     ids: Tensor
-    draft: Text
-    target: Text
+    draft: ChatTokenizer
+    target: ChatTokenizer
 
     def open(self, rooms: Sequence[int]) -> TranslatedSession:
         return TranslatedSession(self, self.drafter.open([2 * room for room in rooms]))

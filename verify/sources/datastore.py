@@ -16,7 +16,7 @@ from dllm.errors import DllmError
 from dllm.files import replacing
 from dllm.tensors import read_tensors
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, Text, at_least
+from dllm.verify.sources.memory import Array, Ids, SourceSession, at_least
 
 NAME = "datastore"
 FORMAT = "dllm datastore 1"
@@ -37,12 +37,12 @@ class Datastore:
     path: str
     least: int = 2
     samples: int = 16
-    table: Table = field(init=False, repr=False, compare=False)
+    table: SuffixTable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         at_least("least", self.least, 1)
         at_least("samples", self.samples, 0)
-        object.__setattr__(self, "table", Table.load(self.path))
+        object.__setattr__(self, "table", SuffixTable.load(self.path))
 
     @staticmethod
     def build(sequences: Iterable[Sequence[int]], path: str | Path) -> None:
@@ -78,14 +78,14 @@ def sorted_places(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 @dataclass(frozen=True)
-class Table:
+class SuffixTable:
     """tokens [n]: all texts, END behind each.  order [n]: places, sorted by what begins there."""
 
     tokens: NDArray[np.int32]
     order: NDArray[np.int32]
 
     @classmethod
-    def load(cls, path: str) -> Table:
+    def load(cls, path: str) -> SuffixTable:
         """Read a file that `Datastore.build` wrote; ValueError if it is not one."""
         names = ("tokens", "order")
         found, _ = read_tensors(
@@ -155,12 +155,12 @@ class Table:
         return length, self.matches(words[len(words) - length :])
 
 
-class Lookup(Text):
+class Lookup(SourceSession):
     """One row's view of a table."""
 
     name = NAME
 
-    def __init__(self, table: Table, least: int, samples: int) -> None:
+    def __init__(self, table: SuffixTable, least: int, samples: int) -> None:
         self.table, self.least, self.samples = table, least, samples
         self.recent: list[int] = []
 

@@ -58,7 +58,7 @@ class Source(Protocol):
         ...
 
 
-class Text:
+class SourceSession:
     """Base of sources: one that learns nothing from the target and is no proxy."""
 
     top = 0

@@ -9,7 +9,7 @@ from heapq import nlargest
 import numpy as np
 
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, Text, at_least
+from dllm.verify.sources.memory import Array, Ids, SourceSession, at_least
 
 NAME = "ngram"
 FAINT = 0.01  # a branch less likely than this is not followed further
@@ -29,8 +29,8 @@ class NGram:
         at_least("order", self.order, 2)
         at_least("paths", self.paths, 0)
 
-    def open(self) -> Counts:
-        return Counts(self.order, self.paths)
+    def open(self) -> NGramCounts:
+        return NGramCounts(self.order, self.paths)
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Followers:
             self.best = token
 
 
-class Counts(Text):
+class NGramCounts(SourceSession):
     """An n-gram model smoothed as Witten and Bell did (1991, IEEE Trans. Inf. Theory 37(4)).
 
     p(v | h) = (c(hv) + T(h) p(v | shorter h)) / (c(h) + T(h)), T(h) the number of different tokens

@@ -9,7 +9,7 @@ import numpy as np
 
 from dllm.verify.draft.heap import Step, heaviest
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, Rate, Text, at_least
+from dllm.verify.sources.memory import Array, Ids, Rate, SourceSession, at_least
 
 NAME = "recycling"
 DECAY = 0.998  # of the average of how often the best token is the n-th of the last time
@@ -34,7 +34,7 @@ class Recycling:
         return Adjacency(self.top, self.nodes)
 
 
-class Adjacency(Text):
+class Adjacency(SourceSession):
     """One row's candidates behind each token that the target has read."""
 
     name = NAME

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Rate, Text, at_least
+from dllm.verify.sources.memory import Rate, SourceSession, at_least
 
 NAME = "suffix"
 LENGTHS = 32  # longer matches count as equally good
@@ -106,7 +106,7 @@ class Automaton:
         return part
 
 
-class Matches(Text):
+class Matches(SourceSession):
     """One row's automaton, and how often a match of some length went on as its n-th latest did."""
 
     name = NAME

@@ -27,7 +27,7 @@ TASKS: dict[str, str] = {
     "latin_fill": "dllm.eval.suite.families:LatinFill",
     "json": "dllm.eval.suite.families:Json",
     "records": "dllm.eval.suite.families:Records",
-    "table": "dllm.eval.suite.families:Table",
+    "table": "dllm.eval.suite.families:TableTask",
     "function": "dllm.eval.suite.families:Function",
     "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
     "humaneval": "dllm.eval.suite.humaneval:HumanEval",

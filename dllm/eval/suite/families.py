@@ -136,7 +136,7 @@ def last_json(reply: str, kind: type) -> str | None:
 
 
 @dataclass(frozen=True)
-class Table(FamilyTask):
+class TableTask(FamilyTask):
     """Sentences to a markdown table."""
 
     name: ClassVar[str] = "table"

@@ -8,8 +8,8 @@ import torch
 
 from dllm.registry import SpecError, build_part
 from dllm.verify.accept.lossy import Relaxed, Typical
-from dllm.verify.accept.rules import Rule
-from dllm.verify.accept.sampled import Block, KSeq, Ratio, Rsd
+from dllm.verify.accept.rules import AcceptanceRule
+from dllm.verify.accept.sampled import BlockVerification, KSeq, Ratio, Rsd
 from dllm.verify.components import RULES, rule_of
 from dllm.verify.draft.search import Argmax
 from dllm.verify.tree import Tree
@@ -18,7 +18,7 @@ from tests.verify.exact import law_of
 P = np.array([0.5, 0.3, 0.15, 0.05])
 
 
-def emitted(rule: Rule, children: tuple[int, ...]) -> dict[int, float]:
+def emitted(rule: AcceptanceRule, children: tuple[int, ...]) -> dict[int, float]:
     """The law of the token emitted at a node with these children, where the target's is P."""
     tree = Tree.root(0)
     for child in children:
@@ -64,7 +64,7 @@ def test_the_entropy_of_those_cases():
 def test_only_these_are_lossy():
     assert not Typical().lossless
     assert not Relaxed().lossless
-    assert all(rule.lossless for rule in (Ratio(), Rsd(), KSeq(), Block()))
+    assert all(rule.lossless for rule in (Ratio(), Rsd(), KSeq(), BlockVerification()))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.verify.accept.lossy import Relaxed, Typical
-from dllm.verify.accept.rules import Greedy, Match
-from dllm.verify.accept.sampled import Block, KSeq, Ratio, Rsd, minus, normalised
+from dllm.verify.accept.rules import GreedyAcceptance, Match
+from dllm.verify.accept.sampled import BlockVerification, KSeq, Ratio, Rsd, minus, normalised
 from dllm.verify.rng import TorchRng
 from dllm.verify.tree import Draw, Law, Tree
 from tests.verify.exact import Table, chained, image, law_of, tv
@@ -66,8 +66,8 @@ WILD = [
     (Rsd(), 2, "distinct"),
     (KSeq(), 1, "iid"),
     (KSeq(), 2, "iid"),
-    (Block(), 1, "iid"),
-    (Block(), 2, "distinct"),
+    (BlockVerification(), 1, "iid"),
+    (BlockVerification(), 2, "distinct"),
 ]
 
 
@@ -223,14 +223,14 @@ def just_sampled(text, lattice, rng) -> Tree:
 
 WRONG = [
     (Ratio(), claimed_argmax),
-    (Block(), claimed_argmax),
+    (BlockVerification(), claimed_argmax),
     (Ratio(), claimed_conditional),
     (Ratio(), not_renormalised),
     (Ratio(), stops_at_unlikely),
-    (Block(), stops_at_unlikely),
+    (BlockVerification(), stops_at_unlikely),
     (Ratio(), best_of),
     (Ratio(), from_beams),
-    (Block(), from_beams),
+    (BlockVerification(), from_beams),
     (RsdUnnormalised(), two_distinct),
     (SubtractsOne(), just_sampled),
     (Typical(), claimed_argmax),
@@ -250,13 +250,13 @@ RIGHT = [
     (Match(), best_of),
     (Match(), from_beams),
     (Ratio(), just_sampled),
-    (Block(), just_sampled),
+    (BlockVerification(), just_sampled),
     (Rsd(), two_distinct),
     (Ratio(), two_distinct),
     (Ratio(), stops_at_unsure),
-    (Block(), stops_at_unsure),
+    (BlockVerification(), stops_at_unsure),
     (Ratio(), from_beams_conditional),
-    (Block(), from_beams_conditional),
+    (BlockVerification(), from_beams_conditional),
 ]
 
 
@@ -267,7 +267,7 @@ def test_the_right_rule_for_the_same_drafts(rule, grow, seed):
     assert tv(world.law(rule, grow), world.truth()) < EXACT
 
 
-@pytest.mark.parametrize(("rule", "biased"), [(Ratio(), False), (Block(), True)])
+@pytest.mark.parametrize(("rule", "biased"), [(Ratio(), False), (BlockVerification(), True)])
 def test_drawn_tokens_behind_a_rejected_one(rule, biased):
     """Block looked at them when it rejected: verified once more they are no draws any longer."""
     world = World(0, columns=3)
@@ -294,7 +294,7 @@ def rounds(world: World, rule, grow, rng) -> tuple[int, ...]:
     return text
 
 
-@pytest.mark.parametrize("rule", [Ratio(), Block()])
+@pytest.mark.parametrize("rule", [Ratio(), BlockVerification()])
 def test_the_enumeration_of_whole_texts_says_the_same(rule):
     """Without putting rounds together from their laws."""
     world = World(2, length=2, width=2)
@@ -333,7 +333,7 @@ def test_greedy_emits_the_likeliest_token_the_lowest_of_equals(seed):
     world = World(seed, length=12, columns=4)
     world.target.scores = lambda text: torch.tensor([hash((seed, *text, v)) % 3 for v in range(3)])
     wild = Wild(world, 2, "distinct")
-    text = rounds(world, Greedy(), wild, TorchRng(torch.Generator().manual_seed(seed)))
+    text = rounds(world, GreedyAcceptance(), wild, TorchRng(torch.Generator().manual_seed(seed)))
     for i, token in enumerate(text):
         scores = world.target.scores(text[:i]).tolist()
         assert token == scores.index(max(scores))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dllm.verify.accept.sampled import (
-    Block,
+    BlockVerification,
     KSeq,
     Ratio,
     Rsd,
@@ -118,7 +118,7 @@ def test_block_keeps_no_less_than_the_ratio_test():
     gains = []
     for seed in range(6):
         world = World(seed, columns=3, length=4, zeros=0.2 * (seed % 2))
-        gains.append(accepted(world, Block()) - accepted(world, Ratio()))
+        gains.append(accepted(world, BlockVerification()) - accepted(world, Ratio()))
     assert min(gains) > -1e-12
     assert max(gains) > 0.01
 
@@ -135,7 +135,7 @@ def test_block_keeps_what_its_chances_say(seed):
                 q = laws[i].prob(token)
                 chance, mass = min(1.0, chance * world.target.probs(path[:i])[token] / q), mass * q
             expected += mass * chance
-    assert accepted(world, Block()) == pytest.approx(expected, abs=1e-12)
+    assert accepted(world, BlockVerification()) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -161,7 +161,7 @@ def test_nothing_left_by_rounding_falls_back_to_the_law_itself():
     assert normalised(torch.zeros(2), p) is p
 
 
-@pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), Block()])
+@pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), BlockVerification()])
 @pytest.mark.parametrize(
     ("p", "q"),
     [
@@ -186,7 +186,7 @@ def test_extreme_laws(rule, p, q):
     assert tv(law_of(program), dict(enumerate(p))) < 1e-12
 
 
-@pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), Block()])
+@pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), BlockVerification()])
 def test_without_a_draw_the_target_is_drawn_from_as_alone(rule):
     """The same number from the same generator as `torch.multinomial` on the target's fp32 law."""
     scores = torch.randn(50, generator=torch.Generator().manual_seed(1))

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from dllm.registry import SpecError, build_part
 from dllm.verify.components import CONTROLS
-from dllm.verify.control.controllers import Adl, Fixed, Observed, Spent, Threshold
+from dllm.verify.control.controllers import (
+    Adl,
+    FixedController,
+    Observed,
+    Spent,
+    ThresholdController,
+)
 
 
 def seen(depth: int, end: int, accepted: int, drafts: int | None = None) -> Observed:
@@ -73,7 +79,7 @@ def test_adl_stays_short_unless_whole_drafts_are_accepted():
 
 
 def test_a_round_without_the_drafter_says_nothing_about_its_length():
-    for part in (Adl(), Threshold(step=5)):
+    for part in (Adl(), ThresholdController(step=5)):
         control = part.open(1)
         before = control.depth(0)
         control.observe(0, seen(0, 0, 0, drafts=4))
@@ -84,13 +90,13 @@ def test_a_round_without_the_drafter_says_nothing_about_its_length():
 
 
 def test_fixed_never_changes():
-    control = Fixed(depth=5, nodes=12).open(2)
+    control = FixedController(depth=5, nodes=12).open(2)
     control.observe(0, seen(5, 2, 5))
     control.spent(Spent(2, 13, 5, 1.0, 1.0, 1.0))
     assert [control.depth(0), control.drafts(1)] == [5, 12]
     assert control.sizes([np.full(12, 0.1), np.zeros(0)]) == [12, 0]
-    assert Fixed(depth=5).open(1).drafts(0) == 5
-    assert Fixed(depth=5, nodes=0).open(1).drafts(0) == 0
+    assert FixedController(depth=5).open(1).drafts(0) == 5
+    assert FixedController(depth=5, nodes=0).open(1).drafts(0) == 0
 
 
 weight_lists = st.lists(st.floats(0, 1), max_size=20)
@@ -103,12 +109,12 @@ def test_threshold_stops_at_the_first_node_that_is_too_likely_lost(weights, reje
         if 1 - weight > reject:
             break
         count += 1
-    sizes = Threshold(reject).open(2).sizes([np.array(weights), np.ones(3)])
+    sizes = ThresholdController(reject).open(2).sizes([np.array(weights), np.ones(3)])
     assert sizes == [count, 3]
 
 
 def test_threshold_grows_after_a_full_accept_and_falls_back():
-    control = Threshold(depth=10, step=10, most=25).open(2)
+    control = ThresholdController(depth=10, step=10, most=25).open(2)
     depths = []
     for accepted in (10, 20, 25, 25, 24, 10):
         control.observe(0, seen(control.depth(0), control.depth(0), accepted))
@@ -116,7 +122,7 @@ def test_threshold_grows_after_a_full_accept_and_falls_back():
     assert depths == [20, 25, 25, 25, 10, 20]
     assert control.depth(1) == 10
     assert control.drafts(0) == 20
-    assert Threshold(nodes=7).open(1).drafts(0) == 7
+    assert ThresholdController(nodes=7).open(1).drafts(0) == 7
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from dllm.verify.control.costs import (
     SLOPE,
     Calibration,
     CostModel,
-    Curve,
+    PassTimes,
     best_width,
     steps,
 )
 
 
-def curve(points: dict[int, float], repeat: int = ENOUGH) -> Curve:
-    made = Curve()
+def curve(points: dict[int, float], repeat: int = ENOUGH) -> PassTimes:
+    made = PassTimes()
     for size, seconds in points.items():
         for _ in range(repeat):
             made.add(size, seconds, 0)
@@ -62,14 +62,14 @@ def test_a_cheap_measure_is_believed_at_once():
 
 
 def test_before_enough_measures_what_there_is_counts():
-    assert Curve()(5) == 0.0
-    costs = Curve()
+    assert PassTimes()(5) == 0.0
+    costs = PassTimes()
     costs.add(2, 3.0, 0)
     assert costs(2) == 3.0
 
 
 def test_a_wider_pass_never_looks_cheaper_and_the_newest_measures_are_right():
-    costs = Curve()
+    costs = PassTimes()
     for now, (size, seconds) in enumerate([(1, 1.0), (2, 5.0), (8, 2.0), (16, 1.5)]):
         for _ in range(ENOUGH):
             costs.add(size, seconds, now)
@@ -116,7 +116,7 @@ def test_only_recent_measures_make_the_median():
     st.integers(0, 1),
 )
 def test_costs_are_finite_never_negative_and_bounded_by_what_was_measured(measures, before):
-    costs = Curve()
+    costs = PassTimes()
     for size, seconds in measures:
         costs.add(size, seconds, 0)
     costs.forget(before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm.verify.control.controllers import Control, Observed, Spent
-from dllm.verify.control.goodput import FIRST, LONGEST, Cost, CostControl
+from dllm.verify.control.goodput import FIRST, LONGEST, CostController
 from tests.verify.clockwork import World, chance
 
 CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
@@ -54,7 +54,7 @@ def rates(world: World, right: float, draft: float) -> dict[int, float]:
 @pytest.mark.parametrize("right", [0.5, 0.7, 0.9])
 def test_what_pays_is_done_nearly_as_well_as_by_who_knows(name, right):
     world = World(CURVES[name], draft=lambda depth: 0.1, drafter=chance(right))
-    world.play(Cost().open(1), 400)
+    world.play(CostController().open(1), 400)
     assert world.slowdown() < 1.25 / max(1, *rates(world, right, 0.1).values())
 
 
@@ -69,7 +69,7 @@ def test_bad_drafts_are_given_up_at_once_and_cost_next_to_nothing(name, draft, b
         branches=None if branches is None else chance(branches),
         claim=0.95,
     )
-    control = Cost().open(1)
+    control = CostController().open(1)
     world.play(control, 24)
     assert all((depth, width) == (0, 1) for depth, width, _ in world.log[15:])
     world.play(control, 300)
@@ -81,13 +81,13 @@ def test_bad_drafts_are_given_up_at_once_and_cost_next_to_nothing(name, draft, b
 @pytest.mark.parametrize("seed", range(3))
 def test_bad_drafts_that_are_lucky_at_times_cost_little(seed):
     world = World(bf16, drafter=chance(0.1), branches=chance(0.05), seed=seed)
-    world.play(Cost().open(1), 600)
+    world.play(CostController().open(1), 600)
     assert world.slowdown() <= 1.05
 
 
 def test_a_very_slow_drafter_is_given_up_after_two_passes_and_seldom_asked_again():
     world = World(bf16, draft=lambda depth: 10.0, drafter=chance(0.02))
-    world.play(Cost().open(1), 1000)
+    world.play(CostController().open(1), 1000)
     asked = [now for now, (depth, _, _) in enumerate(world.log) if depth]
     assert asked[1] < 12
     assert len(asked) <= 4
@@ -96,7 +96,7 @@ def test_a_very_slow_drafter_is_given_up_after_two_passes_and_seldom_asked_again
 
 def test_trials_of_what_does_not_pay_come_ever_more_rarely():
     world = World(bf16, drafter=chance(0.02))
-    world.play(Cost(waste=1.0).open(1), 3000)
+    world.play(CostController(waste=1.0).open(1), 3000)
     asked = [now for now, (depth, _, _) in enumerate(world.log) if depth]
     starts = [now for before, now in zip([-9, *asked], asked) if now > before + 1]
     gaps = np.diff(starts)
@@ -107,7 +107,7 @@ def test_trials_of_what_does_not_pay_come_ever_more_rarely():
 
 def test_drafts_that_become_good_are_found_again():
     world = World(bf16, drafter=lambda now: 0.02 if now < 300 else 0.9)
-    control = Cost(waste=0.02).open(1)
+    control = CostController(waste=0.02).open(1)
     world.play(control, 300)
     bad = len(world.log)
     world.play(control, 600)
@@ -118,7 +118,7 @@ def test_drafts_that_become_good_are_found_again():
 
 def test_drafts_that_become_bad_are_given_up():
     world = World(bf16, drafter=lambda now: 0.9 if now < 200 else 0.02)
-    control = Cost().open(1)
+    control = CostController().open(1)
     world.play(control, 200)
     assert np.mean([depth > 0 for depth, _, _ in world.log[50:]]) > 0.9
     seconds, tokens = world.seconds, world.tokens
@@ -129,7 +129,7 @@ def test_drafts_that_become_bad_are_given_up():
 
 def test_a_drafter_that_becomes_slow_is_given_up_and_used_again_when_it_is_fast():
     world = World(bf16, drafter=chance(0.8))
-    control = Cost(memory=64, waste=0.2).open(1)
+    control = CostController(memory=64, waste=0.2).open(1)
     world.play(control, 100)
     world.draft = lambda depth: 20.0
     world.play(control, 40)
@@ -141,7 +141,7 @@ def test_a_drafter_that_becomes_slow_is_given_up_and_used_again_when_it_is_fast(
 
 def test_branches_are_used_alone_where_the_drafter_is_not_worth_its_pass():
     world = World(bf16, draft=lambda depth: 2.0, drafter=chance(0.7), branches=chance(0.7))
-    world.play(Cost().open(1), 600)
+    world.play(CostController().open(1), 600)
     late = world.log[-200:]
     assert np.mean([depth == 0 and width > 1 for depth, width, _ in late]) > 0.9
     assert world.slowdown() < 0.5
@@ -149,7 +149,7 @@ def test_branches_are_used_alone_where_the_drafter_is_not_worth_its_pass():
 
 def test_the_drafter_is_used_where_branches_are_worse():
     world = World(bf16, draft=lambda depth: 0.1, drafter=chance(0.9), branches=chance(0.3))
-    world.play(Cost().open(1), 600)
+    world.play(CostController().open(1), 600)
     assert np.mean([depth > 0 for depth, _, _ in world.log[-200:]]) > 0.9
 
 
@@ -158,12 +158,14 @@ def test_weights_that_claim_too_much_or_too_little_are_corrected(claim):
     """With tiles of 8 tokens a wide pass pays for good drafts only, whatever is claimed."""
     for right, widest in ((0.95, True), (0.4, False)):
         world = World(tiles, draft=lambda depth: 0.05, drafter=chance(right), claim=claim)
-        world.play(Cost().open(1), 300)
+        world.play(CostController().open(1), 300)
         width = np.median([width for depth, width, _ in world.log[-100:] if depth])
         assert (width > 9) == widest
 
 
-def warm(part: Cost, curve: Callable[[int, int], float], rows: int, draft: float) -> CostControl:
+def warm(
+    part: CostController, curve: Callable[[int, int], float], rows: int, draft: float
+) -> CostController:
     """A control that knows all costs, has fair calibration and found the drafter best."""
     learned = part.learned
     for width in (1, 2, 4, 8, 16, 32, 64):
@@ -175,7 +177,7 @@ def warm(part: Cost, curve: Callable[[int, int], float], rows: int, draft: float
         arm.due = 10**9
     learned.arms["drafter"].add(5.0, 1.0)
     control = part.open(rows)
-    assert isinstance(control, CostControl)
+    assert isinstance(control, CostController)
     assert (control.mode, control.trying) == ("drafter", False)
     return control
 
@@ -185,7 +187,7 @@ def warm(part: Cost, curve: Callable[[int, int], float], rows: int, draft: float
 @pytest.mark.parametrize("seed", range(5))
 def test_sizes_are_the_best_of_the_steps_given_the_weights(name, rows, seed):
     rng = np.random.default_rng(seed)
-    control = warm(Cost(), CURVES[name], rows, 0.5)
+    control = warm(CostController(), CURVES[name], rows, 0.5)
     weights = [np.sort(rng.random(rng.integers(20, 40)) ** 3)[::-1] for _ in range(rows)]
     longest = max(map(len, weights))
 
@@ -198,20 +200,20 @@ def test_sizes_are_the_best_of_the_steps_given_the_weights(name, rows, seed):
 
 
 def test_nodes_that_nobody_would_accept_are_not_verified_where_they_cost():
-    control = warm(Cost(), fp32, 1, 0.5)
+    control = warm(CostController(), fp32, 1, 0.5)
     assert control.sizes([np.full(20, 1e-3)]) == [0]
     assert control.sizes([np.zeros(0)]) == [0]
     assert control.sizes([]) == []
 
 
 def test_a_trial_verifies_something_however_bad_it_looks():
-    control = warm(Cost(), fp32, 1, 0.5)
+    control = warm(CostController(), fp32, 1, 0.5)
     control.trying = True
     assert control.sizes([np.full(20, 1e-3)])[0] >= 1
 
 
 def test_after_a_trial_that_paid_the_next_is_soon():
-    learned = Cost().learned
+    learned = CostController().learned
     for tokens in (1.0, 3.0):
         for _ in range(3000):
             trial = learned.trial or learned.best()
@@ -220,7 +222,7 @@ def test_after_a_trial_that_paid_the_next_is_soon():
 
 
 def test_a_trial_takes_weights_as_they_come():
-    control, claimed = warm(Cost(), fp32, 1, 0.5), np.full(16, 0.9)
+    control, claimed = warm(CostController(), fp32, 1, 0.5), np.full(16, 0.9)
     for _ in range(50):
         control.learned.right["drafter"].add(claimed, np.zeros(16, bool))
     assert control.sizes([claimed]) == [0]
@@ -229,7 +231,7 @@ def test_a_trial_takes_weights_as_they_come():
 
 
 def test_trials_that_cost_next_to_nothing_still_come():
-    learned = Cost().learned
+    learned = CostController().learned
     for _ in range(12_000):
         seconds = 1.0 if learned.trial is None else 1.0001
         learned.add(learned.trial or "plain", 1.0, seconds, seconds)
@@ -240,7 +242,7 @@ def test_trials_that_cost_next_to_nothing_still_come():
     ("seconds", "best"), [(0.9, "branches"), (1.02, "branches"), (1.05, "plain")]
 )
 def test_branches_that_cost_next_to_nothing_are_looked_for(seconds, best):
-    learned = Cost().learned
+    learned = CostController().learned
     learned.arms["branches"].add(1.0, seconds)
     assert learned.best() == best
     learned.arms["drafter"].add(1.0, 1.02)  # a drafter has to pay
@@ -249,7 +251,9 @@ def test_branches_that_cost_next_to_nothing_are_looked_for(seconds, best):
 
 def test_a_drafter_that_costs_more_makes_wider_passes():
     weights = [0.8 ** np.arange(1, 33)]
-    cheap, dear = (warm(Cost(), fp32, 1, draft).sizes(weights)[0] for draft in (0.0, 10.0))
+    cheap, dear = (
+        warm(CostController(), fp32, 1, draft).sizes(weights)[0] for draft in (0.0, 10.0)
+    )
     assert cheap < dear
 
 
@@ -262,7 +266,7 @@ def see(control: Control, row: int, depth: int, accepted: int, end: int | None =
 
 
 def test_depth_doubles_after_a_full_accept_and_is_what_is_left_before_an_end():
-    control = warm(Cost(depth=8, least=4, most=32), bf16, 2, 0.1)
+    control = warm(CostController(depth=8, least=4, most=32), bf16, 2, 0.1)
     assert control.depth(0) == 8
     assert [see(control, 0, 8, 8), see(control, 0, 16, 16), see(control, 0, 32, 32)] == [16, 32, 32]
     assert see(control, 0, 32, 5, end=5) == 4
@@ -271,7 +275,7 @@ def test_depth_doubles_after_a_full_accept_and_is_what_is_left_before_an_end():
 
 
 def test_the_first_draft_of_a_text_asks_for_what_such_drafts_have_needed():
-    part = Cost(depth=8, least=4, most=32)
+    part = CostController(depth=8, least=4, most=32)
     for accepted, expected in ((8, 16), (16, 32), (31, 32)):
         control = part.open(1)
         see(control, 0, control.depth(0), accepted)
@@ -284,7 +288,7 @@ def test_the_first_draft_of_a_text_asks_for_what_such_drafts_have_needed():
 
 
 def test_depth_follows_the_positions_that_are_reached_often_enough():
-    control = warm(Cost(depth=8, least=2, most=32, threshold=0.25), bf16, 1, 0.1)
+    control = warm(CostController(depth=8, least=2, most=32, threshold=0.25), bf16, 1, 0.1)
     assert see(control, 0, 8, 3) == 4  # all of one round reached 3
     for _ in range(40):
         see(control, 0, 8, 0)
@@ -296,7 +300,7 @@ def test_depth_follows_the_positions_that_are_reached_often_enough():
 
 
 def test_the_prompt_pass_says_nothing_about_later_ones():
-    part = Cost()
+    part = CostController()
     for _ in range(20):
         control = part.open(1)
         control.observe(0, Observed(0, 0, 0, 0, np.zeros(0), np.zeros(0, bool)))
@@ -317,7 +321,7 @@ def test_a_drafter_that_catches_up_is_not_taken_for_slow():
         return 0.3 if before else 30.0
 
     world.draft = draft
-    part = Cost()
+    part = CostController()
     world.play(part.open(1), 200)
     assert paused[0]
     assert np.mean([depth > 0 for depth, _, _ in world.log[50:]]) > 0.9
@@ -325,7 +329,7 @@ def test_a_drafter_that_catches_up_is_not_taken_for_slow():
 
 
 def test_what_was_learned_stays_for_the_next_request():
-    part = Cost()
+    part = CostController()
     bad = World(bf16, drafter=chance(0.02))
     bad.play(part.open(1), 100)
     again = World(bf16, drafter=chance(0.02))
@@ -333,12 +337,12 @@ def test_what_was_learned_stays_for_the_next_request():
         again.play(part.open(1), 20)
     assert sum(depth > 0 for depth, _, _ in again.log) <= 8
     other = World(bf16, drafter=chance(0.02))
-    other.play(Cost().open(1), 20)
+    other.play(CostController().open(1), 20)
     assert any(depth for depth, _, _ in other.log)
 
 
 def test_a_batch_that_shrinks_is_measured_anew_and_still_pays():
-    part = Cost()
+    part = CostController()
     world = World(gpu, draft=lambda depth: 0.2, drafter=chance(0.8))
     control = part.open(8)
     world.play(control, 200, rows=8)
@@ -354,7 +358,7 @@ def test_costs_by_rows_make_wide_passes_of_big_batches_narrower():
     widths = {}
     for rows in (1, 16):
         world = World(crowded, draft=lambda depth: 0.2, drafter=chance(0.9))
-        world.play(Cost().open(rows), 150, rows=rows)
+        world.play(CostController().open(rows), 150, rows=rows)
         widths[rows] = np.median([width for depth, width, _ in world.log[-60:] if depth])
     assert widths[16] <= 8 < widths[1]
 
@@ -370,21 +374,21 @@ def test_a_slow_first_pass_at_a_width_does_not_lock_it_out():
         return bf16(rows, width)
 
     world.verify = verify
-    world.play(Cost().open(1), 400)
+    world.play(CostController().open(1), 400)
     late = world.log[-100:]
     assert np.median([width for _, width, _ in late]) >= 8
 
 
 def test_clocks_that_stand_still_are_no_error():
     world = World(lambda rows, width: 0.0, draft=lambda depth: 0.0, host=0.0, search=0.0)
-    world.play(Cost().open(2), 30, rows=2)
+    world.play(CostController().open(2), 30, rows=2)
     assert world.tokens >= 60
 
 
 def test_decisions_do_not_see_tokens():
     """Non-anticipation: no argument of a decision holds a token or what one was drawn from."""
     asked = {
-        name: list(inspect.signature(getattr(CostControl, name)).parameters)[1:]
+        name: list(inspect.signature(getattr(CostController, name)).parameters)[1:]
         for name in ("depth", "drafts", "sizes")
     }
     assert asked == {"depth": ["row"], "drafts": ["row"], "sizes": ["weights"]}
@@ -394,6 +398,6 @@ def test_the_same_observations_give_the_same_decisions():
     logs = []
     for _ in range(2):
         world = World(bf16, drafter=chance(0.6), branches=chance(0.5), seed=3)
-        world.play(Cost().open(2), 300, rows=2)
+        world.play(CostController().open(2), 300, rows=2)
         logs.append(world.log)
     assert logs[0] == logs[1]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.verify.draft.conditional import lattices
-from dllm.verify.draft.construct import Sample
+from dllm.verify.draft.construct import SampledChain
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.search import Argmax, Coupled, Cps, Product
 from tests.verify.drafts import all_nodes, paths
@@ -235,7 +235,7 @@ def test_pairs_that_are_no_law_are_none():
     checked = replace(lattice, pairs=pairs).checked(VOCAB, 9)
     assert checked.pairs[1, 0, 0] == -np.inf
     assert checked.pairs[1, 1, 0] == 0
-    for search in (Argmax(), Product(), Coupled(), Cps(), Sample()):
+    for search in (Argmax(), Product(), Coupled(), Cps(), SampledChain()):
         tree = search.grow(ROOT, checked, memory_of(), 9, _First())
         assert tree.weights == sorted(tree.weights, reverse=True)
         assert max(tree.weights) <= 1

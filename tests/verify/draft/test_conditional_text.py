@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.verify.draft.construct import GreedyPlusOne, KSeqTree, RsdTree, Sample
+from dllm.verify.draft.construct import GreedyPlusOne, KSeqTree, RsdTree, SampledChain
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.search import Argmax, Coupled, Cps, Product
 from dllm.verify.rng import TorchRng
@@ -50,8 +50,8 @@ def test_the_text_is_the_targets(search, name, seed, drafts, zeros, width, eos, 
 @pytest.mark.parametrize(
     ("search", "name"),
     [
-        (Sample(), "ratio"),
-        (Sample(), "block"),
+        (SampledChain(), "ratio"),
+        (SampledChain(), "block"),
         (RsdTree(widths=(2, 1)), "rsd"),
         (GreedyPlusOne(), "ratio"),
     ],
@@ -78,8 +78,8 @@ def with_marginals(search):
 @pytest.mark.parametrize(
     ("search", "name"),
     [
-        (Sample(), "ratio"),
-        (Sample(), "block"),
+        (SampledChain(), "ratio"),
+        (SampledChain(), "block"),
         (RsdTree(widths=(2, 2)), "rsd"),
         (KSeqTree(), "kseq"),
     ],
@@ -91,7 +91,7 @@ def test_the_enumeration_sees_a_test_with_the_marginals(search, name):
 
 def cut_at_unlikely(text, lattice, rng) -> Tree:
     """The mutant that looks at the token it admits."""
-    tree = Sample().grow(text[-1] if text else 0, lattice, Memory(), 4, rng)
+    tree = SampledChain().grow(text[-1] if text else 0, lattice, Memory(), 4, rng)
     likely = [tree.draws[i].law.prob(tree.tokens[i + 1]) >= 0.5 for i in range(tree.drafts)]
     cut = tree.cut((*likely, False).index(False))
     return replace(cut, draws={node: draw for node, draw in cut.draws.items() if node < cut.drafts})

@@ -16,7 +16,7 @@ from dllm.verify.draft.construct import (
     GreedyPlusOne,
     KSeqTree,
     RsdTree,
-    Sample,
+    SampledChain,
 )
 from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.sources.memory import Memory
@@ -27,8 +27,8 @@ from tests.verify.rounds import World
 EXACT = 1e-12
 RULES = {name: build_part(name, parts.RULES, "dllm.rules") for name in parts.RULES}
 SEARCHES = [
-    Sample(),
-    Sample(confidence=0.6),
+    SampledChain(),
+    SampledChain(confidence=0.6),
     RsdTree(widths=(2, 1)),
     RsdTree(widths=(2, 2)),
     KSeqTree(chains=2),
@@ -73,7 +73,7 @@ def test_three_draws(search):
 def test_a_chain_may_be_cut_to_a_size(name):
     """A size that was not chosen by what was drawn, as the room that is left."""
     world = World(5, columns=3)
-    grow = world.grown(Sample())
+    grow = world.grown(SampledChain())
     law = world.law(RULES[name], lambda text, lattice, rng: grow(text, lattice, rng).cut(2))
     assert tv(law, world.truth()) < EXACT
 
@@ -82,8 +82,8 @@ def test_a_chain_may_be_cut_to_a_size(name):
 @pytest.mark.parametrize(
     ("search", "name"),
     [
-        (Sample(), "ratio"),
-        (Sample(), "block"),
+        (SampledChain(), "ratio"),
+        (SampledChain(), "block"),
         (RsdTree(widths=(2, 1)), "rsd"),
         (GreedyPlusOne(), "ratio"),
     ],
@@ -150,7 +150,7 @@ def test_nothing_stands_behind_an_end_token(search):
 
 def test_the_root_may_be_an_end_token():
     lattice = four_columns(eos=(9,))
-    assert all(tree.drafts == 3 for tree in trees(Sample(), lattice, 3))
+    assert all(tree.drafts == 3 for tree in trees(SampledChain(), lattice, 3))
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -168,7 +168,7 @@ def test_without_a_draft_the_branches_remain(search):
 
 def test_a_branch_stands_beside_the_draws_and_merges_with_them():
     branches = [Branch((1, 2), (0.4, 0.9), "copy")]
-    grown = trees(Sample(), four_columns(), 9, branches)
+    grown = trees(SampledChain(), four_columns(), 9, branches)
     beside = [tree for tree in grown if tree.draws[0].tokens != (1,)]
     merged = [tree for tree in grown if tree.draws[0].tokens == (1,)]
     assert beside
@@ -181,7 +181,7 @@ def test_a_branch_stands_beside_the_draws_and_merges_with_them():
 def test_the_heavier_of_branches_and_draws_come_first():
     for weight, sources in ((0.95, ["copy", "lattice"]), (0.85, ["lattice", "copy"])):
         branches = [Branch((7, 8), (weight, 0.5), "copy")]
-        for tree in trees(Sample(), four_columns(), 2, branches):
+        for tree in trees(SampledChain(), four_columns(), 2, branches):
             assert tree.sources[1:] == sources
 
 
@@ -258,13 +258,13 @@ def test_kept_end_tokens_do_not_hide_the_likeliest():
 
 @pytest.mark.parametrize(("confidence", "columns"), [(0, 4), (0.45, 3), (0.55, 0), (1, 0)])
 def test_an_unsure_column_ends_the_draft(confidence, columns):
-    for tree in trees(Sample(confidence=confidence), four_columns(), 9):
+    for tree in trees(SampledChain(confidence=confidence), four_columns(), 9):
         assert tree.drafts == columns
 
 
 def test_certain_columns_have_the_highest_confidence():
     certain = Lattice(np.full((2, 1), 5), np.zeros((2, 1)))
-    [tree] = trees(Sample(confidence=1.0), certain, 9)
+    [tree] = trees(SampledChain(confidence=1.0), certain, 9)
     assert tree.tokens == [9, 5, 5]
 
 
@@ -272,7 +272,7 @@ def test_a_column_without_tokens_ends_the_draft():
     lattice = four_columns()
     tokens, logp = lattice.tokens.copy(), lattice.logp.copy()
     tokens[1], logp[1] = -1, -np.inf
-    assert all(tree.drafts == 1 for tree in trees(Sample(), Lattice(tokens, logp), 9))
+    assert all(tree.drafts == 1 for tree in trees(SampledChain(), Lattice(tokens, logp), 9))
 
 
 class Alike:
@@ -287,7 +287,7 @@ class Alike:
 
 @pytest.mark.parametrize(
     ("search", "drafts"),
-    [(Sample(), 3), (RsdTree(widths=(2, 1)), 4), (KSeqTree(), 4), (GreedyPlusOne(), 5)],
+    [(SampledChain(), 3), (RsdTree(widths=(2, 1)), 4), (KSeqTree(), 4), (GreedyPlusOne(), 5)],
 )
 def test_weights_add_up_to_the_accepted_drafts(search, drafts):
     """Where the target's laws are the marginals the sum of weights is E[accepted], exactly."""
@@ -296,7 +296,7 @@ def test_weights_add_up_to_the_accepted_drafts(search, drafts):
     rng = np.random.default_rng([2, 99, 0])
     world.target = Alike(np.vstack([rng.dirichlet(np.ones(4), 3), np.full((1, 4), 0.25)]))
 
-    rule = RULES["ratio" if search == Sample() else search.accepts[0]]
+    rule = RULES["ratio" if search == SampledChain() else search.accepts[0]]
 
     def program(rng) -> int:
         tree = world.grown(search)((), lattice, rng)
@@ -324,4 +324,4 @@ def test_values_that_mean_nothing(spec, said):
 
 def test_parts_by_name():
     assert build_part("rsd:widths=3+2", parts.SEARCHES, "dllm.searches") == RsdTree(widths=(3, 2))
-    assert build_part("sample:confidence=0.5", parts.SEARCHES, "dllm.searches") == Sample(0.5)
+    assert build_part("sample:confidence=0.5", parts.SEARCHES, "dllm.searches") == SampledChain(0.5)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.cache.plan import Plan
+from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.models.hf import HFModel
 from dllm.models.markov import MarkovHead
@@ -28,9 +28,9 @@ def columns(lattice):
 def plainly(model, context, depth, masks=None, tail=()):
     """The same columns from one pass over everything, without a store."""
     ids = [*context, *[MASK] * (masks or depth), *tail]
-    plan = Plan.full(len(ids))
+    plan = ForwardPlan.full(len(ids))
     first = len(context) - model.spec.shift
-    plan = Plan(plan.pos, torch.arange(first, first + depth)[None])
+    plan = ForwardPlan(plan.pos, torch.arange(first, first + depth)[None])
     with torch.no_grad():
         logits = model(torch.tensor([ids]), plan)[0].float()
     logits[:, MASK] = -torch.inf
@@ -142,10 +142,10 @@ def test_more_steps_fill_the_surest_positions_first(shift):
     with torch.no_grad():  # the context's keys are those of the first pass
         store = model.new_store(1, 7)
         first = torch.tensor([[*context, *[MASK] * 4]])
-        model(first, Plan(Plan.full(7).pos, head), store)
+        model(first, ForwardPlan(ForwardPlan.full(7).pos, head), store)
         start = len(context) - shift
         pos = torch.arange(start, 7)[None]
-        logits = model(torch.tensor([ids]), Plan(pos, head - start), store)[0].float()
+        logits = model(torch.tensor([ids]), ForwardPlan(pos, head - start), store)[0].float()
     logits[:, MASK] = -torch.inf
     twice = logits.double().softmax(-1).numpy()
     for i in range(4):

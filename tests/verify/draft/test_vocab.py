@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from dllm.text.tokenizer import Text
+from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.tokenizer import EOS, build_tokenizer
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.vocab import Translated, id_map, same_ids
@@ -14,7 +14,7 @@ from tests.verify.scripted import Scripted
 
 def text_of(words):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=build_tokenizer([words]), eos_token=EOS)
-    return Text(tokenizer, "llada")
+    return ChatTokenizer(tokenizer, "llada")
 
 
 DRAFT, TARGET = text_of("fig plum pear kiwi"), text_of("kiwi plum lime fig")  # other ids
