@@ -64,8 +64,8 @@ class Endless:
         assert isinstance(model.spec, ModelSpec)
         self.spec = replace(model.spec, eos_id=model.spec.mask_id, eot_id=None)
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        return self.model.new_store(batch, length, limit)
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+        return self.model.new_kv(batch, length, limit)
 
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         return self.model(ids, plan, store)

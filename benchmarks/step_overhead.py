@@ -58,7 +58,7 @@ class TableModel:
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         return self.logits[plan.head]
 
-    def new_store(self, batch: int, length: int) -> KVCache:
+    def new_kv(self, batch: int, length: int) -> KVCache:
         raise NotImplementedError("no contender uses a cache")
 
 

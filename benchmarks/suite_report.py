@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS, fill
 from dllm.eval.curves import Curve, Point, label, select
+from dllm.eval.distributions import distributions
 from dllm.eval.figures import draw
 from dllm.eval.frontier import best_at
-from dllm.eval.laws import laws
 from dllm.eval.records import Summary
 from dllm.eval.report import read_summary, report
 from dllm.eval.tables import NONE, TextTable, number, percent, span
@@ -211,7 +211,7 @@ def tables(runs: Mapping[str, Summary]) -> dict[str, str]:
     methods = next(t for t in report([("curves", runs["curves"])]) if t.title == "Methods")
     notes = "\n".join(f"- {note}" for note in methods.notes)
     return {
-        "tasks": plain(laws(runs["headline"].plan.tasks)),
+        "tasks": plain(distributions(runs["headline"].plan.tasks)),
         "headline": headline(runs["headline"]),
         "caches": caches(runs["caches"]),
         "methods": f"{plain(methods)}\n\n{notes}",

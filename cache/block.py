@@ -46,12 +46,12 @@ class BlockPolicy(PolicyBase):
         # behind the last position that the step needs, and behind its block
         last = torch.where(step.want, pos + 1, step.end[:, None]).amax(1)
         reach = -(-last // size) * size
-        final = pos < (step.canvas.first_hole() // size * size)[:, None]  # [B, T] finished blocks
+        final = pos < (step.canvas.first_masked() // size * size)[:, None]  # [B, T] finished blocks
         # A rule may have made holes in a finished block: nothing behind it is final any more.
         stored = state["stored"] & final if "stored" in state else torch.zeros_like(final)
         query = step.between(0, reach) & ~stored
         if not self.exact:
-            first = step.canvas.holes.gather(1, step.start[:, None])
+            first = step.canvas.masked.gather(1, step.start[:, None])
             whole = entered(step, state)[:, None] | first
             query &= whole | step.window
         state["stored"] = stored | (query & final)

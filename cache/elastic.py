@@ -61,16 +61,16 @@ class Elastic(PolicyBase):
 
     def query(self, step: Step, state: State) -> Query:
         known = step.canvas.known & step.inside
-        holes = step.want & ~known
-        masked = holes & (holes.cumsum(1) <= self.window)
-        nothing = torch.zeros_like(masked)[None]
+        masked = step.want & ~known
+        nearest = masked & (masked.cumsum(1) <= self.window)
+        nothing = torch.zeros_like(nearest)[None]
         tracked = step.extra.get("tracked", nothing) & step.inside  # [L, B, T]
         tested = tracked.any(0).expand_as(tracked) if self.union else tracked
         whole = (step.index == 0) | due(step.index, self.refresh)
         return Query(
-            pos=step.inside & (masked | step.changed | tracked.any(0) | whole[:, None]),
-            want=masked | (step.want & known),
-            walk=Widening(self, step.inside, known, *positions(masked), *_each(tested)),
+            pos=step.inside & (nearest | step.changed | tracked.any(0) | whole[:, None]),
+            want=nearest | (step.want & known),
+            walk=Widening(self, step.inside, known, *positions(nearest), *_each(tested)),
         )
 
 

@@ -40,16 +40,16 @@ class GreedyPolicy(PolicyBase):
 
     def query(self, step: Step, state: State) -> Query:
         whole = (entered(step, state) | due(state["since"], self.refresh))[:, None]
-        holes = step.want & step.canvas.holes
+        masked = step.want & step.canvas.masked
         random = self.order == "random"
-        rank = ranked(holes, shuffled(step) if random else step.confidence)
-        offered = holes & (rank < self.ahead)
-        near = self.beside(rank, offered, step.canvas.holes & ~offered)
+        rank = ranked(masked, shuffled(step) if random else step.confidence)
+        offered = masked & (rank < self.ahead)
+        near = self.beside(rank, offered, step.canvas.masked & ~offered)
         pos = step.inside & (whole | offered | near | step.changed)
         if not random:
-            offered |= holes & whole
+            offered |= masked & whole
         # what is known and wanted all the same (rules that look back) is not left out
-        return Query(pos, want=offered | ~step.canvas.holes)
+        return Query(pos, want=offered | ~step.canvas.masked)
 
     def beside(self, rank: Tensor, offered: Tensor, free: Tensor) -> Tensor:
         """[B, T] of the `free` masks those nearest to each `offered` position, by its `rank`.

@@ -13,7 +13,7 @@ class NoCache(PolicyBase):
     """Query every position of every row; nothing is stored."""
 
     paper: ClassVar[str] = "exact"
-    uses_store: ClassVar[bool] = False
+    uses_kv: ClassVar[bool] = False
 
     def query(self, step: Step, state: State) -> Query:
         return Query(step.inside)

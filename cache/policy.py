@@ -83,7 +83,7 @@ class CachePolicy(Protocol):
     """
 
     @property
-    def uses_store(self) -> bool: ...
+    def uses_kv(self) -> bool: ...
     @property
     def freezes(self) -> bool: ...
     @property
@@ -99,7 +99,7 @@ class CachePolicy(Protocol):
 class PolicyBase:
     """The usual policy keeps keys and values, and predicts all that is wanted."""
 
-    uses_store: ClassVar[bool] = True
+    uses_kv: ClassVar[bool] = True
     freezes: ClassVar[bool] = False
     narrows: ClassVar[bool] = False
     wants_confidence: ClassVar[bool] = False

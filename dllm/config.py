@@ -61,11 +61,11 @@ class DecodeConfig:
     max_new_tokens: masked positions behind every prompt. block_length: tokens of a window (None:
     all). temperature 0 takes the argmax; top_p and top_k (0: off) truncate the law that tokens are
     drawn from and that Dream takes its scores from. seed: of the counter-based noise. stop: strings
-    that end a text. given: "OFFSET:TEXT" that stands in every answer from the start, OFFSET tokens
-    behind the prompt. cfg_scale: classifier-free guidance, which costs a second forward a step (0:
-    off). history: keep the commits of every step in the Output. cache_mib: MiB that keys and values
-    of a request may take at most (None: any). buckets: pad a cached forward's queries to 8, 16, 32,
-    ..., so that compiled shapes repeat; spare places compute the stalest positions anew.
+    that end a text. prefilled: "OFFSET:TEXT" that stands in every answer from the start, OFFSET
+    tokens behind the prompt. cfg_scale: classifier-free guidance, which costs a second forward a
+    step (0: off). history: keep the commits of every step in the Output. cache_mib: MiB that keys
+    and values of a request may take at most (None: any). buckets: pad a cached forward's queries to
+    8, 16, 32, ..., so that compiled shapes repeat; spare places compute the stalest positions anew.
     """
 
     max_new_tokens: int = 128
@@ -75,7 +75,7 @@ class DecodeConfig:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    prefilled: tuple[str, ...] = ()
     cfg_scale: float = 0.0
     history: bool = False
     sampler: str | CommitRule = "threshold"
@@ -92,15 +92,17 @@ class DecodeConfig:
         check_switches(self, "history", "buckets")
         check_top_p(self.top_p)
         object.__setattr__(self, "stop", checked_stop(self.stop))
-        if isinstance(self.given, str):
-            object.__setattr__(self, "given", (self.given,))
-        if not isinstance(self.given, Sequence):
-            raise ConfigError(f"given={self.given!r:.99}: expected texts like OFFSET:TEXT")
-        for item in self.given:
+        if isinstance(self.prefilled, str):
+            object.__setattr__(self, "prefilled", (self.prefilled,))
+        if not isinstance(self.prefilled, Sequence):
+            raise ConfigError(f"prefilled={self.prefilled!r:.99}: expected texts like OFFSET:TEXT")
+        for item in self.prefilled:
             offset, colon, text = item.partition(":") if isinstance(item, str) else ("", "", "")
             if not (offset.isascii() and offset.isdigit() and colon and text):
-                raise ConfigError(f"given={item!r}: expected OFFSET:TEXT, a whole number and text")
-        object.__setattr__(self, "given", tuple(self.given))
+                raise ConfigError(
+                    f"prefilled={item!r}: expected OFFSET:TEXT, a whole number and text"
+                )
+        object.__setattr__(self, "prefilled", tuple(self.prefilled))
 
     def replace(self, **changes: Any) -> DecodeConfig:
         """A copy with some options changed; ConfigError lists the known ones for an unknown."""
@@ -111,17 +113,17 @@ class DecodeConfig:
 
         SpecError or ConfigError names what is wrong with it.
         """
-        given, kind = getattr(self, option), PARTS[option]
-        if given is None and kind.optional:
+        value, kind = getattr(self, option), PARTS[option]
+        if value is None and kind.optional:
             return None
-        part = given
-        if isinstance(given, str):
+        part = value
+        if isinstance(value, str):
             # a planner works in blocks of block_length unless its spec says otherwise
             size = {"block_length": self.block_length} if option == "planner" else {}
-            part = build_part(given, kind.table, kind.group, **size)
+            part = build_part(value, kind.table, kind.group, **size)
         if isinstance(part, type) or not callable(getattr(part, kind.method, None)):
             raise ConfigError(
-                f"{option}={given!r}: expected a spec, or an object with {kind.method}()"
+                f"{option}={value!r}: expected a spec, or an object with {kind.method}()"
             )
         check_types(part)
         return part

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, overload
 
 from dllm.config import AUTO, ConfigError, DecodeConfig
-from dllm.decoding.canvas import Given
+from dllm.decoding.canvas import Prefilled
 from dllm.decoding.driving import drive
 from dllm.decoding.step import DecodeError, Decoding
 from dllm.models.protocol import Model
@@ -65,21 +65,21 @@ class Engine:
         config: DecodeConfig,
         *,
         row_ids: Sequence[int] | None = None,
-        given: Sequence[Given] | None = None,
+        prefilled: Sequence[Prefilled] | None = None,
     ) -> Events:
         """Decode token ids; yield Started, Commit and Finished events of all rows as they happen.
 
         row_ids: the identity of each row in random draws (default: its index), so that a row
-        samples the same alone, in a batch, or on another machine. given: by row, (offset behind the
-        prompt, token ids) that stand in its answer from the start. KeyboardInterrupt ends the rows
-        that are left with finish_reason "interrupted". Raises DecodeError.
+        samples the same alone, in a batch, or on another machine. prefilled: by row, (offset behind
+        the prompt, token ids) that stand in its answer from the start. KeyboardInterrupt ends the
+        rows that are left with finish_reason "interrupted". Raises DecodeError.
         """
         prompts = as_ids(prompts)
         row_ids = as_row_ids(row_ids, len(prompts))
-        self._check(prompts, config, given)
+        self._check(prompts, config, prefilled)
         if not prompts:
             return
-        decoding = Decoding(self.model, self.text, prompts, config, row_ids, given)
+        decoding = Decoding(self.model, self.text, prompts, config, row_ids, prefilled)
         try:
             yield from decoding.events
             while decoding.active:
@@ -145,13 +145,13 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
-        given: Sequence[Given] | None,
+        prefilled: Sequence[Prefilled] | None,
     ) -> None:
-        if given is not None and len(given) != len(prompts):
-            raise DecodeError(f"{len(given)} given for {len(prompts)} prompts")
+        if prefilled is not None and len(prefilled) != len(prompts):
+            raise DecodeError(f"{len(prefilled)} prefilled for {len(prompts)} prompts")
         vocab, most = self.model.spec.vocab_size, getattr(self.model.spec, "max_positions", None)
         for row, prompt in enumerate(prompts):
-            stands = [token for _, ids in (given[row] if given else ()) for token in ids]
+            stands = [token for _, ids in (prefilled[row] if prefilled else ()) for token in ids]
             outside = [token for token in (*prompt, *stands) if not 0 <= token < vocab]
             if outside:
                 raise DecodeError(

@@ -72,7 +72,7 @@ class Output:
         return self.answer_tokens / self.nfe if self.nfe else 0.0
 
     @property
-    def slots_per_forward(self) -> float:
+    def committed_per_forward(self) -> float:
         """All committed positions per forward, padding behind the end token included."""
         return self.slots / self.nfe if self.nfe else 0.0
 

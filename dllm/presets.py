@@ -63,7 +63,7 @@ PRESETS: dict[str, Preset] = {
         {
             **QUOTA,
             "max_new_tokens": 256,
-            "given": ("200:The answer is",),
+            "prefilled": ("200:The answer is",),
             "stop_rule": "prophet:marker=answer is,skip=1,length=5",
         },
     ),

@@ -166,11 +166,11 @@ def _events(
 ) -> Iterator[Recorded]:
     """The events of a recording's lines, followed once to see that they fit together."""
     follower: Any = follower_of(verb, stop_ids)
-    room = TOKENS
+    budget = TOKENS
     for number, fields in lines:
         try:
             recorded = _parse(fields, EVENTS[verb])
-            room -= _check(recorded, follower.rows, room)
+            budget -= _check(recorded, follower.rows, budget)
             follower.apply(*recorded)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
@@ -209,16 +209,16 @@ def _typed(cls: type[Any], fields: dict[str, Any]) -> Any:
     return cls(**values)
 
 
-def _check(recorded: Recorded, rows: Mapping[int, AnswerSoFar | SpecRow], room: int) -> int:
+def _check(recorded: Recorded, rows: Mapping[int, AnswerSoFar | SpecRow], budget: int) -> int:
     """Tokens that the event adds to the canvases; ValueError where it does not fit the `rows`, or
-    the `room` for more tokens.
+    the `budget` for more tokens.
     """
     event, _, pieces = recorded
     if isinstance(event, Started):
         if event.row in rows or not 0 <= event.row < ROWS:
             raise ValueError(f"row {event.row} begins")
-        if not 0 <= event.max_new_tokens <= room:
-            raise ValueError(f"max_new_tokens={event.max_new_tokens}: expected at most {room}")
+        if not 0 <= event.max_new_tokens <= budget:
+            raise ValueError(f"max_new_tokens={event.max_new_tokens}: expected at most {budget}")
         return event.max_new_tokens
     row = rows[event.row]
     if row.output is not None:

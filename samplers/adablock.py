@@ -67,7 +67,7 @@ class AdaBlock(PlannerBase):
 
     def windows(self, canvas: Canvas, state: State) -> Windows:
         """The open block; where there is none, all that the next block may reach."""
-        first, length = canvas.first_hole(), canvas.length
+        first, length = canvas.first_masked(), canvas.length
         reach = self._reach(length - canvas.prompt)
         if self.block_length is not None:
             reach = reach.clamp(min=self.block_length)

@@ -53,7 +53,7 @@ class Candidates:
     pos, token [B, K] int64, pos ascending;  valid [B, K] bool: a candidate, or padding, which may
     stand anywhere;  conf [B, K] fp32 probability of the token, log1m [B, K] log(1 - conf), exact
     also where conf rounds to 1;  ends [B, K] the token would end the answer.
-    Per row [B]: window start, end and holes it began with (`window_holes`), forwards spent in the
+    Per row [B]: window start, end and holes it began with (`window_masked`), forwards spent in the
     window and in all (`window_step`, `step`), `prompt` and `length` of the row, its index `row`,
     the share of its answer known before this step (`filled`).
     `state`: tensors [B, ...] that a rule may keep from one step to the next by assigning to a key;
@@ -75,7 +75,7 @@ class Candidates:
     ends: Tensor
     start: Tensor
     end: Tensor
-    window_holes: Tensor
+    window_masked: Tensor
     window_step: Tensor
     step: Tensor
     prompt: Tensor
@@ -138,7 +138,7 @@ class Progress:
 
     step: Tensor
     window_step: Tensor
-    window_holes: Tensor
+    window_masked: Tensor
     window_start: Tensor
 
 
@@ -154,15 +154,15 @@ def propose(
     The result holds the fields of `Candidates` by name, the optional ones only if in `needs`.
     spare [B, K, V]: memory that entropies may be worked out in (None: their own).
     """
-    law = z / how.temperature if how.temperature > 0 else z
+    distribution = z / how.temperature if how.temperature > 0 else z
     if how.temperature > 0 or how.tempered:
-        law = truncate(law, how.top_p, how.top_k)
+        distribution = truncate(distribution, how.top_p, how.top_k)
     best = z.argmax(-1, keepdim=True)
-    token = draw(law, uniform(how.seed, *keys))[..., None] if how.temperature > 0 else best
+    token = draw(distribution, uniform(how.seed, *keys))[..., None] if how.temperature > 0 else best
     extra = {}
     if "gap" in needs:
         extra["gap"] = (z.gather(-1, best) - second(z, best))[..., 0]
-    scores = law if how.tempered else z
+    scores = distribution if how.tempered else z
     first = best if scores is z else scores.argmax(-1, keepdim=True)
     top = scores.gather(-1, first)
     gap = scores.sub_(top)  # in place: allocating a tensor of this size costs as much as a pass
@@ -248,10 +248,10 @@ def score(
     batch, count, vocabulary = logits.shape
     size = min(count, max(1, CHUNK // (batch * vocabulary)))
     # The same memory for every piece: new one for each costs its page faults, more than a pass.
-    room = logits.new_empty(1 + ("entropy" in needs), batch, size, vocabulary, dtype=kind)
+    budget = logits.new_empty(1 + ("entropy" in needs), batch, size, vocabulary, dtype=kind)
     for at in range(0, count, size):
         cut = slice(at, at + size)
-        z, *spare = room[:, :, : count - at]  # [B, size, V] each, the last piece perhaps shorter
+        z, *spare = budget[:, :, : count - at]  # [B, size, V] each, the last piece perhaps shorter
         z.copy_(logits[:, cut])
         z[..., list(how.banned)] = -torch.inf
         if transform is not None:
@@ -269,16 +269,16 @@ def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: dict[str, Tens
 
     Infinite where a position was not scored then. Keeps the present laws.
     """
-    law = logits.float().log_softmax(-1)
+    distribution = logits.float().log_softmax(-1)
     kl = torch.full(pos.shape, torch.inf, device=pos.device)
-    if "law" in state:
+    if "distribution" in state:
         same = (pos[:, :, None] == state["pos"][:, None]) & state["valid"][:, None]  # [B, K, K']
-        before = state["law"].gather(
-            1, same.float().argmax(2)[..., None].expand(-1, -1, law.shape[2])
+        before = state["distribution"].gather(
+            1, same.float().argmax(2)[..., None].expand(-1, -1, distribution.shape[2])
         )
-        terms = law.exp() * (law - before)
+        terms = distribution.exp() * (distribution - before)
         kl = torch.where(same.any(2), terms.nan_to_num(0.0).sum(-1).clamp(min=0), kl)
-    state |= {"law": law, "pos": pos, "valid": valid}
+    state |= {"distribution": distribution, "pos": pos, "valid": valid}
     return kl
 
 
@@ -299,7 +299,7 @@ def per_window(view: Candidates, windows: Windows, progress: Progress) -> Candid
         "valid": tensors["valid"] & inside,
         "start": windows.start.flatten(),
         "end": windows.end.flatten(),
-        "window_holes": progress.window_holes.flatten(),
+        "window_holes": progress.window_masked.flatten(),
         "window_step": progress.window_step.flatten(),
     }
     if (d := view.decoded) is not None:

@@ -65,7 +65,7 @@ class Credit:
         token = token.scatter(2, slot, top)
         credit = credit.scatter(2, slot, before + earned)
 
-        scored = valid & canvas.holes.gather(1, pos)
+        scored = valid & canvas.masked.gather(1, pos)
         row, k = scored.nonzero(as_tuple=True)
         for name, new in (("token", token), ("credit", credit)):
             table = state[name].clone()

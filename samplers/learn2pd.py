@@ -124,7 +124,7 @@ class EndOfText:
         behind = torch.where(ends, canvas.pos + 1, canvas.length[:, None]).amin(1)
         # Still a hole: another token may have been committed where the end was proposed.
         pos = view.pos.where(view.valid, 0)
-        sure = view.valid & view.ends & (view.conf >= self.threshold) & canvas.holes.gather(1, pos)
+        sure = view.valid & view.ends & (view.conf >= self.threshold) & canvas.masked.gather(1, pos)
         best = view.rank(sure.float(), *view.certainty) == 0
         cut = torch.where(sure & best, view.pos + 1, canvas.length[:, None])
         return Verdict(length=torch.minimum(behind, cut.amin(1)))

@@ -58,10 +58,10 @@ class MultiBlock(PlannerBase):
         start = torch.minimum(prompt + slots * size, length)  # [B, N]
         end = torch.minimum(start + size, length)
 
-        before = pad(canvas.holes.cumsum(1), (1, 0))  # [B, T + 1] holes in front of a position
-        holes = before.gather(1, end) - before.gather(1, start)
-        share = 1 - holes.double() / (end - start).clamp(min=1)
-        left = holes > 0
+        before = pad(canvas.masked.cumsum(1), (1, 0))  # [B, T + 1] holes in front of a position
+        masked = before.gather(1, end) - before.gather(1, start)
+        share = 1 - masked.double() / (end - start).clamp(min=1)
+        left = masked > 0
         first = left & (left.cumsum(1) == 1)
 
         stops = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))

@@ -37,7 +37,7 @@ class FixedBlocks(PlannerBase):
         if self.block_length is None:
             return Windows(canvas.prompt, canvas.length)
         origin = torch.zeros_like(canvas.prompt) if self.aligned else canvas.prompt
-        done = (canvas.first_hole() - origin) // self.block_length
+        done = (canvas.first_masked() - origin) // self.block_length
         start = origin + done * self.block_length
         end = torch.minimum(start + self.block_length, canvas.length)
         return Windows(torch.maximum(start, canvas.prompt), end)

@@ -105,7 +105,7 @@ def quota(view: Candidates, steps: int | None) -> Tensor:
     ones first, at least one. `steps` as in `steps_of_window`.
     """
     share = steps_of_window(view, steps)
-    count = view.window_holes // share + (view.window_step < view.window_holes % share)
+    count = view.window_masked // share + (view.window_step < view.window_masked % share)
     return count.clamp(min=1)
 
 

@@ -46,7 +46,7 @@ class SlowFast(PlannerBase):
         state [B]: start (-1: to be found) and end of the phase's window, whether it is `slow`, slow
         steps `tried`, end of the last `span`.
         """
-        first, limit = canvas.first_hole(), canvas.length
+        first, limit = canvas.first_masked(), canvas.length
         if self.block_length is not None:
             blocks = (first - canvas.prompt) // self.block_length + 1
             limit = torch.minimum(canvas.prompt + blocks * self.block_length, limit)

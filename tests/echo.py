@@ -75,7 +75,7 @@ class Echo:
                 logits[b, r, token] = 20.0 if sure else 5.0
         return logits
 
-    def new_store(self, batch: int, length: int) -> None:
+    def new_kv(self, batch: int, length: int) -> None:
         raise NotImplementedError
 
 

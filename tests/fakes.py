@@ -121,7 +121,7 @@ class FakeModel:
         """How many rows each call had."""
         return [len(ids) for ids in self.seen]
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise NotImplementedError("the fake computes every row anew")
 
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:

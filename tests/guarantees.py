@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dllm.config import DecodeConfig
-from dllm.decoding.canvas import Canvas, Given, Windows
+from dllm.decoding.canvas import Canvas, Prefilled, Windows
 from dllm.decoding.driving import drive
 from dllm.engine import Engine
 from dllm.output import Commit, Event, Finished, Output, Started
@@ -35,18 +35,18 @@ class Request:
     prompts: Sequence[Sequence[int]]
     config: DecodeConfig
     row_ids: Sequence[int] | None = None
-    given: Sequence[Given] | None = None
+    prefilled: Sequence[Prefilled] | None = None
     ends: Sequence[int] = (EOS, EOT)
 
     def of(self, rows: Sequence[int]) -> Request:
         """The same of these rows alone, in this order."""
         ids = self.row_ids or range(len(self.prompts))
-        given = self.given or [()] * len(self.prompts)
+        prefilled = self.prefilled or [()] * len(self.prompts)
         return Request(
             [self.prompts[row] for row in rows],
             self.config,
             [ids[row] for row in rows],
-            [given[row] for row in rows],
+            [prefilled[row] for row in rows],
             self.ends,
         )
 
@@ -88,7 +88,7 @@ def decode(model: Any, request: Request, lines: Lines | None = None) -> Run:
     """Decode a request; `lines`: what counts or interrupts them."""
     told, engine = Told(), Engine(model, FakeText())
     events = engine.stream_steps(
-        request.prompts, request.config, row_ids=request.row_ids, given=request.given
+        request.prompts, request.config, row_ids=request.row_ids, prefilled=request.prefilled
     )
     if lines is None:
         return Run(told, drive(events, told)[0], Lines())
@@ -179,13 +179,13 @@ def check_order(request: Request, found: Run) -> None:
     expect(sorted(found.done) == rows, "every row has an Output")
     expect(started == rows, "every row starts once, in order")
     expect(sorted(finished) == rows, "every row ends once")
-    given = request.given or [()] * len(rows)
+    prefilled = request.prefilled or [()] * len(rows)
     for row in rows:
         own = [event for event in events if event.row == row]
         expect(isinstance(own[0], Started) and isinstance(own[-1], Finished), "in order")
         stands = {
             pos + len(request.prompts[row]) + i: token
-            for pos, ids in given[row]
+            for pos, ids in prefilled[row]
             for i, token in enumerate(ids)
         }
         told = {
@@ -200,14 +200,14 @@ def check_order(request: Request, found: Run) -> None:
 def check_commits(request: Request, row: int, commits: Sequence[Commit]) -> None:
     """Progress in every step, nothing of the prompt touched, what is settled stays."""
     size, prompt = request.config.max_new_tokens, request.prompts[row]
-    given = {pos for commit in commits if not commit.nfe for pos in commit.positions}
+    prefilled = {pos for commit in commits if not commit.nfe for pos in commit.positions}
     states = list(replay(prompt, commits, size))
     before, settled = 0, 0
     for commit, state in zip(commits, states[1:], strict=True):
         changed = [*commit.positions, *commit.remasked]
         expect(commit.positions == sorted(commit.positions), "positions ascend")
         expect(len(commit.positions) > len(commit.remasked), "every step gains a token")
-        expect(commit.nfe == 0 or given.isdisjoint(changed), "what is given stays")
+        expect(commit.nfe == 0 or prefilled.isdisjoint(changed), "what is given stays")
         expect(commit.nfe == 0 or MASK not in commit.token_ids, "the mask is never committed")
         expect(commit.nfe >= before, "forwards are counted up")
         expect(min(changed, default=size) >= settled, "what is settled stays")

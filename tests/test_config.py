@@ -20,7 +20,7 @@ from dllm.samplers.quota import Quota
         ("max_new_tokens", [2**20 + 1], "a whole number of at least 1 and at most 1048576$"),
         ("temperature", [10**400], "a number of at least 0"),
         ("history", [1, None, "no"], "True or False$"),
-        ("given", [5, None], "texts like OFFSET:TEXT$"),
+        ("prefilled", [5, None], "texts like OFFSET:TEXT$"),
         ("max_new_tokens", [0, -1, 2.5, "8", None, True], "a whole number of at least 1$"),
         ("block_length", [0, -4, 1.5, "none", False], "a whole number of at least 1, or None"),
         ("temperature", [-0.1, math.nan, math.inf, "hot", None, 1j], "a number of at least 0"),
@@ -73,7 +73,7 @@ def test_parts_are_given_by_name_or_as_objects():
     assert DecodeConfig(block_length=7).make("planner") == FixedBlocks(7)
     assert DecodeConfig(planner="fixed:block_length=2").make("planner") == FixedBlocks(2)
     assert DecodeConfig(planner=FixedBlocks(9)).make("planner") == FixedBlocks(9)
-    assert not DecodeConfig().make("cache").uses_store
+    assert not DecodeConfig().make("cache").uses_kv
 
 
 @pytest.mark.parametrize(

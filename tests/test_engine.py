@@ -132,7 +132,7 @@ def test_a_row_ends_exactly_when_it_may(batch, config, shift, seed):
         assert output.answer_tokens == len(output.token_ids) + ended
         assert output.slots == sum(token is not None for token in last[len(prompt) :])
         assert output.tokens_per_forward == output.answer_tokens / output.nfe
-        assert output.slots_per_forward == output.slots / output.nfe
+        assert output.committed_per_forward == output.slots / output.nfe
 
 
 @few
@@ -218,10 +218,10 @@ def test_rules_are_told_how_far_each_row_has_come(size, block, seed):
         for step, (row, _) in enumerate(list(replay(prompt, output, size))[:-1]):
             start = len(prompt) + (row.index(None) - len(prompt)) // block * block
             end = min(start + block, len(prompt) + size)
-            spent, holes = 0, row[start:end].count(None)
+            spent, masked = 0, row[start:end].count(None)
             if expected and expected[-1][3] == start:
-                spent, holes = expected[-1][1] + 1, expected[-1][2]
-            expected.append((step, spent, holes, start, end, len(prompt), len(prompt) + size))
+                spent, masked = expected[-1][1] + 1, expected[-1][2]
+            expected.append((step, spent, masked, start, end, len(prompt), len(prompt) + size))
         assert probe.seen[i] == expected
 
 
@@ -306,7 +306,7 @@ def test_an_end_token_behind_a_hole_does_not_end_the_row():
 def test_padding_behind_the_end_counts_as_slots_only():
     out = scripted({0: 7, 1: EOS, 2: EOS, 3: EOS})
     (output,) = run(FakeModel(out), [[]], DecodeConfig(4, sampler="threshold"))
-    assert (output.nfe, output.tokens_per_forward, output.slots_per_forward) == (1, 2.0, 4.0)
+    assert (output.nfe, output.tokens_per_forward, output.committed_per_forward) == (1, 2.0, 4.0)
     assert output.history is None
 
 
@@ -397,4 +397,4 @@ def test_a_rule_that_chooses_nothing_still_progresses():
 
 def test_holes_are_what_the_canvas_says():
     canvas = Canvas.from_prompts([[MASK, 3], [4]], 2, MASK)
-    assert canvas.holes.tolist() == [[False, False, True, True], [False, True, True, False]]
+    assert canvas.masked.tolist() == [[False, False, True, True], [False, True, True, False]]

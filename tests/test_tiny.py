@@ -32,10 +32,10 @@ def test_held_out_prompts_are_answered_in_few_forwards(engine, name):
     task = TASKS[name]
     sizes = (3, 4, 5, 6) if task.group == "lists" else None
     examples = held_out(task, 24, seed=1, sizes=sizes)
-    holes = CANVAS.get(name, 16)
+    masked = CANVAS.get(name, 16)
     scores = {
         sampler: evaluate(
-            engine, task, examples, DecodeConfig(max_new_tokens=holes, sampler=sampler)
+            engine, task, examples, DecodeConfig(max_new_tokens=masked, sampler=sampler)
         )
         for sampler in ("quota", "threshold:threshold=0.9")
     }

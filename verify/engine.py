@@ -166,7 +166,7 @@ class SpecEngine:
         generator = torch.Generator().manual_seed(row_seed(config.seed, row_id))
         return Request(
             ids=list(ids),
-            room=config.max_new_tokens,
+            budget=config.max_new_tokens,
             rng=TorchRng(generator),
             ended=lambda emitted: self.ended(emitted, decoding),
         )

@@ -63,7 +63,7 @@ class Request:
     """
 
     ids: Sequence[int]
-    room: int
+    budget: int
     rng: Rng
     ended: Callable[[Sequence[int]], str | None]
 
@@ -112,13 +112,13 @@ class SpeculatedRow:
     @property
     def depth(self) -> int:
         """Drafts that can still be accepted: a round emits one token more."""
-        return self.request.room - len(self.emitted) - 1
+        return self.request.budget - len(self.emitted) - 1
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether the row is finished once it has emitted `tokens` in this round."""
         emitted = [*self.emitted, *tokens]
         self.reason = self.request.ended(emitted)
-        if self.reason is None and len(emitted) >= self.request.room:
+        if self.reason is None and len(emitted) >= self.request.budget:
             self.reason = "length"
         return self.reason is not None
 
@@ -170,13 +170,13 @@ class Loop:
         self.rows = [
             SpeculatedRow(number, request, memory_of(parts))
             for number, request in enumerate(requests)
-            if request.room > 0
+            if request.budget > 0
         ]
         for row in self.rows:
             row.memory.extend(row.request.ids)
         prompts = [row.request.ids for row in self.rows]
-        rooms = [row.request.room for row in self.rows]
-        totals = [len(ids) + room for ids, room in zip(prompts, rooms, strict=True)]
+        rooms = [row.request.budget for row in self.rows]
+        totals = [len(ids) + budget for ids, budget in zip(prompts, rooms, strict=True)]
         self.target: TargetSession = target.open(prompts, rooms)
         self.drafter: DraftSession | None = drafter.open(totals) if drafter else None
         self.control: Control = parts.control.open(len(requests))

@@ -109,8 +109,8 @@ class StandingRounds:
     untold: Iterator[SpecEvent]
 
     @classmethod
-    def at_start(cls, prompts: Sequence[Sequence[int]], room: int) -> Self:
-        started = [Started(row, list(ids), room) for row, ids in enumerate(prompts)]
+    def at_start(cls, prompts: Sequence[Sequence[int]], budget: int) -> Self:
+        started = [Started(row, list(ids), budget) for row, ids in enumerate(prompts)]
         return cls([()] * len(started), [0.0] * len(started), range(len(started)), iter(started))
 
     def after(self, each: Round, output: Callable[..., SpecOutput]) -> StandingRounds:

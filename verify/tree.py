@@ -35,7 +35,7 @@ class Draw:
     repetitions where the draws were independent.
     """
 
-    law: Law
+    distribution: Law
     tokens: tuple[int, ...]
 
 

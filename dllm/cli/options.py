@@ -51,7 +51,7 @@ StopRule = Annotated[str | None, option("What may end an answer early.", metavar
 Speculator = Annotated[
     str | None, option("Guesses canvases ahead; the answer stays the same.", metavar=PART)
 ]
-Given = Annotated[
+Prefilled = Annotated[
     list[str] | None,
     option("OFFSET:TEXT that stands in the answer from the start; may be repeated."),
 ]

@@ -64,12 +64,12 @@ def summary(output: SpecOutput) -> str:
     """One line of numbers about an answer."""
     sources = Counter(source for each in output.rounds for source in each.sources)
     drafts = ", ".join(f"{count} {name}" for name, count in sources.most_common())
-    law = "output as the target alone" if output.lossless else "NOT the target's own law"
+    distribution = "output as the target alone" if output.lossless else "NOT the target's own law"
     rate = output.emitted / output.seconds if output.seconds else 0.0
     return (
         f"target passes {output.target_passes} · tokens {output.emitted} · tokens/pass "
         f"{output.tokens_per_pass:.1f} · drafter passes {output.drafter_passes} · accepted: "
-        f"{drafts or 'none'} · tokens/s {rate:.0f} · {output.rule} ({law}) · "
+        f"{drafts or 'none'} · tokens/s {rate:.0f} · {output.rule} ({distribution}) · "
         f"target: {described(output.decoding)} · "
         f"finished: {output.finish_reason}"
     )

@@ -25,11 +25,11 @@ class Answers:
 
         A row ends when its first end token, or a stop string, has no hole before it.
         """
-        first_hole = canvas.first_hole().tolist()
+        first_masked = canvas.first_masked().tolist()
         first_end = self.first_end(canvas).tolist()
         length = canvas.length.tolist()
         reasons: list[FinishReason | None] = []
-        for i, hole in enumerate(first_hole):
+        for i, hole in enumerate(first_masked):
             if first_end[i] < hole:
                 reasons.append("eos")
             elif self.stop and self.stop_index(self.tokens(canvas, i)) is not None:
@@ -45,11 +45,11 @@ class Answers:
         ends &= inside & canvas.known
         return torch.where(ends, canvas.pos, canvas.ids.shape[1]).amin(1)
 
-    def tokens(self, canvas: Canvas, i: int, past_holes: bool = False) -> list[int]:
+    def tokens(self, canvas: Canvas, i: int, past_masked: bool = False) -> list[int]:
         """Known answer tokens of row `i` up to its first hole, or all, holes left out."""
         span = slice(int(canvas.prompt[i]), int(canvas.length[i]))
         known = canvas.known[i, span]
-        if not past_holes:
+        if not past_masked:
             known = known.cumprod(0).bool()
         tokens: list[int] = canvas.ids[i, span][known].tolist()
         return tokens
@@ -75,7 +75,7 @@ class Answers:
         history: bool,
     ) -> Output:
         """The Output of row `i`, which finished for `reason` after `commits`."""
-        tokens = self.tokens(canvas, i, past_holes=reason == "interrupted")
+        tokens = self.tokens(canvas, i, past_masked=reason == "interrupted")
         ends = [k for k, token in enumerate(tokens) if token in self.stop_ids]
         answer_tokens = ends[0] + 1 if ends else len(tokens)
         tokens = tokens[: ends[0]] if ends else tokens

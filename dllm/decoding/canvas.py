@@ -56,7 +56,7 @@ class Windows:
         return self.each(pos).any(1)
 
 
-Given = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, token ids)
+Prefilled = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, token ids)
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ class Canvas:
         max_new_tokens: int,
         mask_id: int,
         device: torch.device | str = "cpu",
-        given: Sequence[Given] = (),
+        prefilled: Sequence[Prefilled] = (),
     ) -> Canvas:
         """A canvas of `prompts` with `max_new_tokens` holes behind each.
 
-        given: by row, what stands in its answer from the start.
+        prefilled: by row, what stands in its answer from the start.
         """
         size = max(map(len, prompts)) + max_new_tokens
         ids = torch.full((len(prompts), size), mask_id)
@@ -97,7 +97,7 @@ class Canvas:
         generated = (pos >= prompt_length[:, None]) & (pos < length[:, None])
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
-            for offset, tokens in given[row] if given else ():
+            for offset, tokens in prefilled[row] if prefilled else ():
                 span = slice(len(prompt) + offset, len(prompt) + offset + len(tokens))
                 ids[row, span] = torch.tensor(list(tokens), dtype=torch.long)
                 generated[row, span] = False
@@ -105,7 +105,7 @@ class Canvas:
         return cls(*(t.to(device) for t in tensors))
 
     @property
-    def holes(self) -> Tensor:
+    def masked(self) -> Tensor:
         """[B, T] positions still to be filled."""
         return self.generated & ~self.known
 
@@ -114,10 +114,10 @@ class Canvas:
         """[T] absolute positions."""
         return torch.arange(self.ids.shape[1], device=self.ids.device)
 
-    def first_hole(self) -> Tensor:
+    def first_masked(self) -> Tensor:
         """[B] position of the first hole; the row's length where there is none."""
         size = self.ids.shape[1]
-        first = torch.where(self.holes, self.pos, size).amin(1)
+        first = torch.where(self.masked, self.pos, size).amin(1)
         return torch.minimum(first, self.length)
 
     def commit(self, pos: Tensor, token: Tensor, chosen: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from dllm.cache.policy import CachePolicy
 from dllm.config import ConfigError, DecodeConfig
-from dllm.decoding.canvas import Given
+from dllm.decoding.canvas import Prefilled
 from dllm.models.protocol import TokenIds
 from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
 from dllm.samplers.rule import CommitRule
@@ -86,7 +86,7 @@ class DecodingComponents:
         )
         if config.stop and text is None:
             raise ConfigError("stop strings need a tokenizer: load the engine with one")
-        if parts.policy.uses_store:
+        if parts.policy.uses_kv:
             parts.check_cache(config)
         return parts
 
@@ -127,29 +127,29 @@ class DecodingComponents:
         return needs | ({"best"} if "decoded" in needs else frozenset())
 
 
-def encode_given(given: Sequence[str], text: Codec | None) -> list[tuple[int, list[int]]]:
+def encode_prefilled(prefilled: Sequence[str], text: Codec | None) -> list[tuple[int, list[int]]]:
     """Texts "OFFSET:TEXT" as (offset, ids)."""
-    if given and text is None:
-        raise ConfigError("given text needs a tokenizer: load the engine with one")
-    parts = (item.partition(":") for item in given)
+    if prefilled and text is None:
+        raise ConfigError("prefilled text needs a tokenizer: load the engine with one")
+    parts = (item.partition(":") for item in prefilled)
     return [(int(offset), text.encode(words)) for offset, _, words in parts if text is not None]
 
 
-def check_given(rows: Sequence[Given], max_new_tokens: int) -> None:
+def check_prefilled(rows: Sequence[Prefilled], max_new_tokens: int) -> None:
     """ConfigError where what stands in a row's answer does not fit, or leaves nothing to decode."""
-    for row, given in enumerate(rows):
+    for row, prefilled in enumerate(rows):
         taken = set[int]()
-        for offset, ids in given:
+        for offset, ids in prefilled:
             span = set(range(offset, offset + len(ids)))
-            what = f"row {row}, given at {offset}: its {len(ids)} tokens"
+            what = f"row {row}, prefilled at {offset}: its {len(ids)} tokens"
             if offset < 0 or offset + len(ids) > max_new_tokens:
                 raise ConfigError(f"{what} reach out of {max_new_tokens=}")
             if span & taken:
-                raise ConfigError(f"{what} overlap other given ones")
+                raise ConfigError(f"{what} overlap other prefilled ones")
             taken |= span
         if len(taken) == max_new_tokens:
             raise ConfigError(
-                f"row {row}: what is given leaves no masked position in {max_new_tokens=}"
+                f"row {row}: what is prefilled leaves no masked position in {max_new_tokens=}"
             )
 
 

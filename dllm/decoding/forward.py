@@ -44,12 +44,12 @@ class Forward:
         """Nothing computed yet; CacheError if the store would be larger than allowed."""
         unknown = torch.zeros_like(canvas.known)
         forward = cls(model, policy, config, canvas.row * 0, unknown, unknown.float())
-        if policy.uses_store:
+        if policy.uses_kv:
             branches = 2 if config.cfg_scale else 1
             mib = config.cache_mib
             limit = None if mib is None else int(mib * 2**20 / branches)
             batch, length = canvas.ids.shape
-            forward.stores = [model.new_store(batch, length, limit) for _ in range(branches)]
+            forward.stores = [model.new_kv(batch, length, limit) for _ in range(branches)]
         return forward
 
     def predict(
@@ -110,8 +110,8 @@ class Forward:
         if not scale:
             return logits
         hidden = canvas.pos < canvas.prompt[rows][:, None]
-        masked = ids.masked_fill(hidden, self.model.spec.mask_id)
-        without = self.model(masked, plan, self.stores[1] if self.stores else None)
+        unconditional = ids.masked_fill(hidden, self.model.spec.mask_id)
+        without = self.model(unconditional, plan, self.stores[1] if self.stores else None)
         self.nfe[rows] += 1
         return guided(logits, without, scale)
 

@@ -63,7 +63,7 @@ class Guesses:
         for chosen in sets:
             guess = canvas.copy()
             guess.commit(pos, token, chosen)
-            rows = moves & (chosen & ~before).any(1) & guess.holes.any(1)
+            rows = moves & (chosen & ~before).any(1) & guess.masked.any(1)
             self.made.append((rows, guess))
             before = chosen
 

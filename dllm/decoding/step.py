@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dllm.config import DecodeConfig
 from dllm.decoding.answers import Answers
-from dllm.decoding.canvas import Canvas, Given, Windows
-from dllm.decoding.components import DecodingComponents, check_given, encode_given
+from dllm.decoding.canvas import Canvas, Prefilled, Windows
+from dllm.decoding.components import DecodingComponents, check_prefilled, encode_prefilled
 from dllm.decoding.forward import Forward
 from dllm.decoding.speculation import Guesses, Pages, merged
 from dllm.decoding.standing import Standing
@@ -52,16 +52,16 @@ class Decoding:
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
         row_ids: Sequence[int] | None = None,
-        given: Sequence[Given] | None = None,
+        prefilled: Sequence[Prefilled] | None = None,
     ) -> None:
         self.model, self.config = model, config
         spec, device = model.spec, model.device
         self.parts = DecodingComponents.of(config, text, spec)
-        shared = encode_given(config.given, text)
-        stands = [[*shared, *own] for own in given or [()] * len(prompts)]
-        check_given(stands, config.max_new_tokens)
+        shared = encode_prefilled(config.prefilled, text)
+        stands = [[*shared, *own] for own in prefilled or [()] * len(prompts)]
+        check_prefilled(stands, config.max_new_tokens)
         self.canvas = Canvas.from_prompts(
-            prompts, config.max_new_tokens, spec.mask_id, device, given=stands
+            prompts, config.max_new_tokens, spec.mask_id, device, prefilled=stands
         )
         if row_ids is not None:
             self.canvas.row = torch.tensor(list(row_ids), device=device)
@@ -88,7 +88,7 @@ class Decoding:
         started = [
             Started(row, list(prompt), config.max_new_tokens) for row, prompt in enumerate(prompts)
         ]
-        self.standing = Standing.at_start(self.canvas, [*started, *self._given()])
+        self.standing = Standing.at_start(self.canvas, [*started, *self._prefilled()])
 
     @property
     def active(self) -> Sequence[int]:
@@ -100,11 +100,11 @@ class Decoding:
         """What happened and was not told yet, each event once."""
         return self.standing.unsent
 
-    def _given(self) -> Iterator[Commit]:
+    def _prefilled(self) -> Iterator[Commit]:
         """The answer tokens that stand in every row from the start, as events of forward 0."""
         canvas = self.canvas
         answer = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
-        settled = canvas.first_hole().tolist()
+        settled = canvas.first_masked().tolist()
         for i, which in enumerate(answer & ~canvas.generated):
             if bool(which.any()):
                 where, ids = canvas.pos[which].tolist(), canvas.ids[i, which].tolist()
@@ -152,7 +152,7 @@ class Decoding:
         windows = self.parts.planner.windows(canvas, state)
         inside = windows.contains(canvas.pos)
         stop_rule = self.parts.stop_rule
-        want = canvas.holes
+        want = canvas.masked
         if stop_rule is None or not stop_rule.whole_row:
             want = want & inside
         if "decoded" in self.parts.needs:
@@ -211,24 +211,24 @@ class Decoding:
             fields["kl"] = divergence(fields["logits"], pos, seen, self.states["kl"])
         if "logits" not in needs:
             fields.pop("logits", None)
-        hole = seen & canvas.holes.gather(1, pos)
+        hole = seen & canvas.masked.gather(1, pos)
         decoded = None
         if "decoded" in needs:
             decoded = Decoded(pos, seen & ~hole & moves[:, None], fields["best_conf"])
-        holes, size = canvas.holes.sum(1), canvas.generated.sum(1)
+        masked, size = canvas.masked.sum(1), canvas.generated.sum(1)
         return Candidates(
             pos=pos,
             valid=hole & moves[:, None],
             **fields,
             start=canvas.prompt,
             end=canvas.length,
-            window_holes=holes,
+            window_masked=masked,
             window_step=self.progress.step,
             step=self.progress.step,
             prompt=canvas.prompt,
             length=canvas.length,
             row=canvas.row,
-            filled=1 - holes / size.clamp(min=1),
+            filled=1 - masked / size.clamp(min=1),
             seed=self.config.seed,
             decoded=decoded,
             state=self.states["rule"],
@@ -245,26 +245,26 @@ class Decoding:
 
     def _enter(self, windows: Windows, moves: Tensor) -> None:
         """Begin the counters anew where a window is new; rows that do not move keep theirs."""
-        holes = self.canvas.holes[:, None] & windows.each(self.canvas.pos)  # [B, N, T]
+        masked = self.canvas.masked[:, None] & windows.each(self.canvas.pos)  # [B, N, T]
         old = self.progress
         start, step, count = (
             t.expand_as(windows.start)
-            for t in (old.window_start, old.window_step, old.window_holes)
+            for t in (old.window_start, old.window_step, old.window_masked)
         )
         new = ((start != windows.start) | (count == 0)) & moves[:, None]
         self.progress = Progress(
             step=old.step,
             window_step=step.masked_fill(new, 0),
-            window_holes=torch.where(new, holes.sum(2), count),
+            window_masked=torch.where(new, masked.sum(2), count),
             window_start=torch.where(new, windows.start, start),
         )
 
     def _forced(self, view: Candidates, windows: Windows, moves: Tensor) -> Tensor:
         """[B * N] the windows that must commit something: a row's first one, and what it says."""
-        has_hole = view.valid.any(1).view_as(windows.start)
-        self._check_windows(has_hole.any(1) | ~moves)
-        first = has_hole & (has_hole.cumsum(1) == 1)
-        forced = has_hole if windows.forced is None else first | (windows.forced & has_hole)
+        has_masked = view.valid.any(1).view_as(windows.start)
+        self._check_windows(has_masked.any(1) | ~moves)
+        first = has_masked & (has_masked.cumsum(1) == 1)
+        forced = has_masked if windows.forced is None else first | (windows.forced & has_masked)
         return forced.flatten()
 
     def _check_windows(self, good: Tensor) -> None:
@@ -305,7 +305,7 @@ class Decoding:
         if self.parts.stop_rule is not None:
             chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
         self.forward.changed = self.canvas.known ^ known
-        settled = self.canvas.first_hole()
+        settled = self.canvas.first_masked()
         if self.parts.rule.remasks:
             settled = torch.minimum(settled, first)
         return list(self._record(whole, chosen, token, reopened, settled))
@@ -382,7 +382,7 @@ class Decoding:
             self.states[kind] = {name: t[which] for name, t in state.items()}
         p = self.progress
         self.progress = Progress(
-            *(t[rows] for t in (p.step, p.window_step, p.window_holes, p.window_start))
+            *(t[rows] for t in (p.step, p.window_step, p.window_masked, p.window_start))
         )
         self.canvases = self.canvases[rows]
 

@@ -64,13 +64,18 @@ def _right(support: list[Answer], sets: Sets, temperature: float) -> float:
     if len(support) == 1:
         return 1.0
     drawn, *later = sets
-    laws = [_tempered(Counter(answer[i] for answer in support), temperature) for i in drawn]
+    distributions = [
+        _tempered(Counter(answer[i] for answer in support), temperature) for i in drawn
+    ]
     agreeing: defaultdict[Answer, list[Answer]] = defaultdict(list)
     for answer in support:
         agreeing[tuple(answer[i] for i in drawn)].append(answer)
     total = 0.0
     for symbols, open_ in agreeing.items():
-        weight = math.prod(law[symbol] for law, symbol in zip(laws, symbols, strict=True))
+        weight = math.prod(
+            distribution[symbol]
+            for distribution, symbol in zip(distributions, symbols, strict=True)
+        )
         if weight:
             total += weight * _right(open_, tuple(later), temperature)
     return total

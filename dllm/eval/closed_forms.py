@@ -168,9 +168,9 @@ def _groups(task: str, n: int, size: Callable[[int, float, float], int]) -> tupl
     _known(task, ("shuffle", "replace_random"))
     found, m = [], slots(task, n)
     while m > 1:
-        law = [1 / m] * m if task == "shuffle" else [1 / m, 1 - 1 / m]
-        entropy = _bits(*law) * math.log(2)
-        found.append(min(max(size(m, max(law), entropy), 1), m))
+        distribution = [1 / m] * m if task == "shuffle" else [1 / m, 1 - 1 / m]
+        entropy = _bits(*distribution) * math.log(2)
+        found.append(min(max(size(m, max(distribution), entropy), 1), m))
         m -= found[-1]
     return (*found, *[1] * m)
 
@@ -272,9 +272,9 @@ def _add(found: list[dict[int, float]], left: int, *polynomials: list[float]) ->
             found[h][left] = found[h].get(left, 0.0) + weight
 
 
-def _bits(*law: float) -> float:
+def _bits(*distribution: float) -> float:
     """Entropy in bits."""
-    return -sum(p * math.log2(p) for p in law if p > 0)
+    return -sum(p * math.log2(p) for p in distribution if p > 0)
 
 
 def _squares(order: int) -> list[tuple[int, ...]]:

@@ -114,7 +114,7 @@ class Point:
         return sum(cell.tokens for cell in self.cells) / max(self.nfe, 1)
 
     @property
-    def slots_per_forward(self) -> float:
+    def committed_per_forward(self) -> float:
         """As tokens per forward, with the padding behind the end."""
         return sum(cell.filled for cell in self.cells) / max(self.nfe, 1)
 

@@ -17,7 +17,7 @@ NOTES = (
 )
 
 
-def laws(specs: Sequence[str]) -> TextTable:
+def distributions(specs: Sequence[str]) -> TextTable:
     """A row for every task: its bits and the perfect model's chance, size by size."""
     rows = [(label(spec, specs), *_row(task_of(spec))) for spec in specs]
     return TextTable("Tasks", ("task", "n", "bits", "at once, %"), tuple(rows), NOTES)

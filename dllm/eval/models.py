@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol, cast
 
 from dllm.config import ConfigError
-from dllm.decoding.canvas import Given
+from dllm.decoding.canvas import Prefilled
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import ONE_ANSWER
@@ -36,14 +36,17 @@ PROMPT = 33  # an oracle's prompt: 32 bits in base 2, and more than that in any 
 
 @dataclass(frozen=True)
 class Questions:
-    """Samples of one task and size as an engine takes them; `given` and `room` as in the engine."""
+    """Samples of one task and size as an engine takes them.
+
+    prefilled: as in `Engine.stream_steps`. budget: max_new_tokens.
+    """
 
     engine: Engine
     samples: Sequence[Sample]
     prompts: list[list[int]]
     row_ids: list[int]
-    given: list[Given] | None = None
-    room: int | None = None
+    prefilled: list[Prefilled] | None = None
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,19 @@ class Checkpoint:
         prompts = [self._prompt(task, sample) for sample in each]
         row_ids = [row_id(task, n, i) for i in samples]
         if task.surface == "free":
-            room = task.room or self._room(task, n)
-            return Questions(self.engine, each, prompts, row_ids, room=room)
+            budget = task.budget or self._room(task, n)
+            return Questions(self.engine, each, prompts, row_ids, budget=budget)
         skeletons = [self._skeleton(task, sample) for sample in each]
         rooms = {size for _, size in skeletons}
         if len(rooms) > 1:
             raise ConfigError(f"{task}: answers of size {n} differ in tokens: {sorted(rooms)}")
         return Questions(
-            self.engine, each, prompts, row_ids, [given for given, _ in skeletons], rooms.pop()
+            self.engine,
+            each,
+            prompts,
+            row_ids,
+            [prefilled for prefilled, _ in skeletons],
+            rooms.pop(),
         )
 
     def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
@@ -145,7 +153,7 @@ class Checkpoint:
             self.rooms[task, n] = math.ceil(max(sizes) * SPARE / ROUND) * ROUND
         return self.rooms[task, n]
 
-    def _skeleton(self, task: SuiteTask, sample: Sample) -> tuple[Given, int]:
+    def _skeleton(self, task: SuiteTask, sample: Sample) -> tuple[Prefilled, int]:
         """What stands between the answer's items, the end behind them, and the size of all."""
         ids = self._answer(task, sample)
         text = self.text.decode(ids)
@@ -200,7 +208,7 @@ class OracleSubject:
         names = [zlib.crc32(f"{seed}/{each}".encode()) for each in row_ids]
         base = joint.symbols
         prompts = [[name // base**k % base for k in range(PROMPT)] for name in names]
-        return Questions(engine, list(samples.values()), prompts, row_ids, room=joint.slots)
+        return Questions(engine, list(samples.values()), prompts, row_ids, budget=joint.slots)
 
     def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
         words = task.symbols(sample)

@@ -131,8 +131,8 @@ class Joint:
             agrees[broken] = self._agree_in_part(answers[broken], known[broken])
         log_mass = torch.where(agrees, self.log_mass, -torch.inf)
         mass = (log_mass - log_mass.amax(1, keepdim=True)).exp()
-        law = (mass @ hot).view(len(answers), self.slots, self.symbols)
-        return law / mass.sum(1)[:, None, None]
+        distribution = (mass @ hot).view(len(answers), self.slots, self.symbols)
+        return distribution / mass.sum(1)[:, None, None]
 
     def _agree_in_part(self, answers: Tensor, known: Tensor) -> Tensor:
         """[B, S] which sequences agree with the known symbols, left to right, as far as any do."""
@@ -205,7 +205,7 @@ class Oracle:
             )
         return [[row // base**i % base for i in range(size)] for row in range(count)]
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise DllmError("an oracle keeps no keys and values: use cache='none'")
 
     @torch.no_grad()
@@ -217,10 +217,10 @@ class Oracle:
         row = ids[:, : self.prompt_length + n]  # a canvas may be shorter, or longer
         answer = torch.full((len(ids), n), self.spec.mask_id, device=ids.device)
         answer[:, : max(0, row.shape[1] - self.prompt_length)] = row[:, self.prompt_length :]
-        law = self.joint.conditionals(answer, answer != self.spec.mask_id)
+        distribution = self.joint.conditionals(answer, answer != self.spec.mask_id)
         logits = torch.full((len(ids), n + 1, v + 3), IMPOSSIBLE, dtype=torch.float64)
         logits = logits.to(ids.device)
-        logits[:, :n, :v] = law.log().clamp(min=IMPOSSIBLE)
+        logits[:, :n, :v] = distribution.log().clamp(min=IMPOSSIBLE)
         if self.jitter:
             logits[:, :n, :v] += self.jitter * self._noise(row)
         logits[:, n, self.spec.eos_id] = 0.0  # every position outside the answer

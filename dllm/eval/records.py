@@ -133,7 +133,7 @@ class SampleRecord:
     canvases: int
     tokens: int
     filled: int
-    room: int
+    budget: int
     prompt_tokens: int
     finish: str
     text: str

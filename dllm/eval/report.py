@@ -114,7 +114,7 @@ def _settings(runs: Sequence[Run], selections: Sequence[CurveSelection]) -> Text
                     percent(point.strict),
                     number(point.forwards, 1),
                     number(point.tokens_per_forward),
-                    number(point.slots_per_forward),
+                    number(point.committed_per_forward),
                 )
                 rows.append(row)
     notes = [

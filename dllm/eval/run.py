@@ -212,14 +212,14 @@ def configure(
 ) -> DecodeConfig:
     """A setting for one task: the size of its canvas, unless the setting has its own."""
     config = DecodeConfig(stop=task.stop, seed=seed, history=True)
-    if questions.given is not None or "max_new_tokens" not in setting.options:
-        return config.replace(**{**setting.options, "max_new_tokens": questions.room})
+    if questions.prefilled is not None or "max_new_tokens" not in setting.options:
+        return config.replace(**{**setting.options, "max_new_tokens": questions.budget})
     return config.replace(**setting.options)
 
 
 def begin(questions: Questions, config: DecodeConfig) -> Iterator[object]:
     return questions.engine.stream_steps(
-        questions.prompts, config, row_ids=questions.row_ids, given=questions.given
+        questions.prompts, config, row_ids=questions.row_ids, prefilled=questions.prefilled
     )
 
 
@@ -269,7 +269,7 @@ def answer(
             canvases=output.canvases,
             tokens=sum(step > 0 for step in steps[row]),
             filled=output.slots,
-            room=config.max_new_tokens,
+            budget=config.max_new_tokens,
             prompt_tokens=len(questions.prompts[row]),
             finish=output.finish_reason,
             text=found.text,

@@ -68,8 +68,8 @@ class Meter:
         self.spec, self.device, self.dtype = model.spec, model.device, model.dtype
         self.total = Staleness()
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        return self.model.new_store(batch, length, limit)
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+        return self.model.new_kv(batch, length, limit)
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:

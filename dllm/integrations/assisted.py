@@ -38,7 +38,7 @@ class LatticeCandidates(CandidateGenerator):
         if len(input_ids) != 1:
             raise DllmError(f"{len(input_ids)} texts: assisted generation takes one at a time")
         context = input_ids[0].tolist()
-        drafts = self._chain.propose(context, most=self._chain.room)
+        drafts = self._chain.propose(context, most=self._chain.budget)
         new = torch.tensor([drafts], dtype=input_ids.dtype, device=input_ids.device)
         return cast(LongTensor, torch.cat((input_ids, new), 1)), None
 

@@ -191,10 +191,10 @@ class DiffusionLM(LM):
         answer = self.text.encode(context + continuation)[len(prompt) :]
         return LikelihoodRequest(self._cut(prompt, len(answer)), answer, seed)
 
-    def _cut(self, prompt: list[int], room: int) -> list[int]:
-        """The end of `prompt` that fits the model beside `room` tokens."""
+    def _cut(self, prompt: list[int], budget: int) -> list[int]:
+        """The end of `prompt` that fits the model beside `budget` tokens."""
         most = getattr(self.engine.model.spec, "max_positions", None)
-        over = 0 if most is None else len(prompt) + room - most
+        over = 0 if most is None else len(prompt) + budget - most
         if over <= 0:
             return prompt
         log.warning("a context of %d tokens loses its first %d", len(prompt), over)

@@ -92,9 +92,9 @@ def generation(config: DecodeConfig, given: Mapping[str, Any]) -> dict[str, Any]
     texts = [*([stop] if isinstance(stop, str) else stop)]
     texts += [until] if isinstance(until, str) else until
     changes["stop"] = tuple(dict.fromkeys(filter(None, texts)))
-    room = [given[name] for name in ROOM if given.get(name) is not None]
-    if room:
-        changes["max_new_tokens"] = room[0]
+    budget = [given[name] for name in ROOM if given.get(name) is not None]
+    if budget:
+        changes["max_new_tokens"] = budget[0]
     if given.get("do_sample") is False:
         changes["temperature"] = 0.0
     if given.get("do_sample") and not changes.get("temperature", config.temperature):

@@ -227,7 +227,7 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         """An empty store for `batch` rows of `length` positions, in the model's dtype.
 
         CacheError if it would take more than `limit` bytes in the end.

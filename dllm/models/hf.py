@@ -91,7 +91,7 @@ class HFModel:
         dtype = getattr(self.model, "dtype", torch.float32)
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise DllmError("a wrapped model keeps no keys and values: use cache='none'")
 
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:

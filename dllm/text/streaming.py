@@ -204,7 +204,7 @@ def output_to_dict(output: Output) -> dict[str, Any]:
     return {
         **values,
         "tokens_per_forward": round(output.tokens_per_forward, 4),
-        "slots_per_forward": round(output.slots_per_forward, 4),
+        "slots_per_forward": round(output.committed_per_forward, 4),
         "timings": timings,
         **({} if history is None else {"history": history}),
     }

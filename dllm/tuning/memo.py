@@ -53,8 +53,8 @@ class MemoModel:
         self.known: dict[bytes, RememberedLogits] = {}  # least recently used first
         self.size = 0
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        return self.model.new_store(batch, length, limit)
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+        return self.model.new_kv(batch, length, limit)
 
     def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
         every = torch.arange(ids.shape[1], device=ids.device)

@@ -42,7 +42,7 @@ class Row:
     def __post_init__(self) -> None:
         self.x = [*self.prompt, *[MASK] * self.size]
         self.known = set(range(len(self.prompt)))
-        self.store = self.model.new_store(1, self.end)
+        self.store = self.model.new_kv(1, self.end)
 
     @property
     def end(self) -> int:
@@ -131,10 +131,12 @@ def decode(row: Row, choose: Choice, method: Method) -> Row:
         while row.masks:
             row.before.append(set(row.known))
             compute, want = method(row)
-            law = row.forward(compute, want)
-            token = {p: max(range(len(law[p])), key=law[p].__getitem__) for p in want}
-            sure = {p: law[p][token[p]] for p in want}
-            doubt = {p: sum(law[p]) - sure[p] for p in want}
+            distribution = row.forward(compute, want)
+            token = {
+                p: max(range(len(distribution[p])), key=distribution[p].__getitem__) for p in want
+            }
+            sure = {p: distribution[p][token[p]] for p in want}
+            doubt = {p: sum(distribution[p]) - sure[p] for p in want}
             row.seen |= sure
             chosen = sorted(choose(row, sure, doubt))
             for p in chosen:

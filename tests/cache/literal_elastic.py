@@ -53,28 +53,28 @@ def decode(
     """Decode `size` tokens behind `prompt`. union: every layer tests what any layer tracks."""
     spec, told = model.spec, Told()
     ids = prompt + [spec.mask_id] * size
-    length, holes = len(ids), set(range(len(prompt), len(ids)))
+    length, masked = len(ids), set(range(len(prompt), len(ids)))
     kept = [_nothing(model, length) for _ in model.layers]
     decoded: set[int] = set()
     forward = 0
-    while holes:
-        masked = sorted(holes)[:window]
+    while masked:
+        nearest = sorted(masked)[:window]
         if forward == 0 or (refresh is not None and forward % refresh == 0):
             rows, start = set(range(length)), 0
         else:
-            rows = decoded | set(masked) | {r for layer in kept for r in layer.tracked}
-            rows |= {max(p - spec.shift, 0) for p in masked}
+            rows = decoded | set(nearest) | {r for layer in kept for r in layer.tracked}
+            rows |= {max(p - spec.shift, 0) for p in nearest}
             start = len(kept)
         every = sorted({r for layer in kept for r in layer.tracked})
         tested = [every if union else layer.tracked for layer in kept]
         out, computed = _forward(
-            model, ids, rows, start, kept, tested, masked, holes, gamma, tracked
+            model, ids, rows, start, kept, tested, nearest, masked, gamma, tracked
         )
         told.computed.append(computed)
-        logits = [model.head(model.norm(out[max(p - spec.shift, 0)])) for p in masked]
+        logits = [model.head(model.norm(out[max(p - spec.shift, 0)])) for p in nearest]
         told.logits.append(torch.stack(logits))
         best, conf = {}, {}
-        for p, row in zip(masked, logits, strict=True):
+        for p, row in zip(nearest, logits, strict=True):
             row[spec.mask_id] = -torch.inf
             law = torch.softmax(row, -1)
             conf[p], best[p] = float(law.max()), int(law.argmax())
@@ -82,10 +82,10 @@ def decode(
         told.commits.append({p: best[p] for p in decoded})
         for p in decoded:
             ids[p] = best[p]
-        holes -= decoded
+        masked -= decoded
         forward += 1
         ends = [p for p in range(len(prompt), length) if ids[p] == spec.eos_id]
-        if ends and (not holes or min(ends) < min(holes)):
+        if ends and (not masked or min(ends) < min(masked)):
             break
     return told
 
@@ -104,8 +104,8 @@ def _forward(
     start: int,
     kept: list[Kept],
     tested: list[list[int]],
-    masked: list[int],
-    holes: set[int],
+    nearest: list[int],
+    masked: set[int],
     gamma: float,
     count: int,
 ) -> tuple[dict[int, Tensor], list[set[int]]]:
@@ -136,8 +136,8 @@ def _forward(
                 cosines += (old * weights[r]).sum(0) / old.norm(dim=0) / weights[r].norm(dim=0)
             if sum(cosines) / len(cosines) < gamma:
                 start = index + 1
-        mass = sum(weights[p].sum(0) for p in masked).tolist()
-        known = [key for key in everything if key not in holes]
+        mass = sum(weights[p].sum(0) for p in nearest).tolist()
+        known = [key for key in everything if key not in masked]
         own.tracked = sorted(known, key=lambda key: -mass[key])[:count]
     return x, computed
 

@@ -183,12 +183,12 @@ def decode(
     """What every step commits, and the caches with their notes: one, or two with guidance."""
     caches = [make() for _ in range(2 if guidance else 1)]
     ids, length = [*prompt, *[MASK] * size], len(prompt) + size
-    holes, found = set(range(len(prompt), length)), []
-    while holes and not ended(ids, len(prompt), holes):
+    masked, found = set(range(len(prompt), length)), []
+    while masked and not ended(ids, len(prompt), masked):
         width = block or size
-        start = len(prompt) + (min(holes) - len(prompt)) // width * width
+        start = len(prompt) + (min(masked) - len(prompt)) // width * width
         end = min(start + width, length)
-        open_now = sorted(p for p in holes if p < end)
+        open_now = sorted(p for p in masked if p < end)
         row = {p: max(p - shift, 0) for p in open_now}
         needed = set(row.values())
         out = caches[0].step(len(found), ids, start, end, needed)
@@ -209,14 +209,14 @@ def decode(
         chosen = sure or [best]
         for p in chosen:
             ids[p] = token[p]
-        holes -= set(chosen)
+        masked -= set(chosen)
         found.append((chosen, [token[p] for p in chosen]))
     return found, caches
 
 
-def ended(ids: list[int], prompt: int, holes: set[int]) -> bool:
+def ended(ids: list[int], prompt: int, masked: set[int]) -> bool:
     ends = [p for p in range(prompt, len(ids)) if ids[p] == EOS]
-    return bool(ends) and min(ends) < min(holes)
+    return bool(ends) and min(ends) < min(masked)
 
 
 @contextmanager

@@ -58,8 +58,8 @@ class Watched:
         self.stores: list[KVCache] = []
         self.logits: list[Tensor] = []
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        store = self.model.new_store(batch, length, limit)
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+        store = self.model.new_kv(batch, length, limit)
         self.stores.append(store)
         return store
 

@@ -17,7 +17,7 @@ def step_of(canvas: Canvas, **fields: Any) -> Step:
         "canvas": canvas,
         "start": canvas.prompt,
         "end": canvas.length,
-        "want": canvas.holes,
+        "want": canvas.masked,
         "shift": 0,
         "index": torch.zeros_like(canvas.length),
         "changed": none,

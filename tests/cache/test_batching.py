@@ -93,7 +93,7 @@ def test_without_a_store_all_rows_are_one_forward():
     canvas = Canvas.from_prompts([[3], [3, 3, 3]], 2, mask_id=5)
     step = step_of(canvas)
     for buckets in (False, True):
-        (plan,) = plans(Query(canvas.holes), step, step.want, stored=False, buckets=buckets)
+        (plan,) = plans(Query(canvas.masked), step, step.want, stored=False, buckets=buckets)
         assert plan.pos.tolist() == [list(range(5))] * 2
         assert plan.valid is not None
         assert plan.valid.sum(1).tolist() == [3, 5]

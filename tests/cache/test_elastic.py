@@ -46,8 +46,8 @@ class Counted(Watched):
         super().__init__(model)
         self.computed: list[list[dict[int, set[int]]]] = []
 
-    def new_store(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        store = super().new_store(batch, length, limit)
+    def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
+        store = super().new_kv(batch, length, limit)
         update = store.update
 
         def noting(layer, access, k, v):
@@ -139,17 +139,17 @@ def test_refreshed_at_every_step_it_is_uncached_decoding_of_the_first_holes(wind
     for seed in range(6):
         model, prompt = deep(shift, seed), prompt_of(seed)
         ids, out = prompt + [model.spec.mask_id] * 9, []
-        while (holes := [p for p, token in enumerate(ids) if token == model.spec.mask_id]) and (
-            model.spec.eos_id not in ids[: holes[0]]
+        while (masked := [p for p, token in enumerate(ids) if token == model.spec.mask_id]) and (
+            model.spec.eos_id not in ids[: masked[0]]
         ):
             with torch.no_grad():
                 logits = model(torch.tensor([ids]), ForwardPlan.full(len(ids)))[0]
-            view = logits[[max(p - shift, 0) for p in holes[:window]]]
+            view = logits[[max(p - shift, 0) for p in masked[:window]]]
             out.append(view.clone())
             view[:, model.spec.mask_id] = -torch.inf
-            law = dict(zip(holes, view.softmax(-1), strict=False))
-            for p in threshold({p: float(law[p].max()) for p in law}):
-                ids[p] = int(law[p].argmax())
+            distribution = dict(zip(masked, view.softmax(-1), strict=False))
+            for p in threshold({p: float(distribution[p].max()) for p in distribution}):
+                ids[p] = int(distribution[p].argmax())
         watched = Watched(model)
         (same,) = run(
             watched,
@@ -199,7 +199,7 @@ def test_a_limit_above_every_cosine_widens_behind_the_first_layer(shift):
 def test_widening_is_not_yet_exact_since_other_rows_go_on_from_older_inputs():
     """Inputs of the second layer were the first one's answer to an older canvas."""
     watched, canvas, length = after(7, gamma=2)
-    store, fresh = watched.stores[0], watched.model.new_store(1, length)
+    store, fresh = watched.stores[0], watched.model.new_kv(1, length)
     with torch.no_grad():
         watched.model(canvas, ForwardPlan.full(length), fresh)
     inputs, exact = store.extra["inputs"][:, 0], watched.model.embed(canvas[0])

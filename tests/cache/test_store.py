@@ -116,13 +116,13 @@ def test_a_request_that_needs_too_much_is_refused_before_its_first_forward(cfg_s
 def test_the_checking_mode_finds_a_read_of_what_was_never_written(monkeypatch):
     monkeypatch.setenv("DLLM_CHECK_CACHE", "1")
     model = decoder()
-    kept = model.new_store(1, 4)
+    kept = model.new_kv(1, 4)
     ids = torch.tensor([[5, 6, 7, 8]])
     model(ids, plan([[0, 1]]), kept)
     kept.live[0, 3] = True  # as a policy's bug would say
     with pytest.raises(CacheError, match="layer 0 reads slot 3 of row 0: it was never written"):
         model(ids, plan([[0]]), kept)
     monkeypatch.setenv("DLLM_CHECK_CACHE", "0")
-    lax = model.new_store(1, 4)
+    lax = model.new_kv(1, 4)
     lax.live[0, 3] = True
     model(ids, plan([[0]]), lax)

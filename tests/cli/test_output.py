@@ -133,12 +133,12 @@ def test_all_answers_are_there_and_only_the_last_step_is_missing(run, tmp_path, 
 def test_a_full_disk_is_one_error_and_the_rerun_goes_on(verb, tmp_path, questions):
     target = tmp_path / "out.jsonl"
     command = ("--input", questions, "--output", target, *SAMPLED)
-    write, room = os.write, [6000 if verb.name == "speculate" else 1500]
+    write, budget = os.write, [6000 if verb.name == "speculate" else 1500]
 
     def full(descriptor, data):
-        if not room[0]:
+        if not budget[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        room[0] -= (taken := min(room[0], len(data)))
+        budget[0] -= (taken := min(budget[0], len(data)))
         return write(descriptor, data[:taken])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -46,8 +46,8 @@ def test_text_on_stdout_and_numbers_on_stderr(speculate):
     result = speculate(PROMPT, "--control", "fixed:depth=8,nodes=8")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
     assert re.fullmatch(LINE, result.stderr)
-    law = "greedy (output as the target alone) · target: greedy · finished: eos"
-    assert law in result.stderr
+    distribution = "greedy (output as the target alone) · target: greedy · finished: eos"
+    assert distribution in result.stderr
     assert speculate.asked == {"target": "tiny-ar", "drafter": "tiny"}
 
 

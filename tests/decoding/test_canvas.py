@@ -27,9 +27,9 @@ def test_a_new_canvas_is_the_prompt_and_holes_behind_it(batch, size):
     for row, prompt in enumerate(batch):
         end = len(prompt) + size
         assert canvas.ids[row].tolist() == prompt + [MASK] * (width - len(prompt))
-        assert canvas.holes[row].nonzero()[:, 0].tolist() == list(range(len(prompt), end))
-        assert canvas.known[row].tolist() == [not hole for hole in canvas.holes[row]]
-    assert canvas.first_hole().tolist() == canvas.prompt.tolist() == [len(p) for p in batch]
+        assert canvas.masked[row].nonzero()[:, 0].tolist() == list(range(len(prompt), end))
+        assert canvas.known[row].tolist() == [not hole for hole in canvas.masked[row]]
+    assert canvas.first_masked().tolist() == canvas.prompt.tolist() == [len(p) for p in batch]
     assert (canvas.length - canvas.prompt).tolist() == [size] * len(batch)
     assert canvas.row.tolist() == list(range(len(batch)))
 
@@ -49,7 +49,7 @@ def test_commit_changes_the_chosen_positions_only(batch, size, data):
             assert canvas.ids[row, i] == (7 if hit else before["ids"][row][i])
             assert canvas.known[row, i] == (hit or before["known"][row][i])
         left = [k for k in range(size) if not chosen[row, k]]
-        assert canvas.first_hole()[row] == len(prompt) + min(left, default=size)
+        assert canvas.first_masked()[row] == len(prompt) + min(left, default=size)
     after = tensors(canvas)
     assert all(after[name] == before[name] for name in ("generated", "prompt", "length", "row"))
 
@@ -81,9 +81,9 @@ def test_fixed_blocks_follow_the_first_hole(batch, size, block, data):
     flags = st.lists(st.booleans(), min_size=size, max_size=size).filter(lambda f: not all(f))
     canvas.commit(pos, torch.zeros_like(pos), torch.tensor([data.draw(flags) for _ in batch]))
     windows = FixedBlocks(block).windows(canvas, {})
-    first = (canvas.first_hole() - canvas.prompt).tolist()
+    first = (canvas.first_masked() - canvas.prompt).tolist()
     b = block or size
     start = [len(p) + hole // b * b for p, hole in zip(batch, first)]
     assert windows.start[:, 0].tolist() == start
     assert windows.end[:, 0].tolist() == [min(s + b, len(p) + size) for s, p in zip(start, batch)]
-    assert (canvas.holes & windows.contains(canvas.pos)).any(1).all()
+    assert (canvas.masked & windows.contains(canvas.pos)).any(1).all()

@@ -81,7 +81,7 @@ def tokens_of(texts: Sequence[str]) -> dict[int, int]:
     models(),
 )
 def test_given_text_stands_where_it_was_put(batch, config, texts, out):
-    config = config.replace(given=texts, max_new_tokens=10)
+    config = config.replace(prefilled=texts, max_new_tokens=10)
     stands, model = tokens_of(texts), FakeModel(out)
     events = list(Engine(model, EndText()).stream_steps(batch, config))
     starts = [event for event in events if isinstance(event, Commit) and event.nfe == 0]
@@ -109,7 +109,7 @@ def test_given_text_stands_where_it_was_put(batch, config, texts, out):
 
 def test_a_given_end_token_ends_the_answer():
     model = FakeModel(leaning(7))
-    options = {"given": ("1:$",), "sampler": "quota", "max_new_tokens": 6, "block_length": 1}
+    options = {"prefilled": ("1:$",), "sampler": "quota", "max_new_tokens": 6, "block_length": 1}
     (output,) = Engine(model, EndText()).generate([[3, 4]], **options)
     assert (output.finish_reason, output.token_ids, output.nfe) == ("eos", [7], 1)
     assert (output.slots, output.answer_tokens) == (1, 2)
@@ -120,7 +120,7 @@ def test_a_given_end_token_ends_the_answer():
     prompts, configs, guessing, st.sampled_from([("1:ab",), ("4:cd", "0:a"), ("3:$",)]), models()
 )
 def test_guesses_change_nothing_around_given_text(batch, config, speculator, texts, out):
-    config = config.replace(given=texts, max_new_tokens=9)
+    config = config.replace(prefilled=texts, max_new_tokens=9)
     plain, guessed = (
         list(Engine(FakeModel(out), EndText()).stream_steps(batch, c))
         for c in (config, config.replace(speculator=speculator))
@@ -138,13 +138,13 @@ def test_guesses_change_nothing_around_given_text(batch, config, speculator, tex
 
 @dataclass(frozen=True)
 class Freezing(NoCache):
-    uses_store = True
+    uses_kv = True
     freezes = True
 
 
 @dataclass(frozen=True)
 class Stored(NoCache):
-    uses_store = True
+    uses_kv = True
 
 
 @pytest.mark.parametrize("planner", ["fixed", "multi", "slowfast", "adablock"])
@@ -282,7 +282,7 @@ class Probe(CommitRuleBase):
     def select(self, view: Candidates) -> Selection:
         for b in view.valid.any(1).nonzero()[:, 0].tolist():
             key = (view.row, view.step, view.start, view.end)
-            told = (view.window_step, view.window_holes, view.valid.sum(1))
+            told = (view.window_step, view.window_masked, view.valid.sum(1))
             place = tuple(int(t[b]) for t in key)
             assert place not in self.seen
             self.seen[place] = tuple(int(t[b]) for t in told)

@@ -18,7 +18,7 @@ from tests.fakes import EOS, FakeModel, FakeText, drifting, hashed, leaning
 from tests.guarantees import Request, Told, check_cut, decode, summary
 from tests.interrupting import Lines, every_line
 
-PROMPTS, GIVEN = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
+PROMPTS, PREFILLED = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
 ANSWERING = ("dllm/engine.py", "dllm/decoding/driving.py", "dllm/decoding/standing.py")
 BETWEEN = ("Engine.stream_steps", "Decoding.events", "Decoding._settle")
 ANY = "threshold:threshold=0.5"
@@ -44,7 +44,7 @@ def model_of(config: DecodeConfig) -> Any:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_was_told_stands_whatever_the_line(name):
-    request = Request(PROMPTS, CONFIGS[name].replace(history=True), given=GIVEN)
+    request = Request(PROMPTS, CONFIGS[name].replace(history=True), prefilled=PREFILLED)
     model = model_of(request.config)
     decode(model, request)  # what is made once is there
     whole = decode(model, request, Lines())

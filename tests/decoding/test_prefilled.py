@@ -24,7 +24,7 @@ def decode(prompts, stand, config=CONFIG, row_ids=None):
     """Events and Outputs of a request on a fresh model."""
     spans = [[(at, [token]) for at, token in sorted(each.items())] for each in stand]
     engine = Engine(FakeModel(hashed()), FakeText())
-    events = list(engine.stream_steps(prompts, config, row_ids=row_ids, given=spans))
+    events = list(engine.stream_steps(prompts, config, row_ids=row_ids, prefilled=spans))
     outputs = {e.row: e.output for e in events if isinstance(e, Finished)}
     return events, [outputs[row] for row in range(len(prompts))]
 
@@ -55,28 +55,28 @@ def test_every_row_keeps_its_own_and_decodes_as_alone(requests, sampler):
 
 
 def test_the_request_s_text_and_the_row_s_tokens_both_stand():
-    config = CONFIG.replace(given=("0:a",))
+    config = CONFIG.replace(prefilled=("0:a",))
     _, [one, two] = decode([[3], [3]], [{2: 7}, {1: 8}], config)
     a = FakeText().encode("a")[0]
     assert (one.token_ids[0], one.token_ids[2]) == (a, 7)
     assert two.token_ids[:2] == [a, 8]
-    with pytest.raises(ConfigError, match="row 1, given at 0: its 1 tokens overlap"):
+    with pytest.raises(ConfigError, match="row 1, prefilled at 0: its 1 tokens overlap"):
         decode([[3], [3]], [{2: 7}, {0: 8}], config)
 
 
 @pytest.mark.parametrize(
     ("given_", "said"),
     [
-        ([[(0, [3, 4]), (1, [6])]], "row 0, given at 1: its 1 tokens overlap"),
-        ([[(-1, [3])]], "row 0, given at -1: its 1 tokens reach out"),
-        ([[(7, [3, 4])]], "row 0, given at 7: its 2 tokens reach out of max_new_tokens=8"),
-        ([[(0, [3] * SIZE)]], "row 0: what is given leaves no masked position"),
-        ([[], []], "2 given for 1 prompts"),
+        ([[(0, [3, 4]), (1, [6])]], "row 0, prefilled at 1: its 1 tokens overlap"),
+        ([[(-1, [3])]], "row 0, prefilled at -1: its 1 tokens reach out"),
+        ([[(7, [3, 4])]], "row 0, prefilled at 7: its 2 tokens reach out of max_new_tokens=8"),
+        ([[(0, [3] * SIZE)]], "row 0: what is prefilled leaves no masked position"),
+        ([[], []], "2 prefilled for 1 prompts"),
         ([[(0, [VOCAB])]], f"token id {VOCAB} is outside the vocabulary"),
     ],
 )
 def test_what_does_not_fit_is_told(given_, said):
     engine = Engine(FakeModel(hashed()), FakeText())
     with pytest.raises((ConfigError, DecodeError), match=said):
-        next(engine.stream_steps([[3]], CONFIG, given=given_))
+        next(engine.stream_steps([[3]], CONFIG, prefilled=given_))
     assert engine.model.calls == 0

@@ -15,7 +15,7 @@ class Finite(TaskBase):
 
     name: ClassVar[str] = "finite"
     n: tuple[int, ...] = (1, 2)
-    room: ClassVar[int] = 24
+    budget: ClassVar[int] = 24
     chat: ClassVar[bool] = False
     stop: ClassVar[tuple[str, ...]] = (",",)
 

@@ -44,11 +44,11 @@ def partitions(groups: Sequence[int], items: Sequence[int]) -> Iterator[Sets]:
         yield from ([list(first), *more] for more in partitions(groups[1:], rest))
 
 
-def tempered(law: Tensor, temperature: float) -> Tensor:
+def tempered(distribution: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
-        likeliest = (law > law.amax(-1, keepdim=True) - 1e-9).double()
+        likeliest = (distribution > distribution.amax(-1, keepdim=True) - 1e-9).double()
         return likeliest / likeliest.sum(-1, keepdim=True)
-    return (law.log() / temperature).softmax(-1)
+    return (distribution.log() / temperature).softmax(-1)
 
 
 def summed(joint: Joint, sets: Sets, temperature: float) -> float:
@@ -56,8 +56,8 @@ def summed(joint: Joint, sets: Sets, temperature: float) -> float:
     known = torch.zeros_like(joint.support, dtype=torch.bool)
     chances = torch.ones(len(joint.support), dtype=torch.float64)
     for drawn in sets:
-        law = tempered(joint.conditionals(joint.support, known), temperature)
-        own = law.gather(-1, joint.support[..., None])[..., 0]
+        distribution = tempered(joint.conditionals(joint.support, known), temperature)
+        own = distribution.gather(-1, joint.support[..., None])[..., 0]
         chances *= own[:, drawn].prod(-1)
         known[:, drawn] = True
     return float(chances.sum())

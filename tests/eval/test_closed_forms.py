@@ -29,7 +29,7 @@ def compositions(total: int) -> list[tuple[int, ...]]:
     return [(s, *rest) for s in range(1, total + 1) for rest in compositions(total - s)]
 
 
-def law(support: Sequence[tuple[int, ...]], slot: int) -> dict[int, float]:
+def distribution(support: Sequence[tuple[int, ...]], slot: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for answer in support:
         found[answer[slot]] = found.get(answer[slot], 0.0) + 1 / len(support)
@@ -51,10 +51,10 @@ def enumerated(joint: Joint, groups: tuple[int, ...]) -> tuple[float, float]:
             return 1.0
         total, count = 0.0, math.comb(len(open_), groups[at])
         for chosen in itertools.combinations(open_, groups[at]):
-            laws = [law(support, slot) for slot in chosen]
+            distributions = [distribution(support, slot) for slot in chosen]
             rest = tuple(slot for slot in open_ if slot not in chosen)
             for tokens in {tuple(answer[s] for s in chosen) for answer in support}:
-                p = math.prod(one[token] for one, token in zip(laws, tokens, strict=True))
+                p = math.prod(one[token] for one, token in zip(distributions, tokens, strict=True))
                 fits = tuple(a for a in support if tuple(a[s] for s in chosen) == tokens)
                 total += p * walk(fits, rest, at + 1) / count
         return total
@@ -68,7 +68,7 @@ def enumerated(joint: Joint, groups: tuple[int, ...]) -> tuple[float, float]:
             rest = tuple(slot for slot in open_ if slot not in chosen)
             parts = [tuple(answer[s] for s in chosen) for answer in support]
             shares = {tokens: parts.count(tokens) / len(parts) for tokens in parts}
-            alone = sum(entropy(list(law(support, slot).values())) for slot in chosen)
+            alone = sum(entropy(list(distribution(support, slot).values())) for slot in chosen)
             total += (alone - entropy(list(shares.values()))) / count
             for tokens, share in shares.items():
                 fits = tuple(a for a, p in zip(support, parts, strict=True) if p == tokens)

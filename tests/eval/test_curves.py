@@ -34,7 +34,7 @@ class TestPoint:
         assert point.forwards == pytest.approx(1420 / 420)
         assert point.tokens == 10
         assert point.tokens_per_forward == pytest.approx(4200 / 1420)
-        assert point.slots_per_forward == pytest.approx(8400 / 1420)
+        assert point.committed_per_forward == pytest.approx(8400 / 1420)
 
     def test_one_task_has_wilson_s_interval(self):
         point = only(select(one_task(("quota", "", 7, 200), count=50)))

@@ -160,8 +160,8 @@ def literal(shift: int, pair: LikelihoodRequest, mask: Tensor, scale: float) -> 
         seen[0, : len(pair.prompt)] = MASK
         without = decoder(shift)(seen, plan)[0].detach()
         logits = (1 + scale) * logits - scale * without
-    law = logits.log_softmax(-1)
-    return sum(float(law[max(p - shift, 0), ids[0, p]]) for p in where)
+    distribution = logits.log_softmax(-1)
+    return sum(float(distribution[max(p - shift, 0), ids[0, p]]) for p in where)
 
 
 PAIRS = [
@@ -228,8 +228,10 @@ def test_half_precision_is_normalised_in_a_wider_one():
     model = Half(decoder())
     (pair,) = PAIRS[:1]
     found = masked_log_likelihoods(model, [pair], [torch.ones(3, dtype=torch.bool)])
-    law = model.logits[-1][0].double().log_softmax(-1)
-    assert float(found) == pytest.approx(float(law[range(3), list(pair.answer)].sum()), rel=1e-6)
+    distribution = model.logits[-1][0].double().log_softmax(-1)
+    assert float(found) == pytest.approx(
+        float(distribution[range(3), list(pair.answer)].sum()), rel=1e-6
+    )
 
 
 def one_at_a_time(prompt: list[int], count: int, scale: float) -> list[int]:

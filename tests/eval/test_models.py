@@ -26,9 +26,9 @@ def asked(subject, spec, n=4, count=5, seed=0):
 
 def test_infill_leaves_one_hole_an_item(tiny):
     _, questions = asked(tiny, "shuffle:wording=short,surface=infill,n=4")
-    for given_, sample in zip(questions.given, questions.samples, strict=True):
+    for given_, sample in zip(questions.prefilled, questions.samples, strict=True):
         stands = {offset: ids[0] for offset, ids in given_}
-        assert questions.room == 8  # 4 items, 3 commas, the end
+        assert questions.budget == 8  # 4 items, 3 commas, the end
         assert sorted(stands) == [1, 3, 5, 7]
         assert stands[7] == tiny.engine.model.spec.eos_id
         comma = tiny.text.answer(sample.messages, sample.answer)[1]
@@ -51,20 +51,20 @@ def test_infill_wants_items_of_one_token(tiny):
     with pytest.raises(ConfigError, match=r"one token each, found .*try vocabulary=letters"):
         asked(tiny, "shuffle:surface=infill,n=4")
     _, questions = asked(tiny, "shuffle:surface=infill,n=4,vocabulary=letters")
-    assert {questions.room - len(given) for given in questions.given} == {4}
+    assert {questions.budget - len(prefilled) for prefilled in questions.prefilled} == {4}
 
 
 def test_a_free_canvas_holds_the_answers_of_all_samples(tiny):
     """Its size is a function of task and size, not of the samples asked."""
     for spec in ("insert_random:wording=short", "sort:wording=short"):
-        rooms = {asked(tiny, spec, n=5, count=c)[1].room for c in (1, 7)}
+        rooms = {asked(tiny, spec, n=5, count=c)[1].budget for c in (1, 7)}
         assert len(rooms) == 1
         _, questions = asked(tiny, spec, n=5, count=50)
         for sample in questions.samples:
-            assert len(tiny.text.answer(sample.messages, sample.answer)) < questions.room
-        assert questions.room % 16 == 0
+            assert len(tiny.text.answer(sample.messages, sample.answer)) < questions.budget
+        assert questions.budget % 16 == 0
     # 8 items, 7 commas and the end are 16 tokens, a quarter more is 20
-    assert asked(tiny, "copy:wording=short,n=8", n=8)[1].room == 32
+    assert asked(tiny, "copy:wording=short,n=8", n=8)[1].budget == 32
 
 
 def test_shots_go_before_the_question(tiny):

@@ -32,11 +32,11 @@ def brute_force(joint: Joint, answer: list[int], known: list[bool]) -> np.ndarra
             fits = [(s, m) for s, m in left if s[i] == answer[i]]
             known[i] = known[i] and bool(fits)
             left = fits if known[i] else left
-    law = np.zeros((joint.slots, joint.symbols))
+    distribution = np.zeros((joint.slots, joint.symbols))
     for s, mass in sequences:
         if all(s[i] == answer[i] for i in range(len(s)) if known[i]):
-            law[range(len(s)), s] += mass
-    return law / law.sum(1, keepdims=True)
+            distribution[range(len(s)), s] += mass
+    return distribution / distribution.sum(1, keepdims=True)
 
 
 def random_table(rng: np.random.Generator) -> Joint:
@@ -61,19 +61,19 @@ def test_conditionals_equal_brute_force_under_any_evidence(seed):
     joint = random_table(rng)
     answers = rng.integers(0, joint.symbols + 1, (7, joint.slots))
     known = rng.random((7, joint.slots)) < 0.6
-    law = joint.conditionals(torch.from_numpy(answers), torch.from_numpy(known)).numpy()
+    distribution = joint.conditionals(torch.from_numpy(answers), torch.from_numpy(known)).numpy()
     for b in range(7):
         expected = brute_force(joint, answers[b].tolist(), known[b].tolist())
-        np.testing.assert_allclose(law[b], expected, atol=1e-12)
+        np.testing.assert_allclose(distribution[b], expected, atol=1e-12)
 
 
 def test_working_in_small_parts_changes_nothing(monkeypatch):
     joint = Joint.latin_square(3)
     answers = torch.cat([joint.support, joint.support % 2])
     known = torch.rand(24, 9, generator=torch.Generator().manual_seed(0)) < 0.4
-    law, inside = joint.conditionals(answers, known), joint.contains(answers)
+    distribution, inside = joint.conditionals(answers, known), joint.contains(answers)
     monkeypatch.setattr(oracle_module, "CELLS", 5 * 12)
-    assert torch.equal(joint.conditionals(answers, known), law)
+    assert torch.equal(joint.conditionals(answers, known), distribution)
     assert torch.equal(joint.contains(answers), inside)
     assert inside.tolist() == [True] * 12 + [False] * 12
 
@@ -97,37 +97,37 @@ def test_constructors_hold_the_right_answers():
 def test_a_table_keeps_its_probabilities():
     joint = Joint.table(np.array([[0.5, 0.2], [0.3, 0.0]]))
     nothing = torch.zeros(1, 2, dtype=torch.bool)
-    law = joint.conditionals(torch.zeros(1, 2, dtype=torch.long), nothing)[0]
-    assert law.tolist() == [pytest.approx([0.7, 0.3]), pytest.approx([0.8, 0.2])]
+    distribution = joint.conditionals(torch.zeros(1, 2, dtype=torch.long), nothing)[0]
+    assert distribution.tolist() == [pytest.approx([0.7, 0.3]), pytest.approx([0.8, 0.2])]
     assert joint.contains(torch.tensor([[0, 0], [1, 1], [1, 0]])).tolist() == [True, False, True]
 
 
 def test_masses_may_be_far_apart():
     joint = Joint(torch.tensor([[0, 0], [1, 0], [1, 1]]), torch.tensor([0.0, -2000.0, -2001.0]), 2)
-    law = joint.conditionals(torch.tensor([[1, 0]]), torch.tensor([[True, False]]))
-    assert law[0, 1].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)])
+    distribution = joint.conditionals(torch.tensor([[1, 0]]), torch.tensor([[True, False]]))
+    assert distribution[0, 1].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.e)])
 
 
 def test_logits_are_the_conditionals_and_nothing_special_is_predicted():
     oracle = Oracle(Joint.replace_random(3), prompt_length=2)
     spec = oracle.spec
     assert (spec.vocab_size, spec.mask_id, spec.eos_id, spec.pad_id) == (7, 4, 5, 6)
-    law = forward(oracle, [[0, 0, 4, 1, 4]]).softmax(-1)[0, 2:]
+    distribution = forward(oracle, [[0, 0, 4, 1, 4]]).softmax(-1)[0, 2:]
     expected = [[1 / 2, 0, 0, 1 / 2, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [0, 0, 1 / 2, 1 / 2, 0, 0, 0]]
-    torch.testing.assert_close(law, torch.tensor(expected, dtype=torch.float64))
-    assert (law[0, [1, 2, 4, 5, 6]] == 0).all()  # exactly
+    torch.testing.assert_close(distribution, torch.tensor(expected, dtype=torch.float64))
+    assert (distribution[0, [1, 2, 4, 5, 6]] == 0).all()  # exactly
 
 
 def test_behind_the_answer_there_is_only_the_end():
     oracle = Oracle(Joint.copy(2), jitter=0.5)
-    law = forward(oracle, [[2, 2, 2, 2]]).softmax(-1)[0]
-    assert law[2:, oracle.spec.eos_id].tolist() == [1, 1]
+    distribution = forward(oracle, [[2, 2, 2, 2]]).softmax(-1)[0]
+    assert distribution[2:, oracle.spec.eos_id].tolist() == [1, 1]
 
 
 def test_a_canvas_shorter_than_the_answer_is_part_of_it():
     oracle = Oracle(Joint.shuffle(3))
-    law = forward(oracle, [[3, 1]]).softmax(-1)
-    assert law[0, 0].tolist() == pytest.approx([0.5, 0, 0.5, 0, 0, 0])
+    distribution = forward(oracle, [[3, 1]]).softmax(-1)
+    assert distribution[0, 0].tolist() == pytest.approx([0.5, 0, 0.5, 0, 0, 0])
 
 
 def test_head_rows_are_indices_into_the_queries():
@@ -146,7 +146,7 @@ def test_the_oracle_fits_the_model_interface_and_has_no_store():
     oracle: Model = Oracle(Joint.copy(2))
     assert (oracle.device, oracle.dtype) == (torch.device("cpu"), torch.float64)
     with pytest.raises(DllmError, match="cache='none'"):
-        oracle.new_store(1, 2)
+        oracle.new_kv(1, 2)
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.3]))
@@ -192,8 +192,8 @@ def test_jitter_is_normal_noise_that_differs_by_row_slot_symbol_evidence_and_see
 
 
 def test_jitter_leaves_the_impossible_impossible():
-    law = forward(Oracle(Joint.copy(3), jitter=1.0), [[3, 3, 3]]).softmax(-1)
-    assert law.amax(-1).tolist() == [[1, 1, 1]]
+    distribution = forward(Oracle(Joint.copy(3), jitter=1.0), [[3, 3, 3]]).softmax(-1)
+    assert distribution.amax(-1).tolist() == [[1, 1, 1]]
     assert IMPOSSIBLE + 100 < -1000
 
 

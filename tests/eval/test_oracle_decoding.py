@@ -195,8 +195,8 @@ def cases() -> list[tuple[Joint, Tensor, Tensor]]:
     rng, found = np.random.default_rng(7), []
     for _ in range(500):
         joint = adversarial(rng)
-        law = joint.log_mass.exp().numpy()
-        drawn = rng.choice(len(law), 12, p=law / law.sum())
+        distribution = joint.log_mass.exp().numpy()
+        drawn = rng.choice(len(distribution), 12, p=distribution / distribution.sum())
         known = torch.from_numpy(rng.random((12, joint.slots)) < rng.uniform(0, 0.6, (12, 1)))
         known[0] = False
         known[known.all(1), 0] = False
@@ -204,10 +204,10 @@ def cases() -> list[tuple[Joint, Tensor, Tensor]]:
     return found
 
 
-def view_of(law: Tensor, known: Tensor) -> Candidates:
+def view_of(distribution: Tensor, known: Tensor) -> Candidates:
     """What a rule sees of the laws [B, n, v] of all slots; known ones are padding."""
-    best, token = law.max(-1)
-    rest = law.scatter(-1, token[..., None], 0.0).sum(-1)
+    best, token = distribution.max(-1)
+    rest = distribution.scatter(-1, token[..., None], 0.0).sum(-1)
     rows, n = known.shape
     zero, all_ = torch.zeros(rows, dtype=torch.long), torch.full((rows,), n)
     return Candidates(
@@ -219,7 +219,7 @@ def view_of(law: Tensor, known: Tensor) -> Candidates:
         ends=torch.zeros_like(known),
         start=zero,
         end=all_,
-        window_holes=(~known).sum(1),
+        window_masked=(~known).sum(1),
         window_step=zero,
         step=zero,
         prompt=zero,
@@ -248,8 +248,8 @@ def every_order_agrees(
     part = torch.arange(2 ** len(slots) - 1)[:, None] >> torch.arange(len(slots)) & 1
     told = known.repeat(len(part), 1)
     told[:, slots] = part.bool()
-    law = joint.conditionals(torch.where(chosen, token, answer).expand_as(told), told)
-    return bool((told[:, slots] | (law.argmax(-1) == token)[:, slots]).all())
+    distribution = joint.conditionals(torch.where(chosen, token, answer).expand_as(told), told)
+    return bool((told[:, slots] | (distribution.argmax(-1) == token)[:, slots]).all())
 
 
 @pytest.mark.parametrize("rule", [Factor(1.0), Factor(0.75), Frechet(0.0), Frechet(0.25)], ids=repr)

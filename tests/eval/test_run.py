@@ -289,7 +289,7 @@ def test_an_unfinished_run_cannot_be_regraded(subject, tmp_path):
 def test_what_cannot_be_run_is_skipped_with_its_reason(subject, tmp_path):
     settings = (
         EvalSetting("ok", "", {"sampler": "dus"}),
-        EvalSetting("prophet", "", {"given": ["200:The answer is"]}),
+        EvalSetting("prophet", "", {"prefilled": ["200:The answer is"]}),
     )
     summary = run(subject, Sweep(TASKS[:1], settings, count=2), tmp_path / "run")
     assert {cell.setting for cell in summary.cells} == {0}
@@ -336,7 +336,7 @@ def test_a_count_is_shared_out_among_sizes_and_ends_with_the_questions(subject):
 def test_a_task_says_how_it_is_put(subject, tmp_path):
     run(subject, Sweep([FINITE], SETTINGS[:1], count=6, seeds=(7,)), tmp_path / "run")
     rows = untimed(tmp_path / "run")
-    assert {row.room for row in rows} == {24}
+    assert {row.budget for row in rows} == {24}
     assert not any("," in row.text for row in rows)
     task = task_of(FINITE)
     questions = subject.ask(task, 1, 7, {0: draw(task, 1, 7, 0)})

@@ -120,7 +120,7 @@ def test_slots_kept_from_reading_do_not_count():
     """Six positions, then the last two of them: layers that read four, three and no old slots."""
     model = decoder()
     meter, ids = Meter(model), torch.arange(4, 10)[None]
-    store = meter.new_store(1, 6)
+    store = meter.new_kv(1, 6)
     meter(ids, ForwardPlan.full(6), store)
     assert (meter.total.reads, meter.total.reused) == (6, 0)
     read = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()

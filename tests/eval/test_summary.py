@@ -40,7 +40,7 @@ def row(setting=0, i=0, task=0, score=True, nfe=3, tokens=6, steps=(1, 2, 3), sl
         canvases=nfe + 1,
         tokens=tokens,
         filled=tokens + 2,
-        room=16,
+        budget=16,
         prompt_tokens=5,
         finish="eos",
         text="",

@@ -157,11 +157,11 @@ def test_sampled_text_has_the_models_law(model, name):
     """Two tokens of a small vocabulary against their exact joint law, chi-square at 4 sigma."""
     prompt, draws = torch.tensor([[5, 7, 5]]), 800
     options = {"do_sample": True, "top_k": 3, "temperature": 0.8, "max_new_tokens": 2}
-    law = {}
+    distribution = {}
     first = warped(model, prompt)
     for token, p in first.items():
         behind = warped(model, torch.cat((prompt, torch.tensor([[token]])), 1))
-        law |= {(token, then): p * q for then, q in behind.items()}
+        distribution |= {(token, then): p * q for then, q in behind.items()}
     likely = max(first, key=lambda token: first[token])
     drafter = {"constant": [likely] * 5, "nearly": list(first)[1:2] * 5, "copy": []}[name]
     parts = chains(FakeDrafter(lambda c, d: drafter[:d]), sources=[Copy()])
@@ -170,9 +170,9 @@ def test_sampled_text_has_the_models_law(model, name):
     for _ in range(draws):
         out = model.generate(prompt, custom_generate=assist, **options)
         found[tuple(out[0, 3:].tolist())] += 1
-    assert set(found) <= set(law)
-    chi2 = sum((found[key] - p * draws) ** 2 / (p * draws) for key, p in law.items())
-    df = len(law) - 1
+    assert set(found) <= set(distribution)
+    chi2 = sum((found[key] - p * draws) ** 2 / (p * draws) for key, p in distribution.items())
+    df = len(distribution) - 1
     assert chi2 < df + 4 * np.sqrt(2 * df)
 
 

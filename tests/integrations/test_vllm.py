@@ -117,7 +117,7 @@ def test_requests_that_move_come_and_go_are_found_by_their_text():
     server.texts = [server.texts[2], server.texts[0], [41]]  # one went, two moved, one came
     assert [draft[0] for draft in server.step([[23], [3], [42]])] == [24, 4, 43]
     assert len(drafter.rooms) == 4
-    assert all(room == LENGTH for room in drafter.rooms)
+    assert all(budget == LENGTH for budget in drafter.rooms)
 
 
 def test_requests_with_the_same_prompt_keep_apart():

@@ -246,7 +246,7 @@ def test_query_order_does_not_matter(decoder, ids):
 
 
 def test_requery_of_unchanged_positions_gives_the_same_rows(decoder, ids):
-    store = decoder.new_store(2, T)
+    store = decoder.new_kv(2, T)
     full = decoder(ids, ForwardPlan.full(T, batch=2), store)
     CLOSE(full, decoder(ids, ForwardPlan.full(T, batch=2)))
     for positions in ([3], [0, 7, 8, 19], [19, 2]):
@@ -258,7 +258,7 @@ def test_requery_of_unchanged_positions_gives_the_same_rows(decoder, ids):
 
 def test_queries_write_before_they_read(decoder, ids):
     """After a token changes, a query of it alone sees its own new key, not the stored one."""
-    store = decoder.new_store(2, T)
+    store = decoder.new_kv(2, T)
     decoder(ids, ForwardPlan.full(T, batch=2), store)
     changed = ids.clone()
     changed[:, 6] = (ids[:, 6] + 1) % VOCAB
@@ -266,13 +266,13 @@ def test_queries_write_before_they_read(decoder, ids):
     decoder(changed, query([6]), store)
     touched = (store.k != before).any(-1).any(2).any(0)  # [B, slots + 1]
     assert touched.nonzero()[:, 1].tolist() == [6, 6]
-    fresh = decoder.new_store(2, T)
+    fresh = decoder.new_kv(2, T)
     decoder(changed, query([6]), fresh)
     CLOSE(store.k[0, :, :, 6], fresh.k[0, :, :, 6])  # layer 0 knows only the token
 
 
 def test_dead_slots_are_never_read(decoder, ids):
-    clean, dirty = decoder.new_store(2, T), decoder.new_store(2, T)
+    clean, dirty = decoder.new_kv(2, T), decoder.new_kv(2, T)
     dirty.grow(T)
     dirty.k.fill_(1e30)
     dirty.v.fill_(1e30)
@@ -285,7 +285,7 @@ def test_dead_slots_are_never_read(decoder, ids):
 
 
 def test_unwritten_queries_leave_the_store_alone(decoder, ids):
-    store = decoder.new_store(2, T)
+    store = decoder.new_kv(2, T)
     decoder(ids, ForwardPlan.full(T, batch=2), store)
     k, v, live = store.k[..., :T, :].clone(), store.v[..., :T, :].clone(), store.live.clone()
     write = torch.tensor([[False, True], [False, False]])
@@ -308,13 +308,13 @@ def test_ragged_batch_equals_rows_alone(ids, padding, block):
     valid[1, 6:] = False
     plan = ForwardPlan(pos=pos, head=torch.arange(T).expand(2, T), valid=valid)
     alone = [decoder(ids[b : b + 1], ForwardPlan.full(n)) for b, n in ((0, T), (1, 6))]
-    for store in (None, decoder.new_store(2, T)):
+    for store in (None, decoder.new_kv(2, T)):
         together = decoder(ids, plan, store)
         CLOSE(together[:1], alone[0])
         CLOSE(together[1:, :6], alone[1])
     everything = torch.ones_like(valid)  # a policy's write mask does not overrule `valid`
     for mask in (None, everything):
-        store = decoder.new_store(2, T)
+        store = decoder.new_kv(2, T)
         decoder(ids, dataclasses.replace(plan, write=mask), store)
         assert store.live.sum(1).tolist() == [T, 6]
         assert not store.k[:, 1, :, 6:T].any()
@@ -325,7 +325,7 @@ def test_read_mask_hides_slots(decoder, ids):
     read = torch.zeros(2, T, dtype=torch.bool)
     read[:, seen] = True
     alone = decoder(ids, query(seen))
-    store = decoder.new_store(2, T)
+    store = decoder.new_kv(2, T)
     CLOSE(decoder(ids, query(range(T), read=read), store)[:, seen], alone)
     per_layer = read.expand(3, 2, T)
     CLOSE(decoder(ids, query(range(T), read=per_layer))[:, seen], alone)
@@ -348,7 +348,7 @@ def test_block_causal_logits_do_not_depend_on_later_blocks(ids):
 def test_block_causal_store_is_exact(ids):
     decoder = build(block_length=4)
     full = decoder(ids, ForwardPlan.full(T, batch=2))
-    store = decoder.new_store(2, T)
+    store = decoder.new_kv(2, T)
     for start in range(0, T, 4):
         block = torch.arange(start, start + 4)
         CLOSE(decoder(ids, query(block), store), full[:, block])

@@ -101,7 +101,7 @@ def test_only_the_whole_canvas_without_a_store(ids):
     wrapped = HFModel(dllm_like, vocab_size=VOCAB, mask_id=4, eos_id=2)
     full = ForwardPlan.full(T, batch=2)
     with pytest.raises(DllmError, match="cache='none'"):
-        wrapped.new_store(2, T)
+        wrapped.new_kv(2, T)
     with pytest.raises(DllmError, match="reads and writes no store: use cache='none'"):
         wrapped(ids, full, KVCache(1, 2, 1, T, 2))
     with pytest.raises(DllmError, match="reads and writes no store"):

@@ -33,7 +33,7 @@ class Outlook:
 
     def view(self, canvas: Canvas, windows: Windows, **overrides: Any) -> Candidates:
         """All holes of the windows; padding holds NaN."""
-        pos, valid = positions(canvas.holes & windows.contains(canvas.pos))
+        pos, valid = positions(canvas.masked & windows.contains(canvas.pos))
         row, zero = torch.arange(len(pos))[:, None], torch.zeros_like(canvas.prompt)
         conf = self.conf[row, pos].masked_fill(~valid, torch.nan)
         token = self.token[row, pos]
@@ -52,7 +52,7 @@ class Outlook:
             "prompt": canvas.prompt,
             "length": canvas.length,
             "row": canvas.row,
-            "filled": 1 - canvas.holes.sum(1) / (canvas.length - canvas.prompt),
+            "filled": 1 - canvas.masked.sum(1) / (canvas.length - canvas.prompt),
             "best": token,
             "best_conf": conf,
         }
@@ -103,15 +103,15 @@ def decode(
         steps.append((seen, windows, narrow))
         commit = view.valid & narrow.contains(view.pos) & (view.conf >= threshold)
         for b in range(len(canvas.row)):
-            first = int(canvas.first_hole()[b])
-            each = narrow.each(canvas.pos)[b] & canvas.holes[b]
-            holes = [w.nonzero()[:, 0].tolist() for w in each if w.any()]
-            block = min(holes, key=lambda h: h[0])
+            first = int(canvas.first_masked()[b])
+            each = narrow.each(canvas.pos)[b] & canvas.masked[b]
+            masked = [w.nonzero()[:, 0].tolist() for w in each if w.any()]
+            block = min(masked, key=lambda h: h[0])
             best = max(block, key=lambda i: (float(conf[b, i]), -i))
             assert best >= first
             commit[b] |= view.valid[b] & (view.pos[b] == best)
         canvas.commit(view.pos, view.token, commit)
-        keep = canvas.holes.any(1).nonzero()[:, 0]
+        keep = canvas.masked.any(1).nonzero()[:, 0]
         canvas.keep(keep)
         size = canvas.ids.shape[1]
         token, conf, origin = token[keep, :size], conf[keep, :size], origin[keep]

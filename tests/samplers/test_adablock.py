@@ -49,19 +49,19 @@ def literal(planner: AdaBlock, outlook: Outlook) -> list[tuple[int, int]]:
     """Section 5 for one row, in plain Python, on predictions that never change."""
     canvas, found = outlook.canvas, []
     length, size = int(canvas.length), int(canvas.length - canvas.prompt)
-    holes = canvas.holes[0].nonzero()[:, 0].tolist()
-    while holes:
-        s = holes[0]
+    masked = canvas.masked[0].nonzero()[:, 0].tolist()
+    while masked:
+        s = masked[0]
         rest = length - s
         w = min(floor(planner.share * size), rest)
-        delimiters = [i for i in holes if i < s + w and int(outlook.token[0, i]) == LINE]
+        delimiters = [i for i in masked if i < s + w and int(outlook.token[0, i]) == LINE]
         q = max(delimiters, key=lambda i: (float(outlook.conf[0, i]), -i), default=None)
         if q is not None and float(outlook.conf[0, q]) >= torch.tensor(planner.threshold):
             end = q + 1
         else:
             end = s + min(planner.block_length or rest, rest)
         found.append((s, end))
-        holes = [i for i in holes if i >= end]
+        masked = [i for i in masked if i >= end]
     return found
 
 

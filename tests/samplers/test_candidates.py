@@ -36,7 +36,7 @@ def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidat
     batch, size, _ = logits.shape
     canvas = Canvas.from_prompts([[]] * batch, size, MASK)
     zero = torch.zeros(batch, dtype=torch.long)
-    pos, valid = positions(canvas.holes)
+    pos, valid = positions(canvas.masked)
     proposal = Proposal(**({"banned": (MASK,), "stop_ids": (END,)} | how))
     return Candidates(
         pos=pos,
@@ -272,7 +272,7 @@ def test_holes_of_the_window_in_ascending_order_with_padding():
         torch.tensor([[2], [3]]), torch.tensor([[6], [6]]), torch.tensor([[True], [False]])
     )
     windows = Windows(torch.tensor([1, 2]), torch.tensor([4, 6]))
-    pos, valid = positions(canvas.holes & windows.contains(canvas.pos))
+    pos, valid = positions(canvas.masked & windows.contains(canvas.pos))
     assert valid.tolist() == [[True, True, False, False], [True] * 4]
     assert pos[0, :2].tolist() == [1, 3]
     assert pos[1].tolist() == [2, 3, 4, 5]
@@ -288,7 +288,7 @@ def test_every_window_becomes_a_row_of_the_view():
     assert inside == [[0, 1], [2, 3, 4], [1, 2, 3], []]
     assert split.row.tolist() == [0, 0, 1, 1]
     assert split.window_step.tolist() == [3, 1, 2, 7]
-    assert split.window_holes.tolist() == [13, 11, 12, 17]
+    assert split.window_masked.tolist() == [13, 11, 12, 17]
     assert torch.equal(split.conf, whole.conf.repeat_interleave(2, 0))
 
 

@@ -18,7 +18,7 @@ from tests.fakes import FakeModel, hashed, scripted
 MASK, VOCAB = 5, 9
 
 
-def holes(rows: int, size: int) -> Canvas:
+def masked(rows: int, size: int) -> Canvas:
     return Canvas.from_prompts([[]] * rows, size, MASK)
 
 
@@ -52,7 +52,7 @@ class Dense:
 def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
     """Ragged batches; positions pause and come back; padding repeats positions and holds NaN."""
     rng = np.random.default_rng(seed)
-    canvas, state = holes(rows, size), State()
+    canvas, state = masked(rows, size), State()
     dense = [Dense(rule, size) for _ in range(rows)]
     for _ in range(steps):
         width = size + int(rng.integers(0, 3))
@@ -79,7 +79,7 @@ def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
 
 def run(rule: Credit, *tops: int, state: State | None = None) -> torch.Tensor:
     """The last logits minus the raw ones of one position whose best token is each of `tops`."""
-    canvas, state = holes(1, 1), {} if state is None else state
+    canvas, state = masked(1, 1), {} if state is None else state
     pos, valid = torch.tensor([[0]]), torch.tensor([[True]])
     for top in tops:
         z = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
@@ -111,19 +111,19 @@ def test_a_new_token_takes_the_slot_with_the_least_credit():
 def test_a_forbidden_token_stays_forbidden():
     z = torch.full((1, 1, VOCAB), -torch.inf)
     z[..., 3] = 1.0
-    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), masked(1, 1), {})
     assert torch.isneginf(out).sum() == VOCAB - 1
 
 
 def test_half_precision_does_not_swallow_the_credit():
     z = torch.zeros(1, 1, VOCAB, dtype=torch.bfloat16)
     z[..., 3] = 30.0
-    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), holes(1, 1), {})
+    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), masked(1, 1), {})
     assert float(out[0, 0, 3]) == pytest.approx(30 + 0.7 * np.log(2), abs=1e-5)
 
 
 def test_padding_leaves_no_trace():
-    canvas, state = holes(1, 3), State()
+    canvas, state = masked(1, 3), State()
     pos, valid = torch.tensor([[1, 1, 0]]), torch.tensor([[True, False, False]])
     z = torch.zeros(1, 3, VOCAB)
     z[0, 0, 3] = z[0, 1, 4] = z[0, 2, 4] = 5.0
@@ -133,7 +133,7 @@ def test_padding_leaves_no_trace():
 
 
 def test_committed_positions_neither_earn_nor_gain():
-    canvas, state = holes(1, 2), State()
+    canvas, state = masked(1, 2), State()
     canvas.known[0, 0] = True
     z = torch.zeros(1, 2, VOCAB)
     z[..., 3] = 5.0

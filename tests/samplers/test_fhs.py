@@ -37,9 +37,9 @@ def test_probabilities_do_not_matter(view):
     assert committed(FirstHitting(), view) == committed(FirstHitting(), other)
 
 
-def many(holes: int, step: int, valid: torch.Tensor, token: torch.Tensor) -> Candidates:
-    """N rows with `holes` positions each, after `step` forwards."""
-    view = hand_made([0.5] * holes)
+def many(masked: int, step: int, valid: torch.Tensor, token: torch.Tensor) -> Candidates:
+    """N rows with `masked` positions each, after `step` forwards."""
+    view = hand_made([0.5] * masked)
     grow = {
         name: getattr(view, name).expand(N, *getattr(view, name).shape[1:])
         for name in "pos conf log1m ends start end window_holes prompt length filled".split()
@@ -78,32 +78,34 @@ def network(seed: int = 0) -> dict[tuple[int, ...], np.ndarray]:
 
 def ancestral(steps: int) -> np.ndarray:
     """Law of the answer by ancestral sampling, masked share 1 - k / steps after step k; exact."""
-    laws = network()
-    states = list(laws)
-    law = dict.fromkeys(states, 0.0) | {(HIDDEN,) * HOLES: 1.0}
+    distributions = network()
+    states = list(distributions)
+    distribution = dict.fromkeys(states, 0.0) | {(HIDDEN,) * HOLES: 1.0}
     for left in range(steps, 0, -1):
         after = dict.fromkeys(states, 0.0)
-        for state, weight in law.items():
+        for state, weight in distribution.items():
             if weight == 0:
                 continue
             choices = []
             for i, symbol in enumerate(state):
                 if symbol == HIDDEN:
-                    hit = [(s, p / left) for s, p in enumerate(laws[state][i])]
+                    hit = [(s, p / left) for s, p in enumerate(distributions[state][i])]
                     choices.append([(HIDDEN, 1 - 1 / left), *hit])
                 else:
                     choices.append([(symbol, 1.0)])
             for picks in itertools.product(*choices):
                 after[tuple(s for s, _ in picks)] += weight * math.prod(p for _, p in picks)
-        law = after
-    return np.array([law[x] for x in itertools.product(range(SYMBOLS), repeat=HOLES)])
+        distribution = after
+    return np.array([distribution[x] for x in itertools.product(range(SYMBOLS), repeat=HOLES)])
 
 
 def first_hitting(count: int) -> np.ndarray:
     """Law of the answer by the rule, tokens drawn as the engine draws them; N rows."""
-    laws = network()
+    distributions = network()
     codes = torch.tensor([3 ** (HOLES - 1 - i) for i in range(HOLES)])
-    table = torch.tensor(np.array([laws[state] for state in laws])).log()  # by base-3 code
+    table = torch.tensor(
+        np.array([distributions[state] for state in distributions])
+    ).log()  # by base-3 code
     x = torch.full((N, HOLES), HIDDEN)
     pos, stream = torch.arange(HOLES)[None], torch.tensor([[TOKEN_STREAM]])
     for step in range(-(-HOLES // count)):

@@ -27,12 +27,12 @@ def first_commits(out: Out, draws: int = DRAWS, **options) -> list[list[Commit]]
     return [output.history for output in outputs]
 
 
-def assert_law(found: Counter, law: Mapping) -> None:
+def assert_law(found: Counter, distribution: Mapping) -> None:
     """Chi-square within 4 sigma, and nothing outside the support."""
     total = sum(found.values())
-    assert set(found) <= {key for key, p in law.items() if p > 0}
-    assert sum(law.values()) == pytest.approx(1)
-    cells = [(found[key], p * total) for key, p in law.items() if p * total >= 5]
+    assert set(found) <= {key for key, p in distribution.items() if p > 0}
+    assert sum(distribution.values()) == pytest.approx(1)
+    cells = [(found[key], p * total) for key, p in distribution.items() if p * total >= 5]
     chi2, df = sum((n - e) ** 2 / e for n, e in cells), len(cells) - 1
     assert df > 0
     assert chi2 < df + 4 * np.sqrt(2 * df)
@@ -71,10 +71,10 @@ def token_law(z: np.ndarray, temperature: float, top_p: float = 1, top_k: int = 
 def test_tokens_follow_the_tempered_law(sampler, options):
     out = hashed(3, spread=0.8)
     rows = first_commits(out, max_new_tokens=1, sampler=sampler, **options)
-    law = token_law(out(np.array([MASK]))[0], **options)
-    assert_law(Counter(row[0].token_ids[0] for row in rows), dict(enumerate(law)))
+    distribution = token_law(out(np.array([MASK]))[0], **options)
+    assert_law(Counter(row[0].token_ids[0] for row in rows), dict(enumerate(distribution)))
     conf = {row[0].token_ids[0]: row[0].confidences[0] for row in rows}
-    own = law if sampler.startswith("dream") else token_law(out(np.array([MASK]))[0], 1.0)
+    own = distribution if sampler.startswith("dream") else token_law(out(np.array([MASK]))[0], 1.0)
     for token, value in conf.items():  # Dream: of the law drawn from; else of the model's own
         assert value == pytest.approx(own[token], rel=1e-6)
 
@@ -82,8 +82,11 @@ def test_tokens_follow_the_tempered_law(sampler, options):
 def test_positions_draw_independently():
     out = hashed(8, spread=0.7)
     rows = first_commits(out, max_new_tokens=2, sampler="quota:steps=1", temperature=1.0, top_k=4)
-    laws = [token_law(z, 1.0, top_k=4) for z in out(np.array([MASK, MASK]))]
-    joint = {(a, b): laws[0][a] * laws[1][b] for a, b in product(range(VOCAB), repeat=2)}
+    distributions = [token_law(z, 1.0, top_k=4) for z in out(np.array([MASK, MASK]))]
+    joint = {
+        (a, b): distributions[0][a] * distributions[1][b]
+        for a, b in product(range(VOCAB), repeat=2)
+    }
     assert_law(Counter(tuple(row[0].token_ids) for row in rows), joint)
 
 
@@ -105,13 +108,13 @@ def order_of(row: list[Commit]) -> tuple[int, ...]:
 
 def plackett_luce(weights: np.ndarray, count: int) -> dict[tuple[int, ...], float]:
     """Probability of every ordered draw of `count` positions without replacement."""
-    law = {}
+    distribution = {}
     for order in permutations(range(len(weights)), count):
         left, p = weights.sum(), 1.0
         for i in order:
             p, left = p * weights[i] / left, left - weights[i]
-        law[order] = p
-    return law
+        distribution[order] = p
+    return distribution
 
 
 def test_random_remasking_takes_all_orders_alike():
@@ -133,8 +136,8 @@ def test_alg_temp_orders_positions_by_plackett_luce():
     rows = first_commits(
         out, max_new_tokens=3, sampler="dream:alg=maskgit_plus,steps=3,alg_temp=0.4"
     )
-    law = plackett_luce(np.exp(confidences()[:3] / 0.4), 3)
-    assert_law(Counter(map(order_of, rows)), law)
+    distribution = plackett_luce(np.exp(confidences()[:3] / 0.4), 3)
+    assert_law(Counter(map(order_of, rows)), distribution)
 
 
 def test_alg_temp_draws_several_positions_without_replacement():
@@ -142,10 +145,10 @@ def test_alg_temp_draws_several_positions_without_replacement():
     rows = first_commits(
         out, max_new_tokens=5, sampler="dream:alg=maskgit_plus,steps=2,alg_temp=0.3"
     )
-    law: Counter = Counter()
+    distribution: Counter = Counter()
     for order, p in plackett_luce(np.exp(confidences() / 0.3), 2).items():
-        law[tuple(sorted(order))] += p
-    assert_law(Counter(tuple(row[0].positions) for row in rows), law)
+        distribution[tuple(sorted(order))] += p
+    assert_law(Counter(tuple(row[0].positions) for row in rows), distribution)
 
 
 def test_origin_commits_each_position_with_the_rate_of_the_step():
@@ -153,11 +156,11 @@ def test_origin_commits_each_position_with_the_rate_of_the_step():
     out = scripted(dict.fromkeys(range(3), 7), {0: 1.0, 1: 4.0, 2: 2.0})
     rows = first_commits(out, max_new_tokens=3, sampler="dream:alg=origin,steps=3")
     r = 1 - (1 - (1 - 1e-3) / 3)
-    law: Counter = Counter()
+    distribution: Counter = Counter()
     for chosen in product([False, True], repeat=3):
         subset = tuple(i for i in range(3) if chosen[i]) or (1,)
-        law[subset] += r ** sum(chosen) * (1 - r) ** (3 - sum(chosen))
-    assert_law(Counter(tuple(row[0].positions) for row in rows), law)
+        distribution[subset] += r ** sum(chosen) * (1 - r) ** (3 - sum(chosen))
+    assert_law(Counter(tuple(row[0].positions) for row in rows), distribution)
     assert max(len(row) for row in rows) == 3  # the last step commits all that is left
 
 
@@ -179,5 +182,5 @@ def test_the_token_draw_does_not_decide_the_position():
     found = Counter(
         (row[0].positions[0], row[0].token_ids[0]) for row in rows if row[0].token_ids[0] in plain
     )
-    law = dict.fromkeys(product(range(2), plain), 1 / (2 * len(plain)))
-    assert_law(found, law)
+    distribution = dict.fromkeys(product(range(2), plain), 1 / (2 * len(plain)))
+    assert_law(found, distribution)

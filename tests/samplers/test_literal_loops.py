@@ -129,8 +129,8 @@ def dream(row: Literal, alg: str, steps: int, top_p: float = 1.0, top_k: int = 0
     """samplers.md, section 2, at temperature 0: one global window, a linear grid from 1 to eps."""
     t = np.linspace(1, 1e-3, steps + 1)
     for n in range(steps):
-        holes = row.masks(0, len(row.x))
-        if not holes:
+        masked = row.masks(0, len(row.x))
+        if not masked:
             break  # departure: no forward on a full row
         z = np.array([truncated(zi, top_p, top_k) for zi in row.logits()])
         p, y = softmax(z), z.argmax(-1)
@@ -140,8 +140,8 @@ def dream(row: Literal, alg: str, steps: int, top_p: float = 1.0, top_k: int = 0
             score = np.sort(p)[:, -1] - np.sort(p)[:, -2]
         else:
             score = (p * np.log(p + 1e-10)).sum(-1)
-        k = int(np.floor(len(holes) * (1 - t[n + 1] / t[n]))) if n < steps - 1 else len(holes)
-        row.commit(best(holes, score.__getitem__, max(k, 1)), y)  # departure: 0 becomes 1
+        k = int(np.floor(len(masked) * (1 - t[n + 1] / t[n]))) if n < steps - 1 else len(masked)
+        row.commit(best(masked, score.__getitem__, max(k, 1)), y)  # departure: 0 becomes 1
         if row.ended:
             break
     return row
@@ -152,12 +152,12 @@ def fast_dllm(row: Literal, block: int, threshold: float) -> Literal:
     first, last = len(row.prompt), len(row.prompt) + row.size
     for start in range(first, last, block):
         end = min(start + block, last)
-        while holes := row.masks(start, end):
+        while masked := row.masks(start, end):
             z = row.logits()
             y = z.argmax(-1)
             c = -doubt(z, y)
-            sure = [i for i in holes if 1 + c[i] >= threshold]
-            row.commit({*best(holes, c.__getitem__, 1), *sure}, y)
+            sure = [i for i in masked if 1 + c[i] >= threshold]
+            row.commit({*best(masked, c.__getitem__, 1), *sure}, y)
             if row.ended:
                 return row
     return row

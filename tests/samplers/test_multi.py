@@ -56,17 +56,17 @@ def literal(planner: MultiBlock, canvas: Canvas, row: int) -> list[Block]:
     """D2F's pipeline for one row, in plain Python."""
     prompt, length = int(canvas.prompt[row]), int(canvas.length[row])
     size = planner.block_length or length - prompt
-    holes, ids = canvas.holes[row].tolist(), canvas.ids[row].tolist()
+    masked, ids = canvas.masked[row].tolist(), canvas.ids[row].tolist()
     mine = canvas.generated[row].tolist()
     found: list[Block] = []
     previous = None  # decoded share of the block before
     for start in range(prompt, length, size):
         end = min(start + size, length)
-        share = 1 - sum(holes[start:end]) / (end - start)
-        ended = any(ids[i] == EOS and mine[i] and not holes[i] for i in range(prompt, start))
+        share = 1 - sum(masked[start:end]) / (end - start)
+        ended = any(ids[i] == EOS and mine[i] and not masked[i] for i in range(prompt, start))
         if previous is not None and found and (previous < planner.add or ended):
             break
-        if any(holes[start:end]):
+        if any(masked[start:end]):
             if len(found) == planner.most:
                 break
             found.append((start, end, not found or previous >= planner.full))
@@ -160,12 +160,12 @@ def test_bind_learns_the_stop_ids():
 def test_a_block_with_a_hole_closes_only_behind_an_end_of_text(planner, seed):
     rng = np.random.default_rng(seed)
     canvas, before = canvas_of("." * int(rng.integers(1, 24))), set()
-    while canvas.holes.any():
+    while canvas.masked.any():
         now = open_blocks(planner, canvas)
-        still = {(s, e) for s, e in before if canvas.holes[0, s:e].any()}
+        still = {(s, e) for s, e in before if canvas.masked[0, s:e].any()}
         assert still <= {(s, e) for s, e, _ in now}
         before = {(s, e) for s, e, _ in now}
-        inside = planner.windows(canvas, {}).contains(canvas.pos) & canvas.holes
+        inside = planner.windows(canvas, {}).contains(canvas.pos) & canvas.masked
         canvas.known[0, int(rng.choice(inside[0].nonzero()[:, 0]))] = True
 
 

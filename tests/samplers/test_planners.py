@@ -41,7 +41,7 @@ def test_every_step_has_a_window_with_a_hole_and_all_holes_are_filled(planner, s
         for w in (windows, narrow):
             each = w.each(canvas.pos)
             assert int(each.sum(1).max()) <= 1
-            assert (each.any(1) & canvas.holes).any(1).all()
+            assert (each.any(1) & canvas.masked).any(1).all()
             assert ((w.start >= canvas.prompt[:, None]) & (w.end <= canvas.length[:, None])).all()
         assert not (narrow.contains(canvas.pos) & ~windows.contains(canvas.pos)).any()
 

@@ -36,7 +36,7 @@ def canvas_of(prompt: list[int], *answers: str) -> Canvas:
 
 def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> Candidates:
     """All holes of the canvas, `gap` [B, T] by position; padding holds NaN."""
-    pos, valid = positions(canvas.holes)
+    pos, valid = positions(canvas.masked)
     rows, zero = torch.arange(len(pos))[:, None], torch.zeros_like(canvas.prompt)
     plain = torch.full(pos.shape, 0.5)
     return Candidates(
@@ -48,7 +48,7 @@ def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> C
         ends=torch.zeros_like(valid),
         start=canvas.prompt,
         end=canvas.length,
-        window_holes=valid.sum(1),
+        window_masked=valid.sum(1),
         window_step=zero,
         step=zero,
         prompt=canvas.prompt,
@@ -88,11 +88,11 @@ def literal(rule: Prophet, canvas: Canvas, b: int, gap: list[float], filled: flo
         start = ends[-1] + rule.skip
     mine = canvas.generated[b].tolist()
     region = [i for i in range(start, min(start + rule.length, length)) if mine[i]]
-    holes = [i for i in region if not known[i]]
-    if not holes:
+    masked = [i for i in region if not known[i]]
+    if not masked:
         return bool(region)
     threshold = 7.5 if filled < 0.33 else 5.0 if filled < 0.67 else 2.5
-    return sum(gap[i] for i in holes) / len(holes) >= threshold
+    return sum(gap[i] for i in masked) / len(masked) >= threshold
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4), st.booleans())
@@ -104,7 +104,7 @@ def test_rows_fire_as_the_text_says(seed, rows, by_marker):
     where = {"marker_ids": MARK[: int(rng.integers(1, 3))], "skip": int(rng.integers(0, 3))}
     rule = Prophet(int(rng.integers(1, 6)), **where if by_marker else {"at": int(rng.integers(12))})
     canvas = canvas_of([6, 7][: int(rng.integers(0, 3))], *answers)
-    if not canvas.holes.any():
+    if not canvas.masked.any():
         return
     # halves and wholes, so that means hit the thresholds exactly
     gap = torch.from_numpy(rng.choice([0.0, 2.5, 5.0, 7.5, 10.0], canvas.ids.shape)).float()
@@ -193,7 +193,7 @@ def test_the_engine_fills_the_row_once_the_answer_is_sure():
     heights = {i: 4.0 if i >= 10 else 9.0 for i in range(12)}
     model = FakeModel(scripted({i: 3 + i % 2 for i in range(12)}, heights))
     rule = "prophet:length=2,marker=ab,skip=1"
-    config = DecodeConfig(12, 2, sampler="quota", stop_rule=rule, given="7:ab", history=True)
+    config = DecodeConfig(12, 2, sampler="quota", stop_rule=rule, prefilled="7:ab", history=True)
     (output,) = Engine(model, FakeText()).generate([[]], config, chat=False)
     assert output.nfe == model.calls == 8  # 7 of 10 are known before the eighth step
     assert sorted(output.history[-1].positions) == [9, 10, 11]

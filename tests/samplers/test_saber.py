@@ -81,10 +81,10 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, n, most):
 
 
 def view_of(
-    holes: dict[int, float], decoded: dict[int, float], step: int, state: dict[str, torch.Tensor]
+    masked: dict[int, float], decoded: dict[int, float], step: int, state: dict[str, torch.Tensor]
 ) -> Candidates:
-    view = hand_made(list(holes.values()), list(holes), state=state)
-    end = torch.tensor([max(*holes, *decoded, 0) + 1])
+    view = hand_made(list(masked.values()), list(masked), state=state)
+    end = torch.tensor([max(*masked, *decoded, 0) + 1])
     return replace(
         view,
         best=view.token,
@@ -177,8 +177,8 @@ def test_a_single_token_takes_nothing_back():
 def test_how_many_are_taken_back(n, k, again):
     done = dict.fromkeys(range(20), 0.5)
     start = (dict.fromkeys(range(20, 60), 0.0), done)  # the bar drops to 0
-    holes = {pos: 0.5 if pos < 30 + k else 0.0 for pos in range(30, 60)}
-    commit, back = run(Saber(n), start, (holes, done))[1]
+    masked = {pos: 0.5 if pos < 30 + k else 0.0 for pos in range(30, 60)}
+    commit, back = run(Saber(n), start, (masked, done))[1]
     assert len(commit) == k
     assert back == list(range(again))
 
@@ -194,19 +194,19 @@ def test_a_new_window_starts_at_one_again_and_forgets_the_last_step():
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 24))
 def test_every_step_gains_a_token_so_the_window_ends(seed, n, size):
     rng = np.random.default_rng(seed)
-    holes, state, step = set(range(size)), {}, 0
-    while holes:
+    masked, state, step = set(range(size)), {}, 0
+    while masked:
         conf = rng.choice([0.1, 0.5, 0.5, 0.9, 1.0], size)
         view = view_of(
-            {p: conf[p] for p in sorted(holes)},
-            {p: conf[p] for p in range(size) if p not in holes},
+            {p: conf[p] for p in sorted(masked)},
+            {p: conf[p] for p in range(size) if p not in masked},
             step,
             state,
         )
         commit, back = decide(Saber(n), view)[0]
-        after = (holes - set(commit)) | set(back)
-        assert len(after) < len(holes)
-        holes, step = after, step + 1
+        after = (masked - set(commit)) | set(back)
+        assert len(after) < len(masked)
+        masked, step = after, step + 1
     assert step <= size
 
 

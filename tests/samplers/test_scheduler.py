@@ -33,10 +33,10 @@ def refined(logits: Tensor, sample: Tensor, quota: int, threshold: float, mask: 
     out = sample.clone()
     top = logits.softmax(-1).max(-1)
     for b in range(len(sample)):
-        holes = (sample[b] == mask).nonzero()[:, 0].tolist()
-        holes.sort(key=lambda i, b=b: (-float(top.values[b, i]), i))
-        sure = [i for i in holes if top.values[b, i] > threshold]
-        for i in sure if len(sure) >= quota else holes[:quota]:
+        masked = (sample[b] == mask).nonzero()[:, 0].tolist()
+        masked.sort(key=lambda i, b=b: (-float(top.values[b, i]), i))
+        sure = [i for i in masked if top.values[b, i] > threshold]
+        for i in sure if len(sure) >= quota else masked[:quota]:
             out[b, i] = top.indices[b, i]
     return out
 
@@ -169,9 +169,9 @@ def test_a_batch_decides_as_the_schedulers_own_loop_row_by_row(view, steps):
 
 def simple(conf: list[float], **fields: Tensor) -> Candidates:
     """One row whose candidates propose 3 with these probabilities, the rest on 4."""
-    law = torch.zeros(1, len(conf), VOCAB)
-    law[0, :, 3], law[0, :, 4] = torch.tensor(conf), 1 - torch.tensor(conf)
-    return hand_made(conf, logits=law.log(), **fields)
+    distribution = torch.zeros(1, len(conf), VOCAB)
+    distribution[0, :, 3], distribution[0, :, 4] = torch.tensor(conf), 1 - torch.tensor(conf)
+    return hand_made(conf, logits=distribution.log(), **fields)
 
 
 def test_the_scheduler_sees_its_window_with_masks_at_the_holes():

@@ -31,36 +31,36 @@ def literal(planner: SlowFast, outlook: Outlook, threshold: float) -> list[tuple
     """Section 11a for one row, in plain Python, on predictions that never change."""
     canvas, found = outlook.canvas, []
     prompt, length = int(canvas.prompt), int(canvas.length)
-    holes = canvas.holes[0].nonzero()[:, 0].tolist()
+    masked = canvas.masked[0].nonzero()[:, 0].tolist()
     conf = outlook.conf[0].tolist()
     reach = float(torch.tensor(planner.reach))
 
     def best(candidates):
         return max(candidates, key=lambda i: (conf[i], -i))
 
-    while holes:
-        start = holes[0]
+    while masked:
+        start = masked[0]
         limit = length
         if planner.block_length is not None:
             number = (start - prompt) // planner.block_length
             limit = min(prompt + (number + 1) * planner.block_length, length)
         lengths: list[int] = []
-        while any(i < limit for i in holes):
-            scope = [i for i in holes if i < limit]
+        while any(i < limit for i in masked):
+            scope = [i for i in masked if i < limit]
             lengths.append(max([i + 1 - start for i in scope if conf[i] >= reach], default=0))
             found.append((best(scope), best(scope) + 1))
-            holes.remove(best(scope))
+            masked.remove(best(scope))
             stable = len(lengths) > 1 and statistics.pstdev(lengths[-2:]) < 1
             if stable or len(lengths) == planner.explore:
                 break
         end = start + lengths[-1]
-        if all(i >= limit for i in holes):
+        if all(i >= limit for i in masked):
             continue  # the slow phase has filled its scope
-        first = holes[0]
-        while span := [i for i in holes if i < end]:
+        first = masked[0]
+        while span := [i for i in masked if i < end]:
             found.append((first, end))
             for i in {best(span), *[i for i in span if conf[i] >= threshold]}:
-                holes.remove(i)
+                masked.remove(i)
     return found
 
 

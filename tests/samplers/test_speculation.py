@@ -79,7 +79,7 @@ def test_for_a_fixed_number_k_the_guesses_are_the_next_k_best(seed, rows, k, len
         view,
         prompt=view.start,
         length=view.end,
-        window_holes=size - size % k + torch.where(size % k > 0, k, 0),
+        window_masked=size - size % k + torch.where(size % k > 0, k, 0),
         window_step=one,
     )
     rule = Fixed(k)

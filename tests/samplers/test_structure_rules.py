@@ -91,12 +91,12 @@ def test_bad_knobs_are_named(knobs, message):
         Hierarchical(**knobs)
 
 
-def window(size: int, holes: list[int], step: int, start: int = 3) -> Candidates:
+def window(size: int, masked: list[int], step: int, start: int = 3) -> Candidates:
     """The view of a window [start, start + size) with these offsets left, at its forward `step`."""
     at = torch.tensor([start])
     return hand_made(
-        [0.5] * len(holes),
-        [start + h for h in holes],
+        [0.5] * len(masked),
+        [start + h for h in masked],
         start=at,
         end=at + size,
         length=at + size,
@@ -107,11 +107,11 @@ def window(size: int, holes: list[int], step: int, start: int = 3) -> Candidates
 
 def levels(size: int) -> list[list[int]]:
     """The offsets that each forward of a window of nothing but holes commits."""
-    holes, out = list(range(size)), []
-    while holes:
-        (chosen,) = committed(Dilated(), window(size, holes, len(out)))
+    masked, out = list(range(size)), []
+    while masked:
+        (chosen,) = committed(Dilated(), window(size, masked, len(out)))
         out.append([p - 3 for p in chosen])
-        holes = [h for h in holes if h not in out[-1]]
+        masked = [h for h in masked if h not in out[-1]]
     return out
 
 

@@ -49,11 +49,11 @@ def random_view(rng: np.random.Generator, rows: int, most: int, **overrides: Any
     for b in range(rows):
         pos[b] = rng.integers(0, length[b], width)  # garbage, for the padding
         done[b] = rng.integers(0, length[b], deep)
-        holes = np.sort(rng.choice(size[b], count[b], replace=False))
+        masked = np.sort(rng.choice(size[b], count[b], replace=False))
         at = np.sort(rng.choice(width, count[b], replace=False))
-        pos[b, at], valid[b, at] = start[b] + holes, True
+        pos[b, at], valid[b, at] = start[b] + masked, True
         at = np.sort(rng.choice(deep, size[b] - count[b], replace=False))
-        done[b, at] = start[b] + np.setdiff1d(np.arange(size[b]), holes)
+        done[b, at] = start[b] + np.setdiff1d(np.arange(size[b]), masked)
         done_valid[b, at] = True
 
     done_conf = rng.choice(PALETTE, (rows, deep))
@@ -63,7 +63,7 @@ def random_view(rng: np.random.Generator, rows: int, most: int, **overrides: Any
         pos=torch.from_numpy(pos),
         valid=torch.from_numpy(valid),
         ends=torch.isin(scores["token"], torch.tensor(STOP)),
-        window_holes=torch.from_numpy(rng.integers(count, size + 1)),
+        window_masked=torch.from_numpy(rng.integers(count, size + 1)),
         filled=torch.from_numpy(known / (length - prompt)).float(),
         row=torch.from_numpy(rng.permutation(rows + 2)[:rows]),
         seed=int(rng.integers(2**31)),
@@ -106,27 +106,29 @@ def _scores(rng: np.random.Generator, shape: tuple[int, ...]) -> dict[str, np.nd
     flat = (others.max(-1) * left >= 1 - left)[..., None]
     others = np.where(flat, 1 / (VOCAB - 1), others) * left[..., None]
     best = rng.integers(0, VOCAB, shape)
-    law = np.insert(others, 0, 1 - left, axis=-1)
-    law = np.take_along_axis(law, (np.arange(VOCAB) - best[..., None]) % VOCAB, -1)
+    distribution = np.insert(others, 0, 1 - left, axis=-1)
+    distribution = np.take_along_axis(
+        distribution, (np.arange(VOCAB) - best[..., None]) % VOCAB, -1
+    )
 
     token, log1m = best.copy(), np.log(left)
     if rng.random() < 0.3:  # tokens are drawn
         drawn = rng.random(shape) < 0.3
         token[drawn] = rng.integers(0, VOCAB, shape)[drawn]
         other = token != best
-        own = np.take_along_axis(law, token[..., None], -1)[..., 0]
+        own = np.take_along_axis(distribution, token[..., None], -1)[..., 0]
         log1m[other] = np.log1p(-own[other])
-    two = np.sort(law, -1)[..., -2:]
+    two = np.sort(distribution, -1)[..., -2:]
     return {
         "token": token,
-        "conf": np.take_along_axis(law, token[..., None], -1)[..., 0],
+        "conf": np.take_along_axis(distribution, token[..., None], -1)[..., 0],
         "log1m": log1m,
         "best": best,
         "best_conf": 1 - left,
         "margin": two[..., 1] - two[..., 0],
         "gap": np.log(two[..., 1]) - np.log(two[..., 0]),
-        "entropy": -(law * np.log(law)).sum(-1),
-        "logits": np.log(law) + rng.normal(size=(*shape, 1)),
+        "entropy": -(distribution * np.log(distribution)).sum(-1),
+        "logits": np.log(distribution) + rng.normal(size=(*shape, 1)),
     }
 
 
@@ -165,7 +167,7 @@ def hand_made(conf: list[float], pos: list[int] | None = None, **overrides: Any)
         ends=torch.zeros_like(where, dtype=torch.bool),
         start=zero,
         end=end,
-        window_holes=torch.full_like(end, len(conf)),
+        window_masked=torch.full_like(end, len(conf)),
         window_step=zero,
         step=zero,
         prompt=zero,

@@ -67,7 +67,7 @@ class Counted:
     def __init__(self, model: Any) -> None:
         self.model, self.calls = model, 0
         self.spec, self.device, self.dtype = model.spec, model.device, model.dtype
-        self.new_store = model.new_store
+        self.new_kv = model.new_kv
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
@@ -149,7 +149,9 @@ def streamed(case: Case, whole: Run) -> None:
         expect(follower.rows[row].tokens == now[len(prompt) :], "a follower sees the canvas")
     one = case.request.of([case.order[0]])
     engine, streamer = Engine(model, FakeText()), Puts()
-    events = engine.stream_steps(one.prompts, one.config, row_ids=one.row_ids, given=one.given)
+    events = engine.stream_steps(
+        one.prompts, one.config, row_ids=one.row_ids, prefilled=one.prefilled
+    )
     output = feed(events, streamer, engine, stop=one.config.stop)
     expect(streamer.ids == [*one.prompts[0], *output.token_ids], "a streamer is put the answer")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dllm.config import DecodeConfig
-from dllm.decoding.canvas import Given
+from dllm.decoding.canvas import Prefilled
 from tests.cache.models import decoder
 from tests.fakes import EOS, EOT, MASK, PLAIN, VOCAB, FakeModel, constant, drifting, hashed, leaning
 from tests.guarantees import Request
@@ -65,7 +65,7 @@ class Case:
             n: getattr(config, n) for n in names if getattr(config, n) != getattr(default, n)
         }
         rows = {"prompts": self.request.prompts, "row_ids": self.request.row_ids}
-        return {"model": self.source, **rows, "given": self.request.given, **changed}
+        return {"model": self.source, **rows, "prefilled": self.request.prefilled, **changed}
 
     def parts(self) -> list[str]:
         """The names of its parts."""
@@ -116,11 +116,11 @@ def draw(seed: int, number: int) -> Case:
         cache=rng.choice([*EXACT[cache], *LAZY[cache]]),
         buckets=cached and rng.random() < 0.3,
     )
-    given = [stands(rng, size) if rng.random() < 0.3 else () for _ in range(rows)]
+    prefilled = [stands(rng, size) if rng.random() < 0.3 else () for _ in range(rows)]
     return Case(
         source=source,
         request=Request(
-            prompts, config, rng.sample(range(10), rows), given, source.model().spec.stop_ids
+            prompts, config, rng.sample(range(10), rows), prefilled, source.model().spec.stop_ids
         ),
         order=rng.sample(range(rows), rows),
         cuts=[rng.random() for _ in range(3)],
@@ -131,7 +131,7 @@ def any_of(rng: random.Random, table: Mapping[str, Sequence[Any]]) -> Any:
     return rng.choice(table[rng.choice(list(table))])
 
 
-def stands(rng: random.Random, size: int) -> Given:
+def stands(rng: random.Random, size: int) -> Prefilled:
     """Pieces of an answer of `size` tokens that leave at least one hole."""
     taken = sorted(rng.sample(range(size), rng.randrange(size)))
     tokens = {place: rng.choice([*PLAIN, *PLAIN, MASK, EOS]) for place in taken}

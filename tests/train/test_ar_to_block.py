@@ -114,10 +114,10 @@ def test_decoding_sees_the_probabilities_that_training_sees(trained):
     ids[0, : len(prompt)] = torch.tensor(prompt)
     ids[0, list(committed)] = torch.tensor(list(committed.values()))
     ((streams, _),) = groups(torch.tensor([len(prompt)]), torch.tensor([length - 1]), SIZE)
-    holes, compared = set(range(len(prompt), length)), 0
+    masked, compared = set(range(len(prompt), length)), 0
     for commit in output.history:
         masked = torch.zeros(2, 1, length, dtype=torch.bool)
-        masked[0, 0, list(holes)] = True
+        masked[0, 0, list(masked)] = True
         for pos, confidence in zip(commit.positions, commit.confidences, strict=True):
             weights = torch.zeros(2, 1, length)
             weights[0, 0, pos] = 1
@@ -130,7 +130,7 @@ def test_decoding_sees_the_probabilities_that_training_sees(trained):
                 )
             assert confidence == pytest.approx((token / (1 - mask)).item(), abs=1e-6)
             compared += 1
-        holes -= set(commit.positions)
+        masked -= set(commit.positions)
     assert compared > SIZE
 
 

@@ -39,10 +39,10 @@ def test_the_loss_is_what_it_says(decay, share, with_target, with_valid):
             if with_valid and not valid[b, k]:
                 continue
             before = tokens[b, k - 1] if k else last[b]
-            law = (logits[b, k] + table[before]).softmax(-1)
-            loss = -law[tokens[b, k]].log()
+            distribution = (logits[b, k] + table[before]).softmax(-1)
+            loss = -distribution[tokens[b, k]].log()
             if with_target:
-                apart = 1 - torch.minimum(law, target[b, k]).sum()
+                apart = 1 - torch.minimum(distribution, target[b, k]).sum()
                 loss = (1 - share) * loss + share * apart
             total += math.exp(-k / decay) * loss.item()
             weight += math.exp(-k / decay)
@@ -157,8 +157,11 @@ def test_a_drawn_token_is_accepted_as_the_laws_overlap(learned, last):
     lattice = with_head(learned, last)
     for depth in range(1, K):
         for before in range(V):
-            law = lattice.law_behind(depth, before)
-            overlap = sum(min(q, CHAIN[before, t].item()) for t, q in zip(law.tokens, law.probs))
+            distribution = lattice.distribution_behind(depth, before)
+            overlap = sum(
+                min(q, CHAIN[before, t].item())
+                for t, q in zip(distribution.tokens, distribution.probs)
+            )
             assert overlap > 0.94
     plain = torch.full((V,), 1 / V)
     assert torch.minimum(plain, CHAIN[0]).sum().item() == pytest.approx(1 - (LIKELY - 1 / V))

@@ -57,9 +57,11 @@ def test_the_loss_is_of_the_columns_that_a_drafter_makes(headed, monkeypatch):
     logits = session.columns({0: 3}).detach()
     tokens = torch.tensor([[7, 8, 0]])
     with torch.no_grad():
-        laws = headed.target(torch.tensor([[9, 12, 14, 5, 6, 7, 8]])).logits.softmax(-1)[:, 4:]
+        distributions = headed.target(torch.tensor([[9, 12, 14, 5, 6, 7, 8]])).logits.softmax(-1)[
+            :, 4:
+        ]
         expected = markov_loss(
-            headed.head, logits, tokens, torch.tensor([6]), target=laws, decay=2.0
+            headed.head, logits, tokens, torch.tensor([6]), target=distributions, decay=2.0
         ).item()
     assert value == pytest.approx(expected, rel=0.02)  # the products of training are in bf16
 

@@ -24,9 +24,9 @@ def proposals(out: Out, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Token and probability of the best proposal at every position; the mask is banned."""
     logits = out(ids).copy()
     logits[:, MASK] = -np.inf
-    law = np.exp(logits - logits.max(1, keepdims=True))
-    law /= law.sum(1, keepdims=True)
-    return law.argmax(1), law.max(1)
+    distribution = np.exp(logits - logits.max(1, keepdims=True))
+    distribution /= distribution.sum(1, keepdims=True)
+    return distribution.argmax(1), distribution.max(1)
 
 
 def window(ids: np.ndarray, start: int, block: int) -> range:
@@ -36,16 +36,16 @@ def window(ids: np.ndarray, start: int, block: int) -> range:
 
 def ended(ids: np.ndarray, start: int) -> bool:
     ends = [i for i in range(start, len(ids)) if ids[i] in (EOS, EOT)]
-    holes = [i for i in range(start, len(ids)) if ids[i] == MASK]
-    return not holes or (bool(ends) and ends[0] < holes[0])
+    masked = [i for i in range(start, len(ids)) if ids[i] == MASK]
+    return not masked or (bool(ends) and ends[0] < masked[0])
 
 
 def one_by_one(out: Out, prompt: list[int], oracle: OracleRollout) -> list[int]:
     ids = np.array(prompt + [MASK] * oracle.max_new_tokens)
     while not ended(ids, len(prompt)):
         token, conf = proposals(out, ids)
-        holes = [p for p in window(ids, len(prompt), oracle.block_length) if ids[p] == MASK]
-        best = max(holes, key=lambda p: conf[p])
+        masked = [p for p in window(ids, len(prompt), oracle.block_length) if ids[p] == MASK]
+        best = max(masked, key=lambda p: conf[p])
         ids[best] = token[best]
     return [EOS if t == MASK else int(t) for t in ids[len(prompt) :]]
 
@@ -68,8 +68,8 @@ def oracle_steps(
             right.append(bool(counted[-1] and token[pos] == reference[pos - len(prompt)]))
         steps.append((seen, right, counted))
         chosen = [here[k] for k in range(oracle.block_length) if right[k]]
-        holes = [p for p in here if ids[p] == MASK]
-        for pos in chosen or [max(holes, key=lambda p: conf[p])]:
+        masked = [p for p in here if ids[p] == MASK]
+        for pos in chosen or [max(masked, key=lambda p: conf[p])]:
             ids[pos] = reference[pos - len(prompt)]
     return steps
 
@@ -91,10 +91,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("block", "holes"), [(4, 10), (5, 5), (3, 12)])
-def test_roll_outs_are_those_of_a_slow_loop(name, block, holes):
+@pytest.mark.parametrize(("block", "masked"), [(4, 10), (5, 5), (3, 12)])
+def test_roll_outs_are_those_of_a_slow_loop(name, block, masked):
     out = MODELS[name]
-    oracle = OracleRollout(block, holes, 2)
+    oracle = OracleRollout(block, masked, 2)
     traces = traced(out, oracle)
     expected = [(i, *s) for i, p in enumerate(PROMPTS) for s in oracle_steps(out, p, oracle)]
     rows, seen, right, counted = zip(*expected, strict=True)

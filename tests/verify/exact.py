@@ -50,14 +50,14 @@ class ExactRng:
 
 def law_of(program: Callable[[Rng], T]) -> dict[T, float]:
     """The law of what `program` returns; it may use no other randomness than its argument."""
-    law: dict[T, float] = defaultdict(float)
+    distribution: dict[T, float] = defaultdict(float)
     scripts: list[list[int]] = [[]]
     while scripts:
         rng = ExactRng(scripts.pop())
-        law[program(rng)] += rng.mass
+        distribution[program(rng)] += rng.mass
         scripts += rng.others
-    assert abs(sum(law.values()) - 1) < 1e-12
-    return dict(law)
+    assert abs(sum(distribution.values()) - 1) < 1e-12
+    return dict(distribution)
 
 
 def chained(step: Callable[[S, Rng], S], start: S, done: Callable[[S], bool]) -> dict[S, float]:
@@ -84,10 +84,10 @@ def tv(a: Mapping[T, float], b: Mapping[T, float]) -> float:
     return sum(abs(a.get(x, 0.0) - b.get(x, 0.0)) for x in a.keys() | b.keys()) / 2
 
 
-def image(law: Mapping[S, float], of: Callable[[S], T]) -> dict[T, float]:
-    """The law of a function of what `law` is the law of."""
+def image(distribution: Mapping[S, float], of: Callable[[S], T]) -> dict[T, float]:
+    """The law of a function of what `distribution` is the law of."""
     out: dict[T, float] = defaultdict(float)
-    for x, prob in law.items():
+    for x, prob in distribution.items():
         out[of(x)] += prob
     return dict(out)
 
@@ -118,26 +118,28 @@ class Table:
 
     def text_law(self, length: int, eos: Sequence[int] = ()) -> dict[tuple[int, ...], float]:
         """The law of its own texts: `length` tokens, fewer where one of `eos` came before."""
-        law = {(): 1.0}
+        distribution = {(): 1.0}
         for _ in range(length):
             longer: dict[tuple[int, ...], float] = {}
-            for text, mass in law.items():
+            for text, mass in distribution.items():
                 if text and text[-1] in eos:
                     longer[text] = mass
                     continue
                 for token, prob in enumerate(self.probs(text)):
                     longer[(*text, token)] = mass * prob
-            law = longer
-        return law
+            distribution = longer
+        return distribution
 
     def marginals(self, text: tuple[int, ...], depth: int) -> np.ndarray:
         """[depth, vocab]: the true law of each of the next tokens, whatever those between."""
-        columns, law = np.zeros((depth, self.vocab)), {text: 1.0}
+        columns, distribution = np.zeros((depth, self.vocab)), {text: 1.0}
         for column in columns:
-            law = {
-                (*x, v): mass * p for x, mass in law.items() for v, p in enumerate(self.probs(x))
+            distribution = {
+                (*x, v): mass * p
+                for x, mass in distribution.items()
+                for v, p in enumerate(self.probs(x))
             }
-            for x, mass in law.items():
+            for x, mass in distribution.items():
                 column[x[-1]] += mass
         return columns
 

@@ -23,7 +23,7 @@ class Head:
         self.biases = size * rng.normal(size=(VOCAB, VOCAB))
         self.depth, self.temperature, self.banned = depth, temperature, banned
 
-    def law(self, path):
+    def distribution(self, path):
         """P(v | path), over the whole vocabulary."""
         scores = (self.logits[len(path)] + self.biases[(ROOT, *path)[-1]]) / self.temperature
         powers = np.exp(scores - scores.max())
@@ -31,7 +31,7 @@ class Head:
         return powers / powers.sum()
 
     def conditional(self, path):
-        return [(p, v) for v, p in enumerate(self.law(path))]
+        return [(p, v) for v, p in enumerate(self.distribution(path))]
 
     def lattice(self, width=VOCAB, eos=()):
         [lattice] = lattices(
@@ -49,7 +49,7 @@ class Head:
     def greedy(self):
         path = ()
         while len(path) < self.depth:
-            path += (int(self.law(path).argmax()),)
+            path += (int(self.distribution(path).argmax()),)
         return path
 
 

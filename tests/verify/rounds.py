@@ -111,7 +111,7 @@ class World:
     def done(self, text: Text) -> bool:
         return len(text) >= self.length or (len(text) > 0 and text[-1] in self.eos)
 
-    def law(self, rule: AcceptanceRule, grow: Grow) -> dict[Text, float]:
+    def distribution(self, rule: AcceptanceRule, grow: Grow) -> dict[Text, float]:
         """The exact law of the text that rounds of drafting and accepting give."""
 
         def step(text: Text, rng: Rng) -> Text:

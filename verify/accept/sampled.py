@@ -26,7 +26,7 @@ class Sampled(Match):
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
         if draw is None:
             return super().emit(scores, draw, rng)
-        return self.spend(law(scores), draw, rng)
+        return self.spend(distribution(scores), draw, rng)
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
         """A token of law p [V] (fp64) out of the draw and new coins."""
@@ -44,7 +44,7 @@ class Ratio(Sampled):
     paper = "arXiv 2211.17192; arXiv 2302.01318"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        return one_by_one(p, draw.law, draw.tokens[:1], rng)
+        return one_by_one(p, draw.distribution, draw.tokens[:1], rng)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Rsd(Sampled):
     paper = "RSD, arXiv 2402.14160"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        return one_by_one(p, draw.law, draw.tokens, rng)
+        return one_by_one(p, draw.distribution, draw.tokens, rng)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class KSeq(Sampled):
     paper = "SpecTr (k-SEQ), arXiv 2310.15141"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        q, count = draw.law, len(draw.tokens)
+        q, count = draw.distribution, len(draw.tokens)
         on_q = p[torch.from_numpy(q.tokens).to(p.device)].cpu().numpy()
         rho = smallest_rho(on_q, q.probs, count)
         for token in draw.tokens:
@@ -99,10 +99,10 @@ class BlockVerification(Match):
         drafts = [tree.tokens[node] for node in nodes[1:]]
         end = next((i for i in range(1, len(nodes)) if ended(drafts[:i])), None)
         drafts = drafts[:end]
-        laws, rests, chances = [], [], [1.0]  # chances[i]: that i drafts or more are kept
+        distributions, rests, chances = [], [], [1.0]  # chances[i]: that i drafts or more are kept
         for i, token in enumerate(drafts):
-            p, q = law(scores(nodes[i], drafts[:i])), tree.draws[nodes[i]].law
-            laws.append(p)
+            p, q = distribution(scores(nodes[i], drafts[:i])), tree.draws[nodes[i]].distribution
+            distributions.append(p)
             rests.append(minus(chances[i] * p, q))
             chances.append(share(chances[i] * float(p[token]), q.prob(token)))
         kept = self.kept(chances, rests, rng)
@@ -110,7 +110,7 @@ class BlockVerification(Match):
             return AcceptedPath(nodes[:kept], drafts)
         walk = AcceptedPath(nodes[: kept + 1], drafts[:kept])
         if kept < len(drafts):
-            walk.tokens.append(rng.choice(normalised(rests[kept], laws[kept])))
+            walk.tokens.append(rng.choice(normalised(rests[kept], distributions[kept])))
             if not follow(walk, tree, ended):
                 return walk
         return go_on(walk, tree, self.emitter(tree, scores, rng), ended)
@@ -127,7 +127,7 @@ class BlockVerification(Match):
         return 0
 
 
-def law(scores: Tensor) -> Tensor:
+def distribution(scores: Tensor) -> Tensor:
     """Logits [V] -> probabilities [V] in fp64."""
     return torch.softmax(scores, -1, dtype=torch.float64)
 

@@ -38,19 +38,19 @@ class Chains:
     sources: Sequence[SourcePart] = ()
     seed: int = 0
 
-    def open(self, room: int) -> Chain:
-        """Begin a text that will not be longer than `room` tokens, prompt included."""
-        return Chain(self, room)
+    def open(self, budget: int) -> Chain:
+        """Begin a text that will not be longer than `budget` tokens, prompt included."""
+        return Chain(self, budget)
 
 
 class Chain:
     """One text. `propose` reads it as it grows, and sees from that what was accepted."""
 
-    def __init__(self, parts: Chains, room: int) -> None:
+    def __init__(self, parts: Chains, budget: int) -> None:
         self.parts = parts
-        self.room = room
+        self.budget = budget
         self.context: list[int] = []
-        self._session = parts.drafter.open([room]) if parts.drafter else None
+        self._session = parts.drafter.open([budget]) if parts.drafter else None
         self._memory = Memory([part.open() for part in parts.sources])
         self._control = parts.control.open(1)
         self._rng = TorchRng(torch.Generator().manual_seed(parts.seed))
@@ -74,7 +74,7 @@ class Chain:
             self._settle(new, began - self._since)
         self._memory.extend(new)
         self.context += new
-        most = max(min(most, self.room - len(self.context) - 1), 0)
+        most = max(min(most, self.budget - len(self.context) - 1), 0)
         drafts = min(self._control.drafts(0), most)
         self._depth = min(self._control.depth(0), most) if drafts and self._session else 0
         lattice = self._ask()

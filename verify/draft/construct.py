@@ -64,7 +64,7 @@ class Construction:
         """Slots in the first `depth` columns, heaviest first: parents before their children."""
         raise NotImplementedError
 
-    def column(self, law: Law, depth: int, rng: Rng) -> Draw:
+    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
         """Draws from a law of that depth, as many as `plan` picks from; fewer if it has no more."""
         raise NotImplementedError
 
@@ -102,39 +102,43 @@ class Columns:
 
     def __init__(self, search: Construction, lattice: Lattice, tree: Tree, rng: Rng) -> None:
         self.search, self.lattice, self.tree, self.rng = search, lattice, tree, rng
-        self.laws: dict[int, Law] = {}
+        self.distributions: dict[int, Law] = {}
         self.draws: dict[int, Draw] = {}
 
     def key(self, slot: Slot, parent: int) -> int:
         """What slots share a law and its draws by: their depth, or the node above them."""
         return slot.depth if self.lattice.pairs is None else parent
 
-    def law(self, slot: Slot, parent: int) -> Law:
+    def distribution(self, slot: Slot, parent: int) -> Law:
         key = self.key(slot, parent)
-        if key not in self.laws:
+        if key not in self.distributions:
             if parent and self.lattice.pairs is not None:
-                law = self.lattice.law_behind(slot.depth, self.tree.tokens[parent])
+                distribution = self.lattice.distribution_behind(
+                    slot.depth, self.tree.tokens[parent]
+                )
             else:
-                law = self.lattice.law(slot.depth)
-            self.laws[key] = law
-        return self.laws[key]
+                distribution = self.lattice.distribution(slot.depth)
+            self.distributions[key] = distribution
+        return self.distributions[key]
 
     def top(self, slot: Slot, parent: int) -> int | None:
         """The token of a slot that is not drawn, if there is one."""
-        tokens = self.law(slot, parent).tokens
+        tokens = self.distribution(slot, parent).tokens
         return int(tokens[slot.top]) if slot.top < len(tokens) else None
 
     def drawn(self, slot: Slot, parent: int) -> int | None:
         """The token of a slot that is, if there is one; the tree's node learns of the draw."""
         key = self.key(slot, parent)
         if key not in self.draws:
-            self.draws[key] = self.search.column(self.law(slot, parent), slot.depth, self.rng)
+            self.draws[key] = self.search.column(
+                self.distribution(slot, parent), slot.depth, self.rng
+            )
         draw, draws = self.draws[key], self.tree.draws
         if slot.pick >= len(draw.tokens):
             return None
         before = draws[parent].tokens if parent in draws else ()
         token = draw.tokens[slot.pick]
-        draws[parent] = Draw(draw.law, (*before, token))
+        draws[parent] = Draw(draw.distribution, (*before, token))
         return token
 
 
@@ -151,8 +155,8 @@ class SampledChain(Construction):
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
             yield Slot(i - 1, i, float(weight), pick=0)
 
-    def column(self, law: Law, depth: int, rng: Rng) -> Draw:
-        return Draw(law, drawn(law, 1, rng))
+    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
+        return Draw(distribution, drawn(distribution, 1, rng))
 
 
 @dataclass(frozen=True)
@@ -190,11 +194,11 @@ class RsdTree(Construction):
                     last.append((count, weight))
                     count += 1
 
-    def column(self, law: Law, depth: int, rng: Rng) -> Draw:
+    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
         tokens = list[int]()
         for _ in range(self.width(depth)):
-            tokens += drawn(law.without(tokens), 1, rng)
-        return Draw(law, tuple(tokens))
+            tokens += drawn(distribution.without(tokens), 1, rng)
+        return Draw(distribution, tuple(tokens))
 
 
 @dataclass(frozen=True)
@@ -220,8 +224,8 @@ class KSeqTree(Construction):
                 parent = (i - 1) * self.chains + chain if i else -1
                 yield Slot(parent, i, float(weight) / self.chains, chain)
 
-    def column(self, law: Law, depth: int, rng: Rng) -> Draw:
-        return Draw(law, drawn(law, self.chains, rng))
+    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
+        return Draw(distribution, drawn(distribution, self.chains, rng))
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ class GreedyPlusOne(Construction):
     def ends(self, lattice: Lattice, depth: int) -> set[tuple[int, int]]:
         """(depth, top) of the likeliest tokens that are known to be ends while it is planned."""
         known = depth if lattice.pairs is None else min(depth, 1)
-        tokens = [lattice.law(i).tokens[: self.tops].tolist() for i in range(known)]
+        tokens = [lattice.distribution(i).tokens[: self.tops].tolist() for i in range(known)]
         return {
             (i, top)
             for i, column in enumerate(tokens)
@@ -273,8 +277,8 @@ class GreedyPlusOne(Construction):
             if token in lattice.eos
         }
 
-    def column(self, law: Law, depth: int, rng: Rng) -> Draw:
-        rest = law.without(law.tokens[: self.tops].tolist())
+    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
+        rest = distribution.without(distribution.tokens[: self.tops].tolist())
         return Draw(rest, drawn(rest, 1, rng))
 
 
@@ -297,12 +301,12 @@ def shares(lattice: Lattice) -> NDArray[np.float64]:
     return np.asarray(chances(lattice).sum(1))
 
 
-def drawn(law: Law, count: int, rng: Rng) -> tuple[int, ...]:
+def drawn(distribution: Law, count: int, rng: Rng) -> tuple[int, ...]:
     """`count` independent tokens of the law; none of a law without tokens."""
-    if not len(law.tokens):
+    if not len(distribution.tokens):
         return ()
-    probs = torch.from_numpy(law.probs)
-    return tuple(int(law.tokens[rng.choice(probs)]) for _ in range(count))
+    probs = torch.from_numpy(distribution.probs)
+    return tuple(int(distribution.tokens[rng.choice(probs)]) for _ in range(count))
 
 
 def branch_slots(branches: Iterable[Branch], first: int) -> list[Slot]:

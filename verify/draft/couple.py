@@ -95,24 +95,24 @@ class MarkovChain:
         steps = [
             (weight, token, "lattice", (depth + 1, (*kept, slot)))
             for slot, (weight, token) in enumerate(
-                zip(self.law(depth, before).tolist(), self.tokens[depth].tolist())
+                zip(self.distribution(depth, before).tolist(), self.tokens[depth].tolist())
             )
             if weight > 0
         ]
         return sorted(steps, key=lambda step: -step[0])
 
-    def law(self, depth: int, before: tuple[int, ...]) -> Array:
+    def distribution(self, depth: int, before: tuple[int, ...]) -> Array:
         """Conditional law [M] of a column behind candidates of the columns before it."""
         if depth == 0:
             return self.first
-        law: Array = self.behind[depth - 1, before[-1]]
+        distribution: Array = self.behind[depth - 1, before[-1]]
         if self.memory is None:
-            return law
+            return distribution
         path = [int(self.tokens[i, slot]) for i, slot in enumerate(before)]
         said = np.exp(self.memory.logp(path, self.tokens[depth]))
-        longer = smoothed(np.where(law > 0, said, 0), self.smooth)
-        better: Array = law * (longer / self.proxy[depth - 1, before[-1]]) ** self.gamma
-        return np.asarray(better * (law.sum() / max(better.sum(), TINY)))
+        longer = smoothed(np.where(distribution > 0, said, 0), self.smooth)
+        better: Array = distribution * (longer / self.proxy[depth - 1, before[-1]]) ** self.gamma
+        return np.asarray(better * (distribution.sum() / max(better.sum(), TINY)))
 
 
 def chain(
@@ -131,13 +131,13 @@ def chain(
     """
     tokens, probs = lattice.tokens, np.exp(lattice.logp)
     mass = probs.sum(1, keepdims=True)
-    laws = probs / mass
+    distributions = probs / mass
     said = memory.pairs(tokens[:-1], tokens[1:])
-    proxy = smoothed(np.where(laws[1:, None] > 0, said, 0), smooth)
+    proxy = smoothed(np.where(distributions[1:, None] > 0, said, 0), smooth)
     if lattice.pairs is not None:
         first, behind = drafted(lattice, gamma)
     else:
         first = sharpened(probs[0], gamma, mass[0])
-        behind = couple(proxy, laws[:-1], laws[1:], sweeps)
+        behind = couple(proxy, distributions[:-1], distributions[1:], sweeps)
         behind = sharpened(behind, gamma, mass[1:, None])
     return MarkovChain(tokens, first, behind, memory if longer else None, proxy, gamma, smooth)

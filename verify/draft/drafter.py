@@ -79,7 +79,7 @@ class ModelSession:
         self.seen: list[list[int]] = [[] for _ in rooms]  # what the store was written from
         self.known = [0] * len(rooms)  # how many of those are in it
         length = max(rooms, default=0) + max(drafter.limit, drafter.horizon) + 1
-        self.store = self.model.new_store(len(rooms), length)
+        self.store = self.model.new_kv(len(rooms), length)
         shape, mask = (len(rooms), length), self.spec.mask_id
         self.canvas = torch.full(shape, mask, device=self.model.device)
 
@@ -158,12 +158,12 @@ class ModelSession:
                 self.canvas[row, self.end(len(self.seen[row]), depth) - 1] = self.drafter.separator
         logits = self.forward(asked)
         for left in range(self.drafter.steps - 1, 0, -1):
-            holes = self.holes(asked)
-            if not holes.any():
+            masked = self.masked(asked)
+            if not masked.any():
                 break
-            self.fill(asked, logits, holes, left)
+            self.fill(asked, logits, masked, left)
             again = self.forward(asked)  # a column that is filled stays what it was
-            logits = torch.where(self.holes(asked)[..., None], again, logits)
+            logits = torch.where(self.masked(asked)[..., None], again, logits)
         return logits
 
     def forward(self, asked: Mapping[int, int]) -> Tensor:
@@ -194,7 +194,7 @@ class ModelSession:
         self.store.drop(torch.tensor(self.known, device=device))
         return logits
 
-    def holes(self, asked: Mapping[int, int]) -> Tensor:
+    def masked(self, asked: Mapping[int, int]) -> Tensor:
         """[n, K] bool: which positions of each row's draft are still masks."""
         ahead = torch.arange(max(asked.values()), device=self.model.device)
         depth = torch.tensor([*asked.values()], device=ahead.device)[:, None]
@@ -203,14 +203,14 @@ class ModelSession:
         at = (at + ahead).clamp(max=self.store.length - 1)
         return (self.canvas[rows, at] == self.spec.mask_id) & (ahead < depth)
 
-    def fill(self, asked: Mapping[int, int], logits: Tensor, holes: Tensor, left: int) -> None:
+    def fill(self, asked: Mapping[int, int], logits: Tensor, masked: Tensor, left: int) -> None:
         """Put the surest tokens into 1 / (left + 1) of each row's holes [n, K]."""
         logits = logits.clone()
         logits[..., self.spec.mask_id] = -torch.inf
         sure, token = logits.float().softmax(-1).max(-1)
-        count = -(-holes.sum(1) // (left + 1))
-        order = sure.masked_fill(~holes, -1.0).argsort(dim=1, descending=True, stable=True)
-        chosen = holes & (order.argsort(1) < count[:, None])
+        count = -(-masked.sum(1) // (left + 1))
+        order = sure.masked_fill(~masked, -1.0).argsort(dim=1, descending=True, stable=True)
+        chosen = masked & (order.argsort(1) < count[:, None])
         for i, row in enumerate(asked):
             at = len(self.seen[row]) + chosen[i].nonzero()[:, 0]
             self.canvas[row, at] = token[i, chosen[i]]

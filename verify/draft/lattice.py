@@ -111,7 +111,7 @@ class Lattice:
         """[K] probability that the kept tokens of each column have together."""
         return np.asarray(np.exp(self.logp).sum(1))
 
-    def law(self, depth: int) -> Law:
+    def distribution(self, depth: int) -> Law:
         """Column `depth` as a law: cut to the kept tokens and renormalised, ready to draw from."""
         keep = self.tokens[depth] >= 0
         probs = np.exp(self.logp[depth][keep])
@@ -122,7 +122,7 @@ class Lattice:
         found = np.flatnonzero(self.tokens[depth] == token)
         return int(found[0]) if len(found) else None
 
-    def law_behind(self, depth: int, before: int) -> Law:
+    def distribution_behind(self, depth: int, before: int) -> Law:
         """The same behind the token `before` of the column before it, the likeliest token first.
 
         Empty where none may follow. For a lattice with pairs and a candidate `before`.

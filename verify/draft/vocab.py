@@ -64,7 +64,7 @@ class Translated:
     target: ChatTokenizer
 
     def open(self, rooms: Sequence[int]) -> TranslatedSession:
-        return TranslatedSession(self, self.drafter.open([2 * room for room in rooms]))
+        return TranslatedSession(self, self.drafter.open([2 * budget for budget in rooms]))
 
 
 @dataclass

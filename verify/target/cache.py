@@ -131,11 +131,11 @@ class Slots(Cache):
     def reserve(self, width: int) -> None:
         """Make room for a pass of `width` queries per row: compact before the memory grows, unless
         so few slots are holes that it would be due again soon."""
-        room = self.valid.shape[1]
-        holes = self.used - self.longest
-        if self.used + width > room and holes >= room // 4:
+        budget = self.valid.shape[1]
+        gaps = self.used - self.longest
+        if self.used + width > budget and gaps >= budget // 4:
             self.compact()
-        if self.used + width > room:
+        if self.used + width > budget:
             slots = capacity(self.used + width)
             self.valid, self.pos = _longer(self.valid, slots), _longer(self.pos, slots)
 

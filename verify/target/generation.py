@@ -82,7 +82,7 @@ def check_cache(config: Any) -> None:
 def own_decoding(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    room: int,
+    budget: int,
     options: Mapping[str, Any],
     processors: Sequence[Any] = (),
     stop: Sequence[str] = (),
@@ -99,13 +99,13 @@ def own_decoding(
         if value not in neutral:
             raise DllmError(f"{name}={value!r} is not kept here: expected {neutral[-1]}")
     first, *others = prompts or [[0]]
-    made, config = prepared(model, first, room, options, processors)
+    made, config = prepared(model, first, budget, options, processors)
     check_mode(config)
     check_cache(config)
     dry_run(model, first, made)
     process = None
     if made:
-        lists = [made, *(prepared(model, each, room, options, processors)[0] for each in others)]
+        lists = [made, *(prepared(model, each, budget, options, processors)[0] for each in others)]
         texts = [torch.tensor(each, device=model.device) for each in prompts]
         process = Processors(texts, lists, None if others else made)
     said = applied(made, config, processors)
@@ -118,7 +118,7 @@ def own_decoding(
 def prepared(
     model: Any,
     prompt: Sequence[int],
-    room: int,
+    budget: int,
     options: Mapping[str, Any],
     processors: Sequence[Any],
 ) -> tuple[LogitsProcessorList, Any]:
@@ -126,7 +126,7 @@ def prepared(
     ids = torch.tensor([list(prompt)], device=model.device)
     given = {
         **options,
-        "max_new_tokens": room,
+        "max_new_tokens": budget,
         "max_length": None,  # a checkpoint's would be warned of
         "stop_strings": None,  # needs the tokenizer
         "use_cache": False,

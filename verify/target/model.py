@@ -81,14 +81,14 @@ class HFTarget:
 
     def open(self, prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> HFSession:
         """Begin a batch: prompts of at least one token, each growing by up to its room."""
-        for row, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
-            self._check(row, prompt, room)
+        for row, (prompt, budget) in enumerate(zip(prompts, rooms, strict=True)):
+            self._check(row, prompt, budget)
         if not self.probed:
             probe(self.model, self.vocab_size, lambda texts: HFSession(self, texts))
             self.probed = True
         return HFSession(self, prompts)
 
-    def _check(self, row: int, prompt: Sequence[int], room: int) -> None:
+    def _check(self, row: int, prompt: Sequence[int], budget: int) -> None:
         if not len(prompt):
             raise DllmError(f"prompt {row} is empty: expected at least one token")
         wrong = [token for token in prompt if not 0 <= token < self.vocab_size]
@@ -97,10 +97,10 @@ class HFTarget:
                 f"prompt {row} holds token {wrong[0]}, outside the vocabulary "
                 f"[0, {self.vocab_size})"
             )
-        if self.limit is not None and len(prompt) + room > self.limit:
+        if self.limit is not None and len(prompt) + budget > self.limit:
             raise DllmError(
-                f"prompt {row} has {len(prompt)} tokens, and {room} new ones make "
-                f"{len(prompt) + room} positions, but the model is exact only up to {self.limit}"
+                f"prompt {row} has {len(prompt)} tokens, and {budget} new ones make "
+                f"{len(prompt) + budget} positions, but the model is exact only up to {self.limit}"
             )
 
 
@@ -173,8 +173,8 @@ class HFSession:
         hidden = torch.from_numpy(queries.hidden).to(pos.device)
         mask[..., used:].masked_fill_(hidden[:, None], -math.inf)
         if not self.slots.whole:
-            holes = ~self.slots.valid[:, :used]
-            mask[..., :used].masked_fill_(holes[:, None, None], -math.inf)
+            gaps = ~self.slots.valid[:, :used]
+            mask[..., :used].masked_fill_(gaps[:, None, None], -math.inf)
         masks = dict.fromkeys(self.spans, mask)
         short = {k: span for k, span in self.spans.items() if span and queries.farthest >= span}
         if short:

@@ -104,7 +104,7 @@ class SuiteTask(Protocol):
     @property
     def surface(self) -> Surface: ...
     @property
-    def room(self) -> int | None: ...
+    def budget(self) -> int | None: ...
     @property
     def chat(self) -> bool | Literal["auto"]: ...
     @property
@@ -133,7 +133,7 @@ class TaskBase:
     surface: Surface = "free"
 
     @property
-    def room(self) -> int | None:
+    def budget(self) -> int | None:
         """Tokens of the answer's canvas; None where the runner measures what answers need."""
         return None
 

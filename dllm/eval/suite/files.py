@@ -79,7 +79,7 @@ class FileTask(TaskBase):
             raise ValueError(f"length={self.length}: expected at least 1 token, or none")
 
     @property
-    def room(self) -> int:
+    def budget(self) -> int:
         return self.length or self.setups[self.setup].length
 
     @property

@@ -49,7 +49,7 @@ def files(tmp_path):
 def test_the_suite_knows_it(files):
     task = task_of(f"gsm8k:file={files['file']},setup=dparallel,length=96,shots=0")
     assert task == Gsm8k(file=files["file"], setup="dparallel", length=96, shots=0)
-    assert (task.name, task.n, task.count(0), task.room) == ("gsm8k", (0,), 3, 96)
+    assert (task.name, task.n, task.count(0), task.budget) == ("gsm8k", (0,), 3, 96)
 
 
 def test_sample_i_is_question_i(files):
@@ -62,7 +62,7 @@ def test_sample_i_is_question_i(files):
 
 
 @pytest.mark.parametrize(
-    ("setup", "shots", "room", "chat", "stop"),
+    ("setup", "shots", "budget", "chat", "stop"),
     [
         ("llada", 5, 1024, False, ("Question:",)),
         ("llada-instruct", 0, 512, True, ()),
@@ -72,9 +72,9 @@ def test_sample_i_is_question_i(files):
         ("dparallel", 0, 256, True, ("Question:",)),
     ],
 )
-def test_the_settings_of_the_field(files, setup, shots, room, chat, stop):
+def test_the_settings_of_the_field(files, setup, shots, budget, chat, stop):
     task = Gsm8k(**files, setup=setup)
-    assert (task.room, task.chat, task.stop) == (room, chat, stop)
+    assert (task.budget, task.chat, task.stop) == (budget, chat, stop)
     sample = draw(task, 0, 0, 0)
     assert sample.shots == ()
     assert [int(i) for i in re.findall(r"What is (\d)\+1\?", sample.prompt)] == [*range(shots)]

@@ -61,11 +61,11 @@ def test_the_suite_knows_it(file):
     task = task_of(f"humaneval:file={file},setup=fast-dllm,timeout=2.5")
     assert task == HumanEval(file=file, setup="fast-dllm", timeout=2.5)
     assert (task.name, task.n, task.count(0)) == ("humaneval", (0,), 2)
-    assert task_of(f"humaneval:file={file},length=64").room == 64
+    assert task_of(f"humaneval:file={file},length=64").budget == 64
 
 
 @pytest.mark.parametrize(
-    ("setup", "room", "chat"),
+    ("setup", "budget", "chat"),
     [
         ("llada", 1024, False),
         ("llada-instruct", 512, True),
@@ -75,9 +75,9 @@ def test_the_suite_knows_it(file):
         ("dparallel", 256, True),
     ],
 )
-def test_the_settings_of_the_field(file, setup, room, chat):
+def test_the_settings_of_the_field(file, setup, budget, chat):
     task = HumanEval(file=file, setup=setup)
-    assert (task.room, task.chat) == (room, chat)
+    assert (task.budget, task.chat) == (budget, chat)
     assert task.chat or "\ndef " in task.stop
     assert not (task.chat and task.stop)
     assert len(SETUPS) == 6

@@ -23,11 +23,11 @@ EXACT = 1e-12
 BIASED = 1e-2
 
 
-def draws_of(law: Law, count: int, kind: str, rng) -> tuple[int, ...]:
+def draws_of(distribution: Law, count: int, kind: str, rng) -> tuple[int, ...]:
     """`count` draws from a law: "iid", or "distinct" ones without replacement."""
     tokens: list[int] = []
     for _ in range(count):
-        left = law if kind == "iid" else law.without(tokens)
+        left = distribution if kind == "iid" else distribution.without(tokens)
         if len(left.tokens):
             tokens.append(int(left.tokens[rng.choice(torch.from_numpy(left.probs))]))
     return tuple(tokens)
@@ -46,11 +46,13 @@ class Wild:
         tree, level = Tree.root(root_of(text)), [0]
         for depth in range(self.world.columns):
             sampled = shape.random() < 0.8
-            tokens = draws_of(lattice.law(depth), self.draws, self.kind, rng) if sampled else ()
+            tokens = (
+                draws_of(lattice.distribution(depth), self.draws, self.kind, rng) if sampled else ()
+            )
             below = []
             for node in level:
                 if tokens and shape.random() < 0.8:
-                    tree.draws[node] = Draw(lattice.law(depth), tokens)
+                    tree.draws[node] = Draw(lattice.distribution(depth), tokens)
                     below += [tree.add(node, token, 0.5, "drawn") for token in tokens]
                 if shape.random() < 0.5:
                     below.append(tree.add(node, int(shape.integers(3)), 0.5, "fixed"))
@@ -83,25 +85,27 @@ def test_any_tree_gives_the_law_of_the_target(rule, draws, kind, seed, zeros, wi
     """Fixed children, drawn children, nodes with neither; laws cut and sharpened; impossible
     tokens; ends of the text inside a round."""
     world = World(seed, zeros=zeros, width=width, eos=eos, sharp=2.0)
-    law = world.law(rule, Wild(world, draws, kind))
-    assert tv(law, world.truth()) < EXACT
+    distribution = world.distribution(rule, Wild(world, draws, kind))
+    assert tv(distribution, world.truth()) < EXACT
 
 
-def chain(text, tokens, laws=()) -> Tree:
+def chain(text, tokens, distributions=()) -> Tree:
     """A chain; laws: what each token is said to be drawn from."""
     tree = Tree.root(root_of(text))
     for node, token in enumerate(tokens):
         tree.add(node, token, 0.5, "test")
-    tree.draws = {node: Draw(law, (tokens[node],)) for node, law in enumerate(laws)}
+    tree.draws = {
+        node: Draw(distribution, (tokens[node],)) for node, distribution in enumerate(distributions)
+    }
     return tree
 
 
 def laws_of(lattice) -> list[Law]:
-    return [lattice.law(depth) for depth in range(len(lattice))]
+    return [lattice.distribution(depth) for depth in range(len(lattice))]
 
 
 def sampled(lattice, rng) -> list[int]:
-    return [draws_of(law, 1, "iid", rng)[0] for law in laws_of(lattice)]
+    return [draws_of(distribution, 1, "iid", rng)[0] for distribution in laws_of(lattice)]
 
 
 def claimed_argmax(text, lattice, rng) -> Tree:
@@ -113,49 +117,56 @@ def claimed_conditional(text, lattice, rng) -> Tree:
     """The likeliest path, said to be drawn from a left-to-right law of the drafter."""
     tokens = lattice.tokens[:, 0].tolist()
     drafter = Table(5, 3)
-    laws = [
+    distributions = [
         Law(np.arange(3), np.array(drafter.probs((*text, *tokens[:depth]))))
         for depth in range(len(tokens))
     ]
-    return chain(text, tokens, laws)
+    return chain(text, tokens, distributions)
 
 
 def not_renormalised(text, lattice, rng) -> Tree:
     """Drawn from the cut law, tested with what it was before the cut."""
-    laws = [Law(lattice.tokens[i], np.exp(lattice.logp[i])) for i in range(len(lattice))]
-    return chain(text, sampled(lattice, rng), laws)
+    distributions = [Law(lattice.tokens[i], np.exp(lattice.logp[i])) for i in range(len(lattice))]
+    return chain(text, sampled(lattice, rng), distributions)
 
 
 def stops_at_unlikely(text, lattice, rng) -> Tree:
     """Stops before the first drawn token that is unlikely: it looks at the token it admits."""
-    tokens, laws = sampled(lattice, rng), laws_of(lattice)
-    n = next((i for i, x in enumerate(tokens) if laws[i].prob(x) < 0.4), len(tokens))
-    return chain(text, tokens[:n], laws[:n])
+    tokens, distributions = sampled(lattice, rng), laws_of(lattice)
+    n = next((i for i, x in enumerate(tokens) if distributions[i].prob(x) < 0.4), len(tokens))
+    return chain(text, tokens[:n], distributions[:n])
 
 
 def stops_at_unsure(text, lattice, rng) -> Tree:
     """Stops before the first column of high entropy: it looks at marginals alone."""
-    tokens, laws = sampled(lattice, rng), laws_of(lattice)
-    entropies = [-(law.probs * np.log(law.probs)).sum() for law in laws]
+    tokens, distributions = sampled(lattice, rng), laws_of(lattice)
+    entropies = [
+        -(distribution.probs * np.log(distribution.probs)).sum() for distribution in distributions
+    ]
     n = next((i for i, entropy in enumerate(entropies) if entropy > 0.9), len(tokens))
-    return chain(text, tokens[:n], laws[:n])
+    return chain(text, tokens[:n], distributions[:n])
 
 
 def best_of(text, lattice, rng) -> Tree:
     """Of two drawn chains that which the drafter finds more likely, said to be just drawn."""
-    laws = laws_of(lattice)
+    distributions = laws_of(lattice)
     pair = sampled(lattice, rng), sampled(lattice, rng)
-    best = max(pair, key=lambda path: np.prod([law.prob(x) for law, x in zip(laws, path)]))
-    return chain(text, best, laws)
+    best = max(
+        pair,
+        key=lambda path: np.prod(
+            [distribution.prob(x) for distribution, x in zip(distributions, path)]
+        ),
+    )
+    return chain(text, best, distributions)
 
 
 def beams(text, lattice) -> dict[tuple[int, ...], float]:
     """The three heaviest paths by marginals and a left-to-right law, with normalised weights."""
-    laws, proxy, scored = laws_of(lattice), Table(6, 3), {}
-    for path in itertools.product(range(3), repeat=len(laws)):
+    distributions, proxy, scored = laws_of(lattice), Table(6, 3), {}
+    for path in itertools.product(range(3), repeat=len(distributions)):
         steps = [
-            (law.prob(x), proxy.probs((*text, *path[:i]))[x])
-            for i, (law, x) in enumerate(zip(laws, path))
+            (distribution.prob(x), proxy.probs((*text, *path[:i]))[x])
+            for i, (distribution, x) in enumerate(zip(distributions, path))
         ]
         scored[path] = float(np.prod(steps))
     kept = sorted(scored, key=lambda path: -scored[path])[:3]
@@ -178,14 +189,14 @@ def from_beams_conditional(text, lattice, rng) -> Tree:
         for path, weight in weights.items():
             if list(path[:depth]) == seen:
                 mass[path[depth]] += weight
-        law = Law(np.arange(3), mass / mass.sum())
-        tree.draws[depth] = Draw(law, (tree.tokens[depth + 1],))
+        distribution = Law(np.arange(3), mass / mass.sum())
+        tree.draws[depth] = Draw(distribution, (tree.tokens[depth + 1],))
     return tree
 
 
 def two_distinct(text, lattice, rng) -> Tree:
-    tree, law = Tree.root(root_of(text)), lattice.law(0)
-    tree.draws[0] = Draw(law, draws_of(law, 2, "distinct", rng))
+    tree, distribution = Tree.root(root_of(text)), lattice.distribution(0)
+    tree.draws[0] = Draw(distribution, draws_of(distribution, 2, "distinct", rng))
     for token in tree.draws[0].tokens:
         tree.add(0, token, 0.5, "test")
     return tree
@@ -195,7 +206,7 @@ class RsdUnnormalised(Rsd):
     """The mutant that takes a drawn token out of q and leaves the rest as it is."""
 
     def spend(self, p, draw, rng):
-        tokens, probs = draw.law.tokens, draw.law.probs.copy()
+        tokens, probs = draw.distribution.tokens, draw.distribution.probs.copy()
         for token in draw.tokens:
             q = Law(tokens, probs)
             if rng.flip(min(1.0, float(p[token]) / q.prob(token))):
@@ -210,7 +221,7 @@ class SubtractsOne(Ratio):
 
     def spend(self, p, draw, rng):
         token = draw.tokens[0]
-        if rng.flip(min(1.0, float(p[token]) / draw.law.prob(token))):
+        if rng.flip(min(1.0, float(p[token]) / draw.distribution.prob(token))):
             return token
         p = p.clone()
         p[token] = 0
@@ -241,7 +252,7 @@ WRONG = [
 @pytest.mark.parametrize(("rule", "grow"), WRONG)
 def test_the_enumeration_sees_a_wrong_rule(rule, grow):
     world = World(0, width=2 if grow is not_renormalised else 3)
-    assert tv(world.law(rule, grow), world.truth()) > BIASED
+    assert tv(world.distribution(rule, grow), world.truth()) > BIASED
 
 
 RIGHT = [
@@ -264,7 +275,7 @@ RIGHT = [
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_right_rule_for_the_same_drafts(rule, grow, seed):
     world = World(seed)
-    assert tv(world.law(rule, grow), world.truth()) < EXACT
+    assert tv(world.distribution(rule, grow), world.truth()) < EXACT
 
 
 @pytest.mark.parametrize(("rule", "biased"), [(Ratio(), False), (BlockVerification(), True)])
@@ -276,8 +287,8 @@ def test_drawn_tokens_behind_a_rejected_one(rule, biased):
         text, start, tail = state
         if not tail:
             start, tail = len(text), tuple(sampled(world.lattice(text), rng))
-        laws = laws_of(world.lattice(text[:start]))[len(text) - start :]
-        tokens = world.walk(rule, text, chain(text, tail, laws), rng).tokens
+        distributions = laws_of(world.lattice(text[:start]))[len(text) - start :]
+        tokens = world.walk(rule, text, chain(text, tail, distributions), rng).tokens
         return text + tuple(tokens), start, tail[len(tokens) :]
 
     final = chained(step, ((), 0, ()), lambda state: world.done(state[0]))
@@ -299,7 +310,7 @@ def test_the_enumeration_of_whole_texts_says_the_same(rule):
     """Without putting rounds together from their laws."""
     world = World(2, length=2, width=2)
     whole = law_of(lambda rng: rounds(world, rule, just_sampled, rng))
-    assert tv(whole, world.law(rule, just_sampled)) < EXACT
+    assert tv(whole, world.distribution(rule, just_sampled)) < EXACT
     assert tv(whole, world.truth()) < EXACT
 
 
@@ -312,9 +323,9 @@ def test_the_enumeration_on_a_program_whose_law_is_known():
             return coins
         return coins + str(rng.choice(torch.tensor([0.5, 0.0, 0.5]).double()))
 
-    law = law_of(program)
-    assert law == {"tt": 9 / 16, "th": 3 / 16, "ht": 3 / 16, "hh0": 1 / 32, "hh2": 1 / 32}
-    assert tv(law, {"tt": 1.0}) == 7 / 16
+    distribution = law_of(program)
+    assert distribution == {"tt": 9 / 16, "th": 3 / 16, "ht": 3 / 16, "hh0": 1 / 32, "hh2": 1 / 32}
+    assert tv(distribution, {"tt": 1.0}) == 7 / 16
 
 
 @pytest.mark.parametrize("seed", range(3))

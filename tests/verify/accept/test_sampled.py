@@ -29,19 +29,21 @@ from tests.verify.rounds import World
 def pair(seed: int, vocab: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """A target's and a drafter's law, sometimes with impossible tokens."""
     rng = np.random.default_rng(seed)
-    laws = rng.dirichlet(np.full(vocab, 0.7), 2)
-    laws[rng.random((2, vocab)) < 0.15] = 0
-    laws[:, seed % vocab] += 0.05
-    p, q = laws / laws.sum(1, keepdims=True)
+    distributions = rng.dirichlet(np.full(vocab, 0.7), 2)
+    distributions[rng.random((2, vocab)) < 0.15] = 0
+    distributions[:, seed % vocab] += 0.05
+    p, q = distributions / distributions.sum(1, keepdims=True)
     return p, q
 
 
 def at_one_node(rule, p, q, kind: str, count: int, tops=()) -> tuple[dict[int, float], float]:
     """The exact law of the emitted token, and the probability that it is a child."""
-    scores, law = torch.from_numpy(p).log(), Law(np.flatnonzero(q), q[q > 0])
+    scores, distribution = torch.from_numpy(p).log(), Law(np.flatnonzero(q), q[q > 0])
 
     def program(rng) -> tuple[int, bool]:
-        draw = Draw(law.without(tops), draws_of(law.without(tops), count, kind, rng))
+        draw = Draw(
+            distribution.without(tops), draws_of(distribution.without(tops), count, kind, rng)
+        )
         token = rule.emit(scores, draw, rng)
         return token, token in (*tops, *draw.tokens)
 
@@ -59,9 +61,9 @@ def optimum(p: np.ndarray, q: np.ndarray, count: int) -> float:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_kseq_keeps_nearly_as_much_as_is_possible(seed, count):
     p, q = pair(seed)
-    law, kept = at_one_node(KSeq(), p, q, "iid", count)
+    distribution, kept = at_one_node(KSeq(), p, q, "iid", count)
     best = optimum(p, q, count)
-    assert tv(law, dict(enumerate(p))) < 1e-12
+    assert tv(distribution, dict(enumerate(p))) < 1e-12
     assert (1 - 1 / math.e) * best - 1e-12 <= kept <= best + 1e-12
     if count == 1:
         assert kept == pytest.approx(np.minimum(p, q).sum(), abs=1e-12)
@@ -70,8 +72,8 @@ def test_kseq_keeps_nearly_as_much_as_is_possible(seed, count):
 @pytest.mark.parametrize("seed", range(8))
 def test_rsd_keeps_at_least_what_one_test_keeps(seed):
     p, q = pair(seed)
-    law, kept = at_one_node(Rsd(), p, q, "distinct", 2)
-    assert tv(law, dict(enumerate(p))) < 1e-12
+    distribution, kept = at_one_node(Rsd(), p, q, "distinct", 2)
+    assert tv(distribution, dict(enumerate(p))) < 1e-12
     _, first = at_one_node(Ratio(), p, q, "distinct", 2)  # the second draw is only looked up
     _, alone = at_one_node(Ratio(), p, q, "distinct", 1)
     assert alone == pytest.approx(np.minimum(p, q).sum(), abs=1e-12)
@@ -97,8 +99,8 @@ def test_fixed_likeliest_tokens_and_one_draw(seed, count):
     rest = np.where(np.isin(np.arange(4), tops), 0, q)
     if not rest.sum():
         pytest.skip("nothing to draw from")
-    law, kept = at_one_node(Ratio(), p, q, "iid", 1, tops)
-    assert tv(law, dict(enumerate(p))) < 1e-12
+    distribution, kept = at_one_node(Ratio(), p, q, "iid", 1, tops)
+    assert tv(distribution, dict(enumerate(p))) < 1e-12
     wanted = p[tops].sum() + np.minimum(p, rest / rest.sum()).sum()
     assert kept == pytest.approx(wanted, abs=1e-12)
 
@@ -127,12 +129,12 @@ def test_block_keeps_no_less_than_the_ratio_test():
 def test_block_keeps_what_its_chances_say(seed):
     """E[accepted] = sum over i of E min(1, P_(i-1) p_i / q_i), over all chains there are."""
     world = World(seed, columns=3, length=4)
-    laws, expected = laws_of(world.lattice(())), 0.0
+    distributions, expected = laws_of(world.lattice(())), 0.0
     for length in (1, 2, 3):
         for path in itertools.product(range(3), repeat=length):
             chance, mass = 1.0, 1.0
             for i, token in enumerate(path):
-                q = laws[i].prob(token)
+                q = distributions[i].prob(token)
                 chance, mass = min(1.0, chance * world.target.probs(path[:i])[token] / q), mass * q
             expected += mass * chance
     assert accepted(world, BlockVerification()) == pytest.approx(expected, abs=1e-12)
@@ -175,11 +177,11 @@ def test_nothing_left_by_rounding_falls_back_to_the_law_itself():
 def test_extreme_laws(rule, p, q):
     """Finite, normalised, and never a token that the target excludes."""
     p, q = np.array(p), np.array(q)
-    scores, law = torch.from_numpy(p).log(), Law(np.arange(3), q)
+    scores, distribution = torch.from_numpy(p).log(), Law(np.arange(3), q)
 
     def program(rng) -> int:
         tree = Tree.root(0)
-        tree.draws[0] = Draw(law, (draw := draws_of(law, 1, "iid", rng)))
+        tree.draws[0] = Draw(distribution, (draw := draws_of(distribution, 1, "iid", rng)))
         tree.add(0, draw[0], 0.5, "test")
         return rule.walk(tree, lambda node, tokens: scores, rng, bool).tokens[0]
 

@@ -26,14 +26,16 @@ from tests.verify.headed import ROOT, VOCAB, Head, few, grown, heads, memory_of
 def test_pairs_are_the_conditionals_of_the_whole_vocabulary(head, width):
     lattice = head.lattice(width)
     assert len(lattice) == head.depth
-    first = np.where(lattice.tokens[0] < 0, 0, head.law(())[lattice.tokens[0]])
+    first = np.where(lattice.tokens[0] < 0, 0, head.distribution(())[lattice.tokens[0]])
     np.testing.assert_allclose(np.exp(lattice.logp[0]), first, rtol=1e-4)
     for i in range(1, head.depth):
         for u, v in itertools.product(range(lattice.tokens.shape[1]), repeat=2):
             before, token = lattice.tokens[i - 1, u], lattice.tokens[i, v]
             if min(before, token) >= 0:
-                law = head.law((*[0] * (i - 1), int(before)))
-                assert np.exp(lattice.pairs[i, u, v]) == pytest.approx(law[token], rel=1e-4)
+                distribution = head.distribution((*[0] * (i - 1), int(before)))
+                assert np.exp(lattice.pairs[i, u, v]) == pytest.approx(
+                    distribution[token], rel=1e-4
+                )
     for column in lattice.tokens:
         kept = column[column >= 0].tolist()
         assert len(set(kept)) == len(kept) == min(width, VOCAB - len(head.banned))
@@ -43,11 +45,13 @@ def test_pairs_are_the_conditionals_of_the_whole_vocabulary(head, width):
 @few
 @given(heads)
 def test_a_whole_vocabulary_has_the_chains_marginals_the_likeliest_first(head):
-    lattice, law = head.lattice(), {(): 1.0}
+    lattice, distribution = head.lattice(), {(): 1.0}
     for i in range(head.depth):
-        law = {(*x, v): m * p for x, m in law.items() for p, v in head.conditional(x)}
+        distribution = {
+            (*x, v): m * p for x, m in distribution.items() for p, v in head.conditional(x)
+        }
         marginal = np.zeros(VOCAB)
-        for path, mass in law.items():
+        for path, mass in distribution.items():
             marginal[path[-1]] += mass
         known = lattice.tokens[i] >= 0
         found = np.exp(lattice.logp[i][known])
@@ -73,15 +77,15 @@ def test_argmax_is_the_greedy_path_of_the_whole_vocabulary(head, width, drafts):
     tree = grown(Argmax(), head.lattice(width), drafts)
     path = head.greedy()[:drafts]
     assert tuple(tree.tokens[1:]) == path
-    steps = [head.law(path[:i])[token] for i, token in enumerate(path)]
+    steps = [head.distribution(path[:i])[token] for i, token in enumerate(path)]
     np.testing.assert_allclose(tree.weights[1:], np.cumprod(steps), rtol=1e-4)
 
 
 def candidates_of(first, rows, width=2, eos=()):
     """The second column's candidates of a chain given by its laws {token: probability}."""
 
-    def column(law):
-        return torch.tensor([law.get(v, 1e-9) for v in range(VOCAB)]).log()
+    def column(distribution):
+        return torch.tensor([distribution.get(v, 1e-9) for v in range(VOCAB)]).log()
 
     table = torch.stack([column(rows.get(u, {})) for u in range(VOCAB)])
     logits = torch.stack([column(first), torch.zeros(VOCAB)])[None]
@@ -185,14 +189,17 @@ def test_what_is_left_starts_behind_the_token_that_came(head, width, data):
     left = lattice.shift(count, came)
     assert len(left) == head.depth - count
     if len(left):
-        law = head.law((*[0] * (count - 1), came))
+        distribution = head.distribution((*[0] * (count - 1), came))
         known = left.tokens[0] >= 0
         found = np.exp(left.logp[0][known])
-        np.testing.assert_allclose(found, law[left.tokens[0][known]], rtol=1e-4)
+        np.testing.assert_allclose(found, distribution[left.tokens[0][known]], rtol=1e-4)
         assert (np.diff(left.logp[0][known]) <= 0).all()
     for i in range(1, len(left)):
         for u in left.tokens[i - 1][left.tokens[i - 1] >= 0]:
-            one, other = left.law_behind(i, int(u)), lattice.law_behind(count + i, int(u))
+            one, other = (
+                left.distribution_behind(i, int(u)),
+                lattice.distribution_behind(count + i, int(u)),
+            )
             np.testing.assert_array_equal(one.tokens, other.tokens)
             np.testing.assert_allclose(one.probs, other.probs)
 

@@ -65,14 +65,14 @@ def test_coupled_corrects_the_chain_by_the_memorys_longer_contexts(head, seed, g
     for path, weight in zip(paths(tree), tree.weights[1:]):
         expected = first[path[0]]
         if len(path) == 2:
-            u, law = path[0], kept_law(lattice, gamma)(path[:1])
+            u, distribution = path[0], kept_law(lattice, gamma)(path[:1])
             ratios = {
-                v: law[v]
+                v: distribution[v]
                 * (longer[u, v] / longer[u, column].sum() / pair[u, v] * pair[u, column].sum())
                 ** gamma
-                for v in law
+                for v in distribution
             }
-            expected *= ratios[path[1]] / sum(ratios.values()) * sum(law.values())
+            expected *= ratios[path[1]] / sum(ratios.values()) * sum(distribution.values())
         assert weight == pytest.approx(expected, rel=1e-5)
 
 

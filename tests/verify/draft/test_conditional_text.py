@@ -43,7 +43,7 @@ def test_the_text_is_the_targets(search, name, seed, drafts, zeros, width, eos, 
     world = World(
         seed, drafts=drafts, zeros=zeros, width=width, eos=eos, branches=branches, **HEADED
     )
-    assert tv(world.law(RULES[name], world.grown(search)), world.truth()) < EXACT
+    assert tv(world.distribution(RULES[name], world.grown(search)), world.truth()) < EXACT
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -69,7 +69,7 @@ def with_marginals(search):
         tree = search.grow(text[-1] if text else 0, lattice, Memory(), 4, rng)
         depths = tree.depths()
         for node, draw in tree.draws.items():
-            tree.draws[node] = Draw(lattice.law(depths[node]), draw.tokens)
+            tree.draws[node] = Draw(lattice.distribution(depths[node]), draw.tokens)
         return tree
 
     return grow
@@ -86,13 +86,15 @@ def with_marginals(search):
 )
 def test_the_enumeration_sees_a_test_with_the_marginals(search, name):
     world = World(7, length=2, width=2, markov=3.0)
-    assert tv(world.law(RULES[name], with_marginals(search)), world.truth()) > BIASED
+    assert tv(world.distribution(RULES[name], with_marginals(search)), world.truth()) > BIASED
 
 
 def cut_at_unlikely(text, lattice, rng) -> Tree:
     """The mutant that looks at the token it admits."""
     tree = SampledChain().grow(text[-1] if text else 0, lattice, Memory(), 4, rng)
-    likely = [tree.draws[i].law.prob(tree.tokens[i + 1]) >= 0.5 for i in range(tree.drafts)]
+    likely = [
+        tree.draws[i].distribution.prob(tree.tokens[i + 1]) >= 0.5 for i in range(tree.drafts)
+    ]
     cut = tree.cut((*likely, False).index(False))
     return replace(cut, draws={node: draw for node, draw in cut.draws.items() if node < cut.drafts})
 
@@ -100,7 +102,7 @@ def cut_at_unlikely(text, lattice, rng) -> Tree:
 @pytest.mark.parametrize("name", ["ratio", "block"])
 def test_the_enumeration_sees_a_length_that_looks_at_what_it_admits(name):
     world = World(0, **HEADED)
-    assert tv(world.law(RULES[name], cut_at_unlikely), world.truth()) > BIASED
+    assert tv(world.distribution(RULES[name], cut_at_unlikely), world.truth()) > BIASED
 
 
 def test_an_end_that_is_likely_on_the_whole_does_not_hide_what_follows_elsewhere():
@@ -122,10 +124,10 @@ def test_the_likeliest_of_a_node_are_those_behind_its_token():
         tree = GreedyPlusOne(tops=2).grow(ROOT, lattice, Memory(), 12, rng)
         own = kept_law(lattice)
         for node in range(len(tree)):
-            law = own(tuple(tree.tokens[i] for i in tree.path(node)))
+            distribution = own(tuple(tree.tokens[i] for i in tree.path(node)))
             below = [tree.tokens[child] for child in tree.children(node)]
             fixed = [t for t in below if node not in tree.draws or t not in tree.draws[node].tokens]
-            best = sorted(law, key=law.get, reverse=True)[:2]
+            best = sorted(distribution, key=distribution.get, reverse=True)[:2]
             assert set(fixed) == set(best[: len(fixed)])
 
 
@@ -142,9 +144,11 @@ def test_a_draw_is_from_the_law_behind_its_node(search):
             own = kept_law(lattice)(tuple(tree.tokens[i] for i in tree.path(node)))
             best = sorted(own, key=own.get, reverse=True)
             rest = {token: own[token] for token in best[tops:]}
-            expected = [rest[token] / sum(rest.values()) for token in draw.law.tokens.tolist()]
-            np.testing.assert_allclose(draw.law.probs, expected)
-            assert draw.law.probs.sum() == pytest.approx(1)
+            expected = [
+                rest[token] / sum(rest.values()) for token in draw.distribution.tokens.tolist()
+            ]
+            np.testing.assert_allclose(draw.distribution.probs, expected)
+            assert draw.distribution.probs.sum() == pytest.approx(1)
             below = [tree.tokens[child] for child in tree.children(node)]
             assert all(token in best[:tops] or token in draw.tokens for token in below)
             assert tops == 0 or best[0] in below

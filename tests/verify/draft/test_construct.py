@@ -59,14 +59,16 @@ def test_the_text_is_the_targets(search, name, seed, drafts, zeros, width, eos, 
     world = World(
         seed, drafts=drafts, zeros=zeros, width=width, eos=eos, honest=honest, branches=branches
     )
-    law = world.law(RULES[name], world.grown(search))
-    assert tv(law, world.truth()) < EXACT
+    distribution = world.distribution(RULES[name], world.grown(search))
+    assert tv(distribution, world.truth()) < EXACT
 
 
 @pytest.mark.parametrize("search", [KSeqTree(chains=3), RsdTree(widths=(3,))])
 def test_three_draws(search):
     world = World(3, columns=1, drafts=3, length=2, width=3)
-    assert tv(world.law(RULES[search.accepts[0]], world.grown(search)), world.truth()) < EXACT
+    assert (
+        tv(world.distribution(RULES[search.accepts[0]], world.grown(search)), world.truth()) < EXACT
+    )
 
 
 @pytest.mark.parametrize("name", ["ratio", "block"])
@@ -74,8 +76,10 @@ def test_a_chain_may_be_cut_to_a_size(name):
     """A size that was not chosen by what was drawn, as the room that is left."""
     world = World(5, columns=3)
     grow = world.grown(SampledChain())
-    law = world.law(RULES[name], lambda text, lattice, rng: grow(text, lattice, rng).cut(2))
-    assert tv(law, world.truth()) < EXACT
+    distribution = world.distribution(
+        RULES[name], lambda text, lattice, rng: grow(text, lattice, rng).cut(2)
+    )
+    assert tv(distribution, world.truth()) < EXACT
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -135,8 +139,8 @@ def test_whatever_is_drawn(search, drafts):
         assert all(tree.weights[i] <= tree.weights[tree.parents[i]] for i in range(1, len(tree)))
         for node, draw in tree.draws.items():
             assert all(tree.child(node, token) is not None for token in draw.tokens)
-            assert all(draw.law.prob(token) > 0 for token in draw.tokens)
-            assert draw.law.probs.sum() == pytest.approx(1)
+            assert all(draw.distribution.prob(token) > 0 for token in draw.tokens)
+            assert draw.distribution.probs.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -202,9 +206,9 @@ def test_a_set_is_no_larger_than_its_law():
 
 def test_a_set_that_the_budget_cuts_keeps_its_first_draws():
     cut = trees(RsdTree(widths=(3,)), four_columns(), 2)
-    laws = [tree.draws[0].law.prob(tree.draws[0].tokens[0]) for tree in cut]
+    distributions = [tree.draws[0].distribution.prob(tree.draws[0].tokens[0]) for tree in cut]
     assert all(len(tree.draws[0].tokens) == 2 for tree in cut)
-    assert len(set(laws)) == 3
+    assert len(set(distributions)) == 3
 
 
 def test_chains_that_agree_are_one_path():
@@ -221,10 +225,12 @@ def test_the_likeliest_and_one_of_the_rest(tops):
     lattice = four_columns()
     for tree in trees(GreedyPlusOne(tops=tops), lattice, 7):
         for node, draw in tree.draws.items():
-            column = lattice.law(tree.depths()[node])
+            column = lattice.distribution(tree.depths()[node])
             best = column.tokens[:tops].tolist()
             assert not set(best) & set(draw.tokens)
-            assert draw.law.prob(draw.tokens[0]) == column.without(best).prob(draw.tokens[0])
+            assert draw.distribution.prob(draw.tokens[0]) == column.without(best).prob(
+                draw.tokens[0]
+            )
             assert len(draw.tokens) == 1
 
 
@@ -232,8 +238,8 @@ def test_the_heaviest_nodes_of_all():
     """Against the weights of all nodes that could be: products of tops' and the rest's masses."""
     lattice = four_columns()
     per_depth = [
-        (law.probs[0] * m, law.probs[1:].sum() * m)
-        for law, m in zip((lattice.law(i) for i in range(4)), lattice.mass)
+        (distribution.probs[0] * m, distribution.probs[1:].sum() * m)
+        for distribution, m in zip((lattice.distribution(i) for i in range(4)), lattice.mass)
     ]
     every = [np.prod(x) for n in (1, 2, 3, 4) for x in itertools.product(*per_depth[:n])]
     for tree in trees(GreedyPlusOne(tops=1), lattice, 8):

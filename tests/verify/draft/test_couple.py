@@ -13,9 +13,11 @@ def problems(draw, columns=2, zeros=True):
     """proxy [K, M, M] > 0, left and right [K, M] laws, perhaps with zeros."""
     size = draw(SIZES)
     proxy = draw(arrays(float, (columns, size, size), elements=st.floats(0.05, 1)))
-    laws = draw(arrays(int, (2, columns, size), elements=st.integers(0 if zeros else 1, 9)))
-    laws[..., draw(st.integers(0, size - 1))] += 1
-    left, right = laws / laws.sum(-1, keepdims=True)
+    distributions = draw(
+        arrays(int, (2, columns, size), elements=st.integers(0 if zeros else 1, 9))
+    )
+    distributions[..., draw(st.integers(0, size - 1))] += 1
+    left, right = distributions / distributions.sum(-1, keepdims=True)
     return proxy, left, right
 
 
@@ -89,10 +91,12 @@ def test_absent_candidates_do_not_count(problem, sweeps):
 
 def test_each_pair_of_columns_is_coupled_by_itself():
     rng = np.random.default_rng(0)
-    proxy, laws = rng.uniform(0.1, 1, (3, 4, 4)), rng.dirichlet(np.ones(4), (2, 3))
-    whole = couple(proxy, *laws, 15)
+    proxy, distributions = rng.uniform(0.1, 1, (3, 4, 4)), rng.dirichlet(np.ones(4), (2, 3))
+    whole = couple(proxy, *distributions, 15)
     for k in range(3):
-        np.testing.assert_allclose(whole[k], couple(proxy[k], laws[0, k], laws[1, k], 15))
+        np.testing.assert_allclose(
+            whole[k], couple(proxy[k], distributions[0, k], distributions[1, k], 15)
+        )
 
 
 def test_more_sweeps_come_nearer():

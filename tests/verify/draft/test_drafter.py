@@ -140,7 +140,7 @@ def test_more_steps_fill_the_surest_positions_first(shift):
         ids[len(context) + i] = int(once[i].argmax())
     head = torch.arange(len(context) - shift, len(context) - shift + 4)[None]
     with torch.no_grad():  # the context's keys are those of the first pass
-        store = model.new_store(1, 7)
+        store = model.new_kv(1, 7)
         first = torch.tensor([[*context, *[MASK] * 4]])
         model(first, ForwardPlan(ForwardPlan.full(7).pos, head), store)
         start = len(context) - shift
@@ -178,10 +178,13 @@ def test_a_markov_head_biases_each_column_by_the_token_before(shift, block, rows
             for u, before in enumerate(befores):
                 powers = np.exp((plain[i] + table[before]) / 0.8)
                 powers[MASK] = 0
-                law, logp = powers / powers.sum(), lattice.pairs[i, u] if i else lattice.logp[0]
+                distribution, logp = (
+                    powers / powers.sum(),
+                    lattice.pairs[i, u] if i else lattice.logp[0],
+                )
                 if before >= 0:
                     known = tokens >= 0
-                    assert np.abs(np.exp(logp[known]) - law[tokens[known]]).max() < 1e-5
+                    assert np.abs(np.exp(logp[known]) - distribution[tokens[known]]).max() < 1e-5
                     assert known.sum() == VOCAB - 1
 
 

@@ -99,8 +99,10 @@ def test_columns_that_are_used_again_go_on_behind_what_was_emitted(headed, monke
         done = emit(self, row, lattice, depth, tree, walk)
         count = len(walk.tokens)
         if count < len(lattice) and lattice.slot(count - 1, row.last) is not None:
-            law, left = lattice.law_behind(count, row.last), row.left
-            assert left.tokens[0, : len(law.tokens)].tolist() == law.tokens.tolist()
+            distribution, left = lattice.distribution_behind(count, row.last), row.left
+            assert (
+                left.tokens[0, : len(distribution.tokens)].tolist() == distribution.tokens.tolist()
+            )
             checked.append(True)
         return done
 

@@ -129,7 +129,7 @@ def test_coupled(lattice, branches, drafts, search, seed):
     narrow = Lattice(lattice.tokens[:, : search.width], lattice.logp[:, : search.width])
     columns = columns_of(narrow)
     proxy, size = table(seed), narrow.tokens.shape[-1]
-    laws = [{t: p / sum(column.values()) for t, p in column.items()} for column in columns]
+    distributions = [{t: p / sum(column.values()) for t, p in column.items()} for column in columns]
     pairs = []
     for k in range(1, len(columns)):
         g = {}
@@ -137,15 +137,19 @@ def test_coupled(lattice, branches, drafts, search, seed):
             total = sum(proxy[u, v] for v in columns[k])
             for v in columns[k]:
                 g[u, v] = (1 - search.smooth) * proxy[u, v] / total + search.smooth / size
-        pairs.append(literal_coupling(g, laws[k - 1], laws[k], search.sweeps))
+        pairs.append(literal_coupling(g, distributions[k - 1], distributions[k], search.sweeps))
 
     def own(path):
         depth = len(path)
         if depth >= len(columns):
             return {}
         mass = sum(columns[depth].values())
-        law = laws[depth] if not path else {v: pairs[depth - 1][path[-1], v] for v in laws[depth]}
-        powers = {v: p**search.gamma for v, p in law.items()}
+        distribution = (
+            distributions[depth]
+            if not path
+            else {v: pairs[depth - 1][path[-1], v] for v in distributions[depth]}
+        )
+        powers = {v: p**search.gamma for v, p in distribution.items()}
         return {v: mass * p / sum(powers.values()) for v, p in powers.items()}
 
     check_search(search, own, lattice, branches, drafts, seed)
@@ -161,20 +165,25 @@ def test_coupled_without_a_proxy_is_the_product(lattice, drafts, gamma, order):
 class Trigram(Say):
     """A proxy that knows the law [V, V, V] behind two tokens."""
 
-    def __init__(self, law, pair):
+    def __init__(self, distribution, pair):
         super().__init__((), pair)
-        self.law = law
+        self.distribution = distribution
 
     def logp(self, context, candidates):
-        return np.log(self.law[(*self.came, *context)[-2:]][candidates])
+        return np.log(self.distribution[(*self.came, *context)[-2:]][candidates])
 
 
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 2.0]))
 def test_a_chain_of_order_two_is_found_by_the_longer_context(seed, gamma):
     """Exact marginals, exact pairs of the joint law and g(v|t,u): the weights are the true law."""
     rng = np.random.default_rng(seed)
-    size, law = 3, rng.dirichlet(np.ones(3), (3, 3)) * 0.9 + 0.1 / 3
-    joint = np.einsum("u,uv,vuw->uvw", law[0, ROOT % 3], law[ROOT % 3], np.swapaxes(law, 0, 1))
+    size, distribution = 3, rng.dirichlet(np.ones(3), (3, 3)) * 0.9 + 0.1 / 3
+    joint = np.einsum(
+        "u,uv,vuw->uvw",
+        distribution[0, ROOT % 3],
+        distribution[ROOT % 3],
+        np.swapaxes(distribution, 0, 1),
+    )
     joint2 = joint.sum(2)
     columns = [joint2.sum(1), joint2.sum(0), joint.sum((0, 1))]
     pairs = {0: joint2 / joint2.sum(1, keepdims=True), 1: joint.sum(0)}
@@ -187,7 +196,7 @@ def test_a_chain_of_order_two_is_found_by_the_longer_context(seed, gamma):
             ]
             return np.array(found)
 
-    memory = Memory([Exact(law, None)])
+    memory = Memory([Exact(distribution, None)])
     memory.extend([0, ROOT % 3])
     search = Coupled(gamma=gamma, order=3, smooth=1e-12, sweeps=200)
     lattice = lattice_of([dict(enumerate(column)) for column in columns])
@@ -196,7 +205,7 @@ def test_a_chain_of_order_two_is_found_by_the_longer_context(seed, gamma):
     for path, weight in zip(paths(tree), tree.weights[1:]):
         expected, before = 1.0, (0, ROOT % 3)
         for token in path:
-            powers = law[before] ** gamma
+            powers = distribution[before] ** gamma
             expected *= powers[token] / powers.sum()
             before = (before[1], token)
         assert weight == pytest.approx(expected, rel=1e-6)

@@ -116,7 +116,7 @@ def test_pairs_are_translated_with_their_columns():
     (its_fig,), (its_plum,) = TARGET.encode(" fig"), TARGET.encode(" plum")
     assert lattice.branches == ()  # plum plum fig: no pear on the way
     assert lattice.tokens[np.arange(3), lattice.path()].tolist() == [its_plum, its_plum, its_fig]
-    assert lattice.law(0).prob(its_plum) == pytest.approx(0.6)
+    assert lattice.distribution(0).prob(its_plum) == pytest.approx(0.6)
     behind_fig = lattice.pairs[1, lattice.slot(0, its_fig)]
     behind_plum = lattice.pairs[1, lattice.slot(0, its_plum)]
     at = lattice.slot(1, its_plum)

@@ -97,8 +97,8 @@ def test_each_row_holds_its_tokens_in_order_whatever_happens(data, horizon):
         step = data.draw(st.sampled_from(["push", "push", "push", "compact", "select"]))
         if step == "push":
             shadow.push(data.draw(keeps(rows)))
-            holes = shadow.slots.used - shadow.slots.longest
-            assert holes <= shadow.slots.share * shadow.slots.used
+            gaps = shadow.slots.used - shadow.slots.longest
+            assert gaps <= shadow.slots.share * shadow.slots.used
         elif step == "compact":
             shadow.slots.compact()
             assert shadow.slots.used == shadow.slots.longest
@@ -158,9 +158,9 @@ def test_memory_doubles_and_keeps_its_content():
     for _ in range(3 * SMALLEST // 5 + 1):
         shadow.push([[True] * 5, [True] * 5])
         shadow.check()
-        room = shadow.slots.valid.shape[1]
-        assert {s.shape[2] for layer in shadow.slots.layers for s in (layer.keys,)} == {room}
-        capacities.add(room)
+        budget = shadow.slots.valid.shape[1]
+        assert {s.shape[2] for layer in shadow.slots.layers for s in (layer.keys,)} == {budget}
+        capacities.add(budget)
     assert capacities == {SMALLEST, 2 * SMALLEST, 4 * SMALLEST}
 
 

@@ -59,7 +59,7 @@ class Forgetful(Processors):
         return super().row(row, [], logits)
 
 
-def law(table, process, **options):
+def distribution(table, process, **options):
     """The exact law of the whole text that speculation gives."""
     columns = [{0: 0.5, 2: 0.3}, {2: 0.6, 1: 0.3}]
     drafter = Scripted(lambda context, depth: columns[:depth])
@@ -76,17 +76,17 @@ def law(table, process, **options):
 
 def truth(table):
     """Token by token, with the penalty written out."""
-    laws = {(): 1.0}
+    distributions = {(): 1.0}
     for _ in range(LENGTH):
         longer = {}
-        for text, mass in laws.items():
+        for text, mass in distributions.items():
             scores = table.scores((*PROMPT, *text)).clone()
             for token in {*PROMPT, *text}:
                 scores[token] = scores[token] * (PENALTY if scores[token] < 0 else 1 / PENALTY)
             for token, prob in enumerate(torch.softmax(scores, -1).tolist()):
                 longer[(*text, token)] = mass * prob
-        laws = longer
-    return laws
+        distributions = longer
+    return distributions
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_with_a_repetition_penalty_the_law_is_the_targets(options):
     for seed in range(2):
         table = Table(seed, VOCAB)
         expected = truth(table)
-        assert tv(law(table, penalised(), **options), expected) < EXACT
-        assert tv(law(table, None, **options), expected) > BIASED
+        assert tv(distribution(table, penalised(), **options), expected) < EXACT
+        assert tv(distribution(table, None, **options), expected) > BIASED
 
 
 def test_the_enumeration_sees_a_penalty_that_leaves_out_drafts():
     wrong = Forgetful([torch.tensor(PROMPT)], penalised().lists)
     table = Table(0, VOCAB)
-    assert tv(law(table, wrong, search="argmax"), truth(table)) > BIASED
+    assert tv(distribution(table, wrong, search="argmax"), truth(table)) > BIASED
 
 
 class Seen(LogitsProcessor):
