@@ -127,7 +127,7 @@ def look(
         total = int(decoding.forward.nfe.sum())
         moments.append(Moment(seconds, work.flops, work.rows, tokens, total - forwards))
         forwards = total
-    return moments, sum(store.nbytes for store in decoding.forward.stores)
+    return moments, sum(kv.nbytes for kv in decoding.forward.kvs)
 
 
 def steadied(looks: list[list[Moment]]) -> list[list[Moment]]:

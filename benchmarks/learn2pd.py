@@ -30,8 +30,8 @@ from torch import Tensor
 import dllm
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.eval.tasks import TASKS, Example
@@ -67,8 +67,8 @@ class Endless:
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         return self.model.new_kv(batch, length, limit)
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
-        return self.model(ids, plan, store)
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
+        return self.model(ids, plan, kv)
 
 
 @dataclass(frozen=True)

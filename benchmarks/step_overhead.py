@@ -20,8 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.common import write_result
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.config import DecodeConfig
 from dllm.decoding.step import Decoding
 from dllm.models.spec import ModelSpec
@@ -55,7 +55,7 @@ class TableModel:
         generator = torch.Generator().manual_seed(0)
         self.logits = torch.randn(POSITIONS, VOCAB, generator=generator, dtype=torch.bfloat16)
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         return self.logits[plan.head]
 
     def new_kv(self, batch: int, length: int) -> KVCache:

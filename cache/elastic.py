@@ -141,14 +141,14 @@ class Widening:
 
     def layer(self, layer: Layer, x: Tensor, run: Any) -> tuple[Tensor, Any]:
         way = run if isinstance(run, Way) else Way.of(run, self.inside)
-        run, store, index = way.run, way.run.store, layer.index
-        inputs = store.keep_extra("inputs", x.shape[2:], x.dtype)
+        run, kv, index = way.run, way.run.kv, layer.index
+        inputs = kv.keep_extra("inputs", x.shape[2:], x.dtype)
         way.write(inputs[index], x)
         q, k, v = layer.heads(x, run)
-        queries = store.keep_extra("queries", (q.shape[1], q.shape[3]), q.dtype)[index]
+        queries = kv.keep_extra("queries", (q.shape[1], q.shape[3]), q.dtype)[index]
         tests = index + 1 < len(inputs) and self.tracked.numel() and not bool(way.whole.all())
         if tests:  # with what is stored, before this step's queries and keys replace it
-            kept, _ = store.read(index, run.access)
+            kept, _ = kv.read(index, run.access)
             old = self._tracked(index, way, queries, kept, run.layer_mask(index))
         way.write(queries, q.transpose(1, 2))
         k, v = run.update(index, k, v)
@@ -184,7 +184,7 @@ class Widening:
         mass = torch.nn.functional.pad(mass, (0, known.shape[1] - mass.shape[1]))
         order = mass.masked_fill(~known, -1).argsort(dim=1, descending=True, stable=True)
         best = torch.zeros_like(known).scatter_(1, order[:, : self.policy.tracked], True)
-        way.run.store.keep_extra("tracked", (), torch.bool)[index, row] = best & known
+        way.run.kv.keep_extra("tracked", (), torch.bool)[index, row] = best & known
 
 
 def _each(tracked: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class Branches:
         rows = run.at(run.pos, run.valid) if layer.index == 0 else self.chosen(layer, x, run)
         size = x.shape[1]
         kept = [
-            run.store.keep_extra(name, x.shape[2:], x.dtype)[layer.index, :, :size]
+            run.kv.keep_extra(name, x.shape[2:], x.dtype)[layer.index, :, :size]
             for name in ("attention", "feed")
         ]
         if rows.pos.shape[1]:
@@ -99,10 +99,10 @@ class Branches:
         """[B, T] the `count` rows whose values are least like the stored ones; stores them all."""
         rows = run.at(self.pos, self.real)
         new = layer.values(x.gather(1, self.pos[..., None].expand(-1, -1, x.shape[2])))
-        _, v = run.store.read(layer.index, run.access)  # [B, H_kv, T, D]
+        _, v = run.kv.read(layer.index, run.access)  # [B, H_kv, T, D]
         old = v.gather(2, self.pos[:, None, :, None].expand_as(new))
         like = F.cosine_similarity(flat(new), flat(old), dim=-1)  # [B, N]
-        run.store.update_values(layer.index, rows.access, new)
+        run.kv.update_values(layer.index, rows.access, new)
         order = like.masked_fill(~self.real, torch.inf).argsort(dim=1, stable=True)
         least = order.argsort(dim=1) < self.count[:, None]
         none = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)

@@ -89,7 +89,7 @@ class Kept:
         rows = slice(None) if run.access.rows is None else run.access.rows
         q, k, v = layer.heads(x, run)
         k, v = run.update(layer.index, k, v)
-        hidden = run.store.keep_extra("hidden", (), torch.bool)[layer.index]  # [B, T]
+        hidden = run.kv.keep_extra("hidden", (), torch.bool)[layer.index]  # [B, T]
         if self.pos.shape[1]:
             new = self.choose(q, k, run, rows)
             hidden[rows] = torch.where(self.choosing[rows, None], new, hidden[rows])

@@ -59,7 +59,7 @@ class Echo:
         (self.user,), (self.assistant,) = ids
         self.calls, self.interrupt_at = 0, interrupt_at
 
-    def __call__(self, ids: torch.Tensor, plan: ForwardPlan, store: object = None) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, plan: ForwardPlan, kv: object = None) -> torch.Tensor:
         self.calls += 1
         if self.calls == self.interrupt_at:
             raise KeyboardInterrupt

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 
 PAD, EOS, EOT, MASK, VOCAB = 0, 1, 2, 5, 13
 PLAIN = (3, 4, 6, 7, 8, 9, 10, 11, 12)  # the tokens that are nothing special
@@ -124,7 +124,7 @@ class FakeModel:
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise NotImplementedError("the fake computes every row anew")
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         if self.calls == self.interrupt_at:
             raise KeyboardInterrupt
         valid = torch.ones_like(plan.pos, dtype=torch.bool) if plan.valid is None else plan.valid

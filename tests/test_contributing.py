@@ -105,8 +105,8 @@ def test_the_policy_refreshed_at_every_step_is_exact(shift):
 def test_the_policy_reads_the_prompt_from_the_store(shift):
     tiny, sizes = engine(shift), []
     forward = tiny.model.forward
-    tiny.model.forward = lambda ids, plan, store: (
-        sizes.append(plan.pos.shape[1]) or forward(ids, plan, store)
+    tiny.model.forward = lambda ids, plan, kv: (
+        sizes.append(plan.pos.shape[1]) or forward(ids, plan, kv)
     )
     out = tiny.generate(
         PROMPTS[:1], max_new_tokens=12, sampler="quota", cache="frozen_prompt:FrozenPrompt"

@@ -15,7 +15,7 @@ TENSORS = ("torch", "numpy", "einops")
 GROUND = (  # tensors, dataclasses and files
     *("dllm.errors", "dllm.options", "dllm.output", "dllm.files", "dllm.jsonlog"),
     *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.driving"),
-    *("dllm.cache.plan", "dllm.cache.store", "dllm.models.spec"),
+    *("dllm.cache.plan", "dllm.cache.kv", "dllm.models.spec"),
     *("dllm.text.__init__", "dllm.text.prompts", "dllm.text.spelling"),
 )
 BELOW_LOOP = (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dllm.cache.batching import plans
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.cache.policy import CachePolicy, State, Step
-from dllm.cache.store import KVCache
 from dllm.config import DecodeConfig
 from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.models.protocol import Model
@@ -34,7 +34,7 @@ class Forward:
     nfe: Tensor
     changed: Tensor  # [B, T] positions that got or lost their token in the row's last step
     confidence: Tensor  # [B, T] of the proposal last seen there
-    stores: list[KVCache] = field(default_factory=list)  # with guidance, one for each of the two
+    kvs: list[KVCache] = field(default_factory=list)  # with guidance, one for each of the two
     state: State = field(default_factory=dict)
     seconds: float = 0.0
     first: float = 0.0
@@ -49,7 +49,7 @@ class Forward:
             mib = config.cache_mib
             limit = None if mib is None else int(mib * 2**20 / branches)
             batch, length = canvas.ids.shape
-            forward.stores = [model.new_kv(batch, length, limit) for _ in range(branches)]
+            forward.kvs = [model.new_kv(batch, length, limit) for _ in range(branches)]
         return forward
 
     def predict(
@@ -63,7 +63,7 @@ class Forward:
         query = self.policy.query(step, self.state)
         if query.want is not None:
             want = want & query.want
-        chosen = plans(query, step, want, stored=bool(self.stores), buckets=self.config.buckets)
+        chosen = plans(query, step, want, stored=bool(self.kvs), buckets=self.config.buckets)
         pos, _ = positions(want)
         began = self._clock()
         if len(chosen) == 1:
@@ -82,10 +82,10 @@ class Forward:
     ) -> Step:
         size = canvas.ids.shape[1]
         live = age = torch.zeros_like(canvas.known)
-        for store in self.stores:
-            store.drop(canvas.length)  # a stop rule may have shortened rows
-        if self.stores:
-            live, age = self.stores[0].live, self.stores[0].age
+        for kv in self.kvs:
+            kv.drop(canvas.length)  # a stop rule may have shortened rows
+        if self.kvs:
+            live, age = self.kvs[0].live, self.kvs[0].age
         return Step(
             canvas=canvas,
             start=windows.first().clamp(max=size),
@@ -97,21 +97,21 @@ class Forward:
             confidence=self.confidence[row],
             live=live,
             age=age,
-            extra=self.stores[0].extra if self.stores else {},
+            extra=self.kvs[0].extra if self.kvs else {},
         )
 
     def _logits(self, canvas: Canvas, plan: ForwardPlan) -> Tensor:
         """One forward, or two with guidance: logits [b, K, V] of the plan's rows."""
         rows = slice(None) if plan.rows is None else plan.rows
         ids = canvas.ids[rows]
-        logits = self.model(ids, plan, self.stores[0] if self.stores else None)
+        logits = self.model(ids, plan, self.kvs[0] if self.kvs else None)
         self.nfe[rows] += 1
         scale = self.config.cfg_scale
         if not scale:
             return logits
         hidden = canvas.pos < canvas.prompt[rows][:, None]
         unconditional = ids.masked_fill(hidden, self.model.spec.mask_id)
-        without = self.model(unconditional, plan, self.stores[1] if self.stores else None)
+        without = self.model(unconditional, plan, self.kvs[1] if self.kvs else None)
         self.nfe[rows] += 1
         return guided(logits, without, scale)
 
@@ -125,8 +125,8 @@ class Forward:
         """Drop all rows but `rows` [n] (indices), and the positions from `length` on."""
         self.nfe = self.nfe[rows]
         self.changed, self.confidence = (t[rows, :length] for t in (self.changed, self.confidence))
-        for store in self.stores:
-            store.keep(rows, length)
+        for kv in self.kvs:
+            kv.keep(rows, length)
         self.state = {
             name: t[rows, :length] if t.ndim > 1 else t[rows] for name, t in self.state.items()
         }

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import answers
 from dllm.models.hf import HFSpec
@@ -209,9 +209,9 @@ class Oracle:
         raise DllmError("an oracle keeps no keys and values: use cache='none'")
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Logits [B, R, vocab_size] of the rows `plan.head`, float64 and finite."""
-        if store is not None:
+        if kv is not None:
             raise DllmError("an oracle reads no store: use cache='none'")
         n, v = self.joint.slots, self.joint.symbols
         row = ids[:, : self.prompt_length + n]  # a canvas may be shorter, or longer

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.models.protocol import Model
 
 
@@ -72,14 +72,14 @@ class Meter:
         return self.model.new_kv(batch, length, limit)
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
-        logits = self.model(ids, plan, store)
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
+        logits = self.model(ids, plan, kv)
         real = predicted(plan.head)
         self.total.predictions += int(real.sum())
-        if store is not None:
+        if kv is not None:
             rows = slice(None) if plan.rows is None else plan.rows
-            self._ages(plan, store.live[rows], store.age[rows])
-            exact = self.reference(ids, uncached(plan, store.live[rows]))
+            self._ages(plan, kv.live[rows], kv.age[rows])
+            exact = self.reference(ids, uncached(plan, kv.live[rows]))
             self._compare(exact[real], logits[real])
         return logits
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from dllm.cache.kv import Access, KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import Access, KVCache
 from dllm.models.spec import ModelSpec
 
 
@@ -33,44 +33,44 @@ class LayerInputs:
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
-    store: KVCache | None
+    kv: KVCache | None
     access: Access | None
 
     @classmethod
     def of(
-        cls, spec: ModelSpec, plan: ForwardPlan, store: KVCache | None, wide: torch.dtype
+        cls, spec: ModelSpec, plan: ForwardPlan, kv: KVCache | None, wide: torch.dtype
     ) -> LayerInputs:
         """The rows of `plan`; `wide` is the dtype that RoPE's angles are computed in."""
-        access = None if store is None else store.open(plan)
-        mask = attention_mask(spec, plan, store, access)
-        return cls(spec, plan.pos, plan.valid, *angles(spec, plan.pos, wide), mask, store, access)
+        access = None if kv is None else kv.open(plan)
+        mask = attention_mask(spec, plan, kv, access)
+        return cls(spec, plan.pos, plan.valid, *angles(spec, plan.pos, wide), mask, kv, access)
 
     def at(self, pos: Tensor, valid: Tensor | None = None) -> LayerInputs:
         """Other rows of the same forward: positions pos [B, Q], those `valid` [B, Q] written."""
-        assert self.store is not None
+        assert self.kv is not None
         assert self.access is not None
-        slots = pos if valid is None else torch.where(valid, pos, self.store.slots)
+        slots = pos if valid is None else torch.where(valid, pos, self.kv.slots)
         access, mask = replace(self.access, slots=slots), self.mask
         if self.spec.block_length is not None:  # else every query sees the same slots
             plan = ForwardPlan(pos, pos, valid, rows=access.rows, extent=access.extent)
-            mask = attention_mask(self.spec, plan, self.store, access)
+            mask = attention_mask(self.spec, plan, self.kv, access)
         cos, sin = angles(self.spec, pos, self.cos.dtype)
-        return LayerInputs(self.spec, pos, valid, cos, sin, mask, self.store, access)
+        return LayerInputs(self.spec, pos, valid, cos, sin, mask, self.kv, access)
 
     def layer_mask(self, layer: int) -> Tensor | None:
         """Attention mask [B, 1, Q or 1, K] of one layer; None lets every query see every key."""
         mask = self.mask
         if mask is not None:
             mask = mask[layer if mask.shape[0] > 1 else 0]
-        if self.store is not None and self.access is not None:
-            self.store.check_read(layer, self.access, mask)
+        if self.kv is not None and self.access is not None:
+            self.kv.check_read(layer, self.access, mask)
         return mask
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to: with a store those of the rows are written first."""
-        if self.store is None or self.access is None:
+        if self.kv is None or self.access is None:
             return k, v
-        return self.store.update(layer, self.access, k, v)
+        return self.kv.update(layer, self.access, k, v)
 
 
 def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,18 +82,18 @@ def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Ten
 
 
 def attention_mask(
-    spec: ModelSpec, plan: ForwardPlan, store: KVCache | None, access: Access | None
+    spec: ModelSpec, plan: ForwardPlan, kv: KVCache | None, access: Access | None
 ) -> Tensor | None:
     """[L or 1, B, 1, Q or 1, K] bool, or None where nothing has to be hidden."""
-    if store is None or access is None:
+    if kv is None or access is None:
         key_pos, readable = plan.pos, plan.valid
     else:
         key_pos = torch.arange(access.extent, device=plan.pos.device)[None]
-        readable = (store.live if plan.rows is None else store.live[plan.rows])[:, : access.extent]
+        readable = (kv.live if plan.rows is None else kv.live[plan.rows])[:, : access.extent]
     mask = None if readable is None else readable[None, :, None, None, :]
     if plan.read is not None:
         read = plan.read if plan.read.ndim == 3 else plan.read[None]
-        if store is None:  # keys are the queries, not the slots
+        if kv is None:  # keys are the queries, not the slots
             read = read.gather(2, key_pos.expand(len(read), -1, -1))
         read = read[:, :, None, None, : key_pos.shape[1]]
         mask = read if mask is None else mask & read
@@ -244,20 +244,20 @@ class Decoder(nn.Module):
             limit=limit,
         )
 
-    def forward(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Logits [B, R, V] of the rows `plan.head` asks for; ids [B, T] is the whole canvas."""
-        x = self.hidden(ids, plan, store)
+        x = self.hidden(ids, plan, kv)
         index = plan.head[..., None].expand(-1, -1, x.shape[-1])
         return cast(Tensor, self.head(x.gather(1, index)))
 
-    def hidden(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Final normed hidden states [B, Q, hidden_size] of the queried positions."""
-        return self.body(self.embed(ids.gather(1, plan.pos)), plan, store)
+        return self.body(self.embed(ids.gather(1, plan.pos)), plan, kv)
 
-    def body(self, x: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def body(self, x: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """`hidden` from the rows x [B, Q, hidden_size] that go into the first layer."""
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        run = LayerInputs.of(self.spec, plan, store, wide)
+        run = LayerInputs.of(self.spec, plan, kv, wide)
         for layer in self.layers:
             if plan.walk is None:
                 x = layer(x, run)

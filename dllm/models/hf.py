@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 
 
@@ -94,9 +94,9 @@ class HFModel:
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         raise DllmError("a wrapped model keeps no keys and values: use cache='none'")
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Logits [B, R, V] of the rows `plan.head`; the plan has to query all of ids [B, T]."""
-        if store is not None or plan.write is not None or plan.read is not None:
+        if kv is not None or plan.write is not None or plan.read is not None:
             raise DllmError("a wrapped model reads and writes no store: use cache='none'")
         every = torch.arange(ids.shape[1], device=plan.pos.device)
         if plan.pos.shape != ids.shape or not bool((plan.pos == every).all()):

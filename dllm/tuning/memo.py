@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.models.protocol import Model
 
 MEMO_BYTES = 2**31
@@ -56,11 +56,11 @@ class MemoModel:
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
         return self.model.new_kv(batch, length, limit)
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         every = torch.arange(ids.shape[1], device=ids.device)
         whole = plan.pos.shape == ids.shape and bool((plan.pos == every).all())
-        if store is not None or plan.write is not None or plan.read is not None or not whole:
-            return self.model(ids, plan, store)
+        if kv is not None or plan.write is not None or plan.read is not None or not whole:
+            return self.model(ids, plan, kv)
         valid = torch.ones_like(ids, dtype=torch.bool) if plan.valid is None else plan.valid
         real = self._real(ids, plan.head)  # [B, R]
         keys = [row[inside].numpy().tobytes() for row, inside in zip(ids.cpu(), valid.cpu())]

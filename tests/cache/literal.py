@@ -42,7 +42,7 @@ class Row:
     def __post_init__(self) -> None:
         self.x = [*self.prompt, *[MASK] * self.size]
         self.known = set(range(len(self.prompt)))
-        self.store = self.model.new_kv(1, self.end)
+        self.kv = self.model.new_kv(1, self.end)
 
     @property
     def end(self) -> int:
@@ -73,7 +73,7 @@ class Row:
         self.queries.append(set(query))
         head = torch.tensor([[query.index(rows[p]) for p in want]])
         plan = ForwardPlan(torch.tensor([query]), head)
-        logits = self.model(torch.tensor([self.x]), plan, self.store)[0]
+        logits = self.model(torch.tensor([self.x]), plan, self.kv)[0]
         logits[:, MASK] = -torch.inf
         return dict(zip(want, logits.softmax(-1).tolist(), strict=True))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm.cache.store import KVCache
+from dllm.cache.kv import KVCache
 from dllm.models.decoder import Decoder
 from tests.cache.models import EOS, MASK
 

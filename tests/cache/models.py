@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
@@ -55,16 +55,16 @@ class Watched:
         self.model, self.spec = model, model.spec
         self.device, self.dtype = model.device, model.dtype
         self.plans: list[ForwardPlan] = []
-        self.stores: list[KVCache] = []
+        self.kvs: list[KVCache] = []
         self.logits: list[Tensor] = []
 
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        store = self.model.new_kv(batch, length, limit)
-        self.stores.append(store)
-        return store
+        kv = self.model.new_kv(batch, length, limit)
+        self.kvs.append(kv)
+        return kv
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
-        logits: Tensor = self.model(ids, plan, store)
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
+        logits: Tensor = self.model(ids, plan, kv)
         self.plans.append(plan)
         self.logits.append(logits)
         return logits

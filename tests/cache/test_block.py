@@ -79,14 +79,14 @@ def test_a_finished_block_is_stored_by_the_next_blocks_first_forward():
 
 
 def test_slots_are_allocated_as_blocks_open(monkeypatch):
-    monkeypatch.setattr("dllm.cache.store.STEP", 4)
+    monkeypatch.setattr("dllm.cache.kv.STEP", 4)
     watched = Watched(decoder(0, 4))
     engine_sizes = []
     call = watched.model.forward
 
-    def noting(ids, plan, store=None):
-        logits = call(ids, plan, store)
-        engine_sizes.append((plan.extent, store.slots))
+    def noting(ids, plan, kv=None):
+        logits = call(ids, plan, kv)
+        engine_sizes.append((plan.extent, kv.slots))
         return logits
 
     monkeypatch.setattr(watched.model, "forward", noting)

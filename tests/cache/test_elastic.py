@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dllm.cache.elastic import Elastic, log_weights, similarity
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
@@ -47,11 +47,11 @@ class Counted(Watched):
         self.computed: list[list[dict[int, set[int]]]] = []
 
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        store = super().new_kv(batch, length, limit)
-        update = store.update
+        kv = super().new_kv(batch, length, limit)
+        update = kv.update
 
         def noting(layer, access, k, v):
-            real = access.slots < store.slots
+            real = access.slots < kv.slots
             rows = range(len(real)) if access.rows is None else access.rows.tolist()
             slots = [access.slots[b, real[b]].tolist() for b in range(len(real))]
             assert all(len(found) == len(set(found)) for found in slots)
@@ -59,13 +59,13 @@ class Counted(Watched):
             self.computed[-1].append(sets)
             return update(layer, access, k, v)
 
-        store.update = noting
-        return store
+        kv.update = noting
+        return kv
 
-    def __call__(self, ids, plan: ForwardPlan, store: KVCache | None = None):
+    def __call__(self, ids, plan: ForwardPlan, kv: KVCache | None = None):
         self.computed.append([])
         self.ids = ids.clone()
-        return super().__call__(ids, plan, store)
+        return super().__call__(ids, plan, kv)
 
     def computed_of(self, row: int) -> list[list[set[int]]]:
         """By forward of one row of the store, by layer: the positions that were computed."""
@@ -199,13 +199,13 @@ def test_a_limit_above_every_cosine_widens_behind_the_first_layer(shift):
 def test_widening_is_not_yet_exact_since_other_rows_go_on_from_older_inputs():
     """Inputs of the second layer were the first one's answer to an older canvas."""
     watched, canvas, length = after(7, gamma=2)
-    store, fresh = watched.stores[0], watched.model.new_kv(1, length)
+    kv, fresh = watched.kvs[0], watched.model.new_kv(1, length)
     with torch.no_grad():
         watched.model(canvas, ForwardPlan.full(length), fresh)
-    inputs, exact = store.extra["inputs"][:, 0], watched.model.embed(canvas[0])
+    inputs, exact = kv.extra["inputs"][:, 0], watched.model.embed(canvas[0])
     torch.testing.assert_close(inputs[0], exact, rtol=0, atol=0)
-    assert torch.dist(store.k[0, ..., :length, :], fresh.k[0, ..., :length, :]) < 1e-12
-    assert torch.dist(store.k[1, ..., :length, :], fresh.k[1, ..., :length, :]) > 1e-3
+    assert torch.dist(kv.k[0, ..., :length, :], fresh.k[0, ..., :length, :]) < 1e-12
+    assert torch.dist(kv.k[1, ..., :length, :], fresh.k[1, ..., :length, :]) > 1e-3
 
 
 def after(forwards: int, gamma: float) -> tuple[Counted, Tensor, int]:
@@ -254,7 +254,7 @@ def test_with_guidance_each_branch_keeps_its_own(gamma):
     options |= {"cache": f"elastic:window=4,gamma={gamma}", "cfg_scale": 0.7}
     together = Counted(deep(0, 3))
     outputs = run(together, MIXED, **options)
-    assert len(together.stores) == 2
+    assert len(together.kvs) == 2
     for prompt, output in zip(MIXED, outputs, strict=True):
         (same,) = run(together.model, [prompt], **options)
         assert steps(output) == steps(same)
@@ -264,12 +264,12 @@ def test_with_guidance_each_branch_keeps_its_own(gamma):
 
 def test_the_store_counts_inputs_and_queries():
     watched, _, length = after(3, gamma=0.9)
-    (store,) = watched.stores
+    (kv,) = watched.kvs
     spec = watched.spec
-    slots = LAYERS * 8 * (store.slots + 1)  # of one number in every layer, in bytes
+    slots = LAYERS * 8 * (kv.slots + 1)  # of one number in every layer, in bytes
     pairs = slots * 2 * spec.num_kv_heads * spec.head_dim
     rows = LAYERS * length * 8 * (spec.hidden_size + spec.num_heads * spec.head_dim)
-    assert store.nbytes == pairs + rows + LAYERS * length  # and a bit for every tracked token
+    assert kv.nbytes == pairs + rows + LAYERS * length  # and a bit for every tracked token
     mib = (pairs + rows) / 2**20
     with pytest.raises(DllmError, match="MiB are allowed"):
         decoded(0.9, cache_mib=0.9 * mib)

@@ -47,8 +47,8 @@ def test_it_computes_what_the_text_says(monkeypatch, options, shift):
             )
         assert steps(output) == expected
         assert output.nfe == len(notes) == len(expected) * len(literal)
-        for store, cache in zip(watched.stores, literal, strict=True):
-            found = [[note[n] for n in range(3)] for of, note in notes if of is store]
+        for kv, cache in zip(watched.kvs, literal, strict=True):
+            found = [[note[n] for n in range(3)] for of, note in notes if of is kv]
             assert found == cache.computed
 
 
@@ -88,9 +88,9 @@ def test_a_slots_age_counts_from_its_last_refresh():
     ages = []
 
     class Seen(Watched):
-        def __call__(self, ids, plan, store=None):
-            logits = super().__call__(ids, plan, store)
-            ages.append(store.age[0].tolist())
+        def __call__(self, ids, plan, kv=None):
+            logits = super().__call__(ids, plan, kv)
+            ages.append(kv.age[0].tolist())
             return logits
 
     run(Seen(decoder()), [[5, 6]], max_new_tokens=5, cache="interval:prompt=3,answer=2")
@@ -113,9 +113,9 @@ def test_a_block_causal_model_is_exact_when_refreshed(block):
 def test_what_the_walk_keeps_counts_as_cache():
     watched = Watched(decoder())
     run(watched, [[5, 6]], max_new_tokens=4, cache="interval")
-    (store,) = watched.stores
-    assert set(store.extra) == {"attention", "feed"}
-    assert all(t.dtype == torch.float64 for t in store.extra.values())
+    (kv,) = watched.kvs
+    assert set(kv.extra) == {"attention", "feed"}
+    assert all(t.dtype == torch.float64 for t in kv.extra.values())
 
 
 @pytest.mark.parametrize(

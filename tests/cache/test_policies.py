@@ -133,5 +133,5 @@ def test_keys_and_values_have_the_models_dtype(policy, dtype):
     batch = [[3, 4], [6, 7, 8, 9]]
     outputs = run(model, batch, max_new_tokens=9, block_length=4, cache=policy)
     assert all(o.finish_reason in ("eos", "length") for o in outputs)
-    for store in model.stores:
-        assert store.k.dtype == store.v.dtype == dtype
+    for kv in model.kvs:
+        assert kv.k.dtype == kv.v.dtype == dtype

@@ -77,10 +77,10 @@ def test_it_reads_what_the_text_says(monkeypatch, reads, options, shift):
         assert steps(output) == expected
         assert output.nfe == len(notes) == len(expected) * len(literal)
         each = [reads[3 * n : 3 * n + 3] for n in range(len(notes))]
-        for store, cache in zip(watched.stores, literal, strict=True):
-            found = [[note[n] for n in range(3)] for of, note in notes if of is store]
+        for kv, cache in zip(watched.kvs, literal, strict=True):
+            found = [[note[n] for n in range(3)] for of, note in notes if of is kv]
             assert found == cache.computed
-            mine = [got for got, (of, _) in zip(each, notes, strict=True) if of is store]
+            mine = [got for got, (of, _) in zip(each, notes, strict=True) if of is kv]
             assert mine == cache.reads
 
 

@@ -221,8 +221,8 @@ def test_large_vocabularies_are_normalised_in_parts(monkeypatch):
 
 def test_half_precision_is_normalised_in_a_wider_one():
     class Half(Watched):
-        def __call__(self, ids, plan, store=None):
-            self.logits.append(super().__call__(ids, plan, store).bfloat16())
+        def __call__(self, ids, plan, kv=None):
+            self.logits.append(super().__call__(ids, plan, kv).bfloat16())
             return self.logits[-1]
 
     model = Half(decoder())
@@ -284,8 +284,8 @@ def test_what_does_not_fit_is_named(pair, options, message):
 
 def test_a_model_that_answers_with_nan_is_named():
     class Broken(Watched):
-        def __call__(self, ids, plan, store=None):
-            logits = super().__call__(ids, plan, store)
+        def __call__(self, ids, plan, kv=None):
+            logits = super().__call__(ids, plan, kv)
             logits[(ids[:, 0] == 12)] = torch.nan
             return logits
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.eval.staleness import Meter, Staleness
 from dllm.tuning.memo import MemoModel
 from tests.cache.models import Watched, decoder, run, steps
@@ -33,9 +33,9 @@ class Recorder(Watched):
         super().__init__(model)
         self.ids: list[Tensor] = []
 
-    def __call__(self, ids: Tensor, plan: ForwardPlan, store: KVCache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         self.ids.append(ids.clone())
-        return super().__call__(ids, plan, store)
+        return super().__call__(ids, plan, kv)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -120,15 +120,15 @@ def test_slots_kept_from_reading_do_not_count():
     """Six positions, then the last two of them: layers that read four, three and no old slots."""
     model = decoder()
     meter, ids = Meter(model), torch.arange(4, 10)[None]
-    store = meter.new_kv(1, 6)
-    meter(ids, ForwardPlan.full(6), store)
+    kv = meter.new_kv(1, 6)
+    meter(ids, ForwardPlan.full(6), kv)
     assert (meter.total.reads, meter.total.reused) == (6, 0)
     read = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
     pos = torch.tensor([[4, 5]])
-    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[:, None]), store)
+    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[:, None]), kv)
     assert meter.total.reads == pytest.approx(6 + (6 + 5 + 2) / 3)
     assert meter.total.reused == pytest.approx((4 + 3 + 0) / 3)
-    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[1:2]), store)
+    meter(ids, ForwardPlan(pos, torch.tensor([[1]]), read=read[1:2]), kv)
     assert meter.total.reused == pytest.approx((4 + 3 + 0) / 3 + 3)
     assert meter.total.age_sum == pytest.approx((4 + 3 + 0) / 3 + 2 * 3)
     assert meter.total.predictions == 6 + 1 + 1

@@ -246,29 +246,29 @@ def test_query_order_does_not_matter(decoder, ids):
 
 
 def test_requery_of_unchanged_positions_gives_the_same_rows(decoder, ids):
-    store = decoder.new_kv(2, T)
-    full = decoder(ids, ForwardPlan.full(T, batch=2), store)
+    kv = decoder.new_kv(2, T)
+    full = decoder(ids, ForwardPlan.full(T, batch=2), kv)
     CLOSE(full, decoder(ids, ForwardPlan.full(T, batch=2)))
     for positions in ([3], [0, 7, 8, 19], [19, 2]):
-        CLOSE(decoder(ids, query(positions), store), full[:, positions])
+        CLOSE(decoder(ids, query(positions), kv), full[:, positions])
     # different positions per row
     mixed = query([[3, 4], [18, 0]])
-    CLOSE(decoder(ids, mixed, store), torch.stack((full[0, [3, 4]], full[1, [18, 0]])))
+    CLOSE(decoder(ids, mixed, kv), torch.stack((full[0, [3, 4]], full[1, [18, 0]])))
 
 
 def test_queries_write_before_they_read(decoder, ids):
     """After a token changes, a query of it alone sees its own new key, not the stored one."""
-    store = decoder.new_kv(2, T)
-    decoder(ids, ForwardPlan.full(T, batch=2), store)
+    kv = decoder.new_kv(2, T)
+    decoder(ids, ForwardPlan.full(T, batch=2), kv)
     changed = ids.clone()
     changed[:, 6] = (ids[:, 6] + 1) % VOCAB
-    before = store.k.clone()
-    decoder(changed, query([6]), store)
-    touched = (store.k != before).any(-1).any(2).any(0)  # [B, slots + 1]
+    before = kv.k.clone()
+    decoder(changed, query([6]), kv)
+    touched = (kv.k != before).any(-1).any(2).any(0)  # [B, slots + 1]
     assert touched.nonzero()[:, 1].tolist() == [6, 6]
     fresh = decoder.new_kv(2, T)
     decoder(changed, query([6]), fresh)
-    CLOSE(store.k[0, :, :, 6], fresh.k[0, :, :, 6])  # layer 0 knows only the token
+    CLOSE(kv.k[0, :, :, 6], fresh.k[0, :, :, 6])  # layer 0 knows only the token
 
 
 def test_dead_slots_are_never_read(decoder, ids):
@@ -285,16 +285,16 @@ def test_dead_slots_are_never_read(decoder, ids):
 
 
 def test_unwritten_queries_leave_the_store_alone(decoder, ids):
-    store = decoder.new_kv(2, T)
-    decoder(ids, ForwardPlan.full(T, batch=2), store)
-    k, v, live = store.k[..., :T, :].clone(), store.v[..., :T, :].clone(), store.live.clone()
+    kv = decoder.new_kv(2, T)
+    decoder(ids, ForwardPlan.full(T, batch=2), kv)
+    k, v, live = kv.k[..., :T, :].clone(), kv.v[..., :T, :].clone(), kv.live.clone()
     write = torch.tensor([[False, True], [False, False]])
     changed = (ids + 1) % VOCAB
-    decoder(changed, query([3, 5], write=write), store)
-    same = (store.k[..., :T, :] == k).all(-1).all(2).all(0)
+    decoder(changed, query([3, 5], write=write), kv)
+    same = (kv.k[..., :T, :] == k).all(-1).all(2).all(0)
     assert (~same).nonzero().tolist() == [[0, 5]]
-    assert not torch.equal(store.v[:, 0, :, 5], v[:, 0, :, 5])
-    assert torch.equal(store.live, live)
+    assert not torch.equal(kv.v[:, 0, :, 5], v[:, 0, :, 5])
+    assert torch.equal(kv.live, live)
 
 
 @pytest.mark.parametrize("padding", [0, T - 1])
@@ -308,16 +308,16 @@ def test_ragged_batch_equals_rows_alone(ids, padding, block):
     valid[1, 6:] = False
     plan = ForwardPlan(pos=pos, head=torch.arange(T).expand(2, T), valid=valid)
     alone = [decoder(ids[b : b + 1], ForwardPlan.full(n)) for b, n in ((0, T), (1, 6))]
-    for store in (None, decoder.new_kv(2, T)):
-        together = decoder(ids, plan, store)
+    for kv in (None, decoder.new_kv(2, T)):
+        together = decoder(ids, plan, kv)
         CLOSE(together[:1], alone[0])
         CLOSE(together[1:, :6], alone[1])
     everything = torch.ones_like(valid)  # a policy's write mask does not overrule `valid`
     for mask in (None, everything):
-        store = decoder.new_kv(2, T)
-        decoder(ids, dataclasses.replace(plan, write=mask), store)
-        assert store.live.sum(1).tolist() == [T, 6]
-        assert not store.k[:, 1, :, 6:T].any()
+        kv = decoder.new_kv(2, T)
+        decoder(ids, dataclasses.replace(plan, write=mask), kv)
+        assert kv.live.sum(1).tolist() == [T, 6]
+        assert not kv.k[:, 1, :, 6:T].any()
 
 
 def test_read_mask_hides_slots(decoder, ids):
@@ -325,8 +325,8 @@ def test_read_mask_hides_slots(decoder, ids):
     read = torch.zeros(2, T, dtype=torch.bool)
     read[:, seen] = True
     alone = decoder(ids, query(seen))
-    store = decoder.new_kv(2, T)
-    CLOSE(decoder(ids, query(range(T), read=read), store)[:, seen], alone)
+    kv = decoder.new_kv(2, T)
+    CLOSE(decoder(ids, query(range(T), read=read), kv)[:, seen], alone)
     per_layer = read.expand(3, 2, T)
     CLOSE(decoder(ids, query(range(T), read=per_layer))[:, seen], alone)
     some = query([0, 1, 2, 7, 11, 19, 3], read=read)  # without a store: by position, not by query
@@ -348,10 +348,10 @@ def test_block_causal_logits_do_not_depend_on_later_blocks(ids):
 def test_block_causal_store_is_exact(ids):
     decoder = build(block_length=4)
     full = decoder(ids, ForwardPlan.full(T, batch=2))
-    store = decoder.new_kv(2, T)
+    kv = decoder.new_kv(2, T)
     for start in range(0, T, 4):
         block = torch.arange(start, start + 4)
-        CLOSE(decoder(ids, query(block), store), full[:, block])
+        CLOSE(decoder(ids, query(block), kv), full[:, block])
 
 
 def test_grouped_heads_equal_repeated_heads(decoder, ids):

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers as tf
 
+from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import KVCache
 from dllm.errors import DllmError
 from dllm.models.hf import HFModel, HFSpec
 

@@ -367,7 +367,7 @@ def test_memory_is_bounded_and_forgets_what_was_not_used():
 
 def test_forwards_over_parts_of_a_row_go_through():
     class Passed(FakeModel):
-        def __call__(self, ids, plan, store=None):
+        def __call__(self, ids, plan, kv=None):
             self.plans.append(plan)
             return torch.zeros(1)
 
@@ -376,8 +376,8 @@ def test_forwards_over_parts_of_a_row_go_through():
     part = ForwardPlan(torch.tensor([[1, 2]]), torch.tensor([[0]]))
     stored = ForwardPlan(torch.arange(3)[None], torch.tensor([[1]]))
     memo(ids, part)
-    memo(ids, stored, store=object())
-    memo(ids, stored, store=object())
+    memo(ids, stored, kv=object())
+    memo(ids, stored, kv=object())
     assert [id(plan) for plan in memo.model.plans] == [id(part), id(stored), id(stored)]
     assert memo.rows == 0
 

@@ -79,7 +79,7 @@ class ModelSession:
         self.seen: list[list[int]] = [[] for _ in rooms]  # what the store was written from
         self.known = [0] * len(rooms)  # how many of those are in it
         length = max(rooms, default=0) + max(drafter.limit, drafter.horizon) + 1
-        self.store = self.model.new_kv(len(rooms), length)
+        self.kv = self.model.new_kv(len(rooms), length)
         shape, mask = (len(rooms), length), self.spec.mask_id
         self.canvas = torch.full(shape, mask, device=self.model.device)
 
@@ -89,7 +89,7 @@ class ModelSession:
         self.known = [self.known[row] for row in rows]
         index = torch.tensor(rows, dtype=torch.long, device=self.model.device)
         self.canvas = self.canvas[index]
-        self.store.keep(index, self.store.length)
+        self.kv.keep(index, self.kv.length)
 
     @torch.inference_mode()
     def propose(self, contexts: Sequence[Sequence[int]], depths: Sequence[int]) -> list[Lattice]:
@@ -99,7 +99,7 @@ class ModelSession:
         asked = {
             row: min(depth, self.drafter.limit)
             for row, depth in enumerate(depths)
-            if depth > 0 and self.end(len(contexts[row]), depth) <= self.store.length
+            if depth > 0 and self.end(len(contexts[row]), depth) <= self.kv.length
         }
         if not asked:
             return lattices
@@ -188,10 +188,10 @@ class ModelSession:
             extent=max(ends),
         )
         canvas = self.canvas if rows is None else self.canvas[rows]
-        logits: Tensor = self.model(canvas, plan, self.store)
+        logits: Tensor = self.model(canvas, plan, self.kv)
         for row, length in zip(asked, lengths, strict=True):
             self.known[row] = length
-        self.store.drop(torch.tensor(self.known, device=device))
+        self.kv.drop(torch.tensor(self.known, device=device))
         return logits
 
     def masked(self, asked: Mapping[int, int]) -> Tensor:
@@ -200,7 +200,7 @@ class ModelSession:
         depth = torch.tensor([*asked.values()], device=ahead.device)[:, None]
         at = torch.tensor([len(self.seen[row]) for row in asked], device=ahead.device)[:, None]
         rows = torch.tensor([*asked], device=ahead.device)[:, None]
-        at = (at + ahead).clamp(max=self.store.length - 1)
+        at = (at + ahead).clamp(max=self.kv.length - 1)
         return (self.canvas[rows, at] == self.spec.mask_id) & (ahead < depth)
 
     def fill(self, asked: Mapping[int, int], logits: Tensor, masked: Tensor, left: int) -> None:

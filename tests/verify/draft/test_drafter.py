@@ -112,7 +112,7 @@ def test_a_text_that_is_taken_back_is_forgotten_from_where_it_differs():
     (lattice,) = session.propose([[3, 4, 9, 9]], [3])
     # keys of positions 0 and 1 are those of the first call, the rest is computed
     assert session.known == [4]
-    assert session.store.live[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    assert session.kv.live[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]
     assert columns(lattice).shape == (3, VOCAB)
     (again,) = session.propose([[3, 4]], [2])
     assert session.known == [2]
@@ -140,12 +140,12 @@ def test_more_steps_fill_the_surest_positions_first(shift):
         ids[len(context) + i] = int(once[i].argmax())
     head = torch.arange(len(context) - shift, len(context) - shift + 4)[None]
     with torch.no_grad():  # the context's keys are those of the first pass
-        store = model.new_kv(1, 7)
+        kv = model.new_kv(1, 7)
         first = torch.tensor([[*context, *[MASK] * 4]])
-        model(first, ForwardPlan(ForwardPlan.full(7).pos, head), store)
+        model(first, ForwardPlan(ForwardPlan.full(7).pos, head), kv)
         start = len(context) - shift
         pos = torch.arange(start, 7)[None]
-        logits = model(torch.tensor([ids]), ForwardPlan(pos, head - start), store)[0].float()
+        logits = model(torch.tensor([ids]), ForwardPlan(pos, head - start), kv)[0].float()
     logits[:, MASK] = -torch.inf
     twice = logits.double().softmax(-1).numpy()
     for i in range(4):

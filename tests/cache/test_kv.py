@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm.cache.kv import CacheError, KVCache
 from dllm.cache.plan import ForwardPlan
-from dllm.cache.store import CacheError, KVCache
 from tests.cache.models import decoder, run
 
 LAYERS, BATCH, HEADS, LENGTH, SIZE = 2, 3, 2, 10, 4
 
 
-def store(**options: object) -> KVCache:
+def kv(**options: object) -> KVCache:
     return KVCache(LAYERS, BATCH, HEADS, LENGTH, SIZE, **options)  # type: ignore[arg-type]
 
 
@@ -33,7 +33,7 @@ def write(kept: KVCache, where: ForwardPlan, value: float) -> None:
 
 @given(st.data())
 def test_a_slot_holds_what_was_written_last_and_knows_when(data):
-    kept, expected = store(), torch.zeros(BATCH, LENGTH)
+    kept, expected = kv(), torch.zeros(BATCH, LENGTH)
     written, clock = torch.zeros(BATCH, LENGTH), [0] * BATCH
     for value in range(1, 6):
         rows = data.draw(st.lists(st.integers(0, BATCH - 1), min_size=1, unique=True))
@@ -58,8 +58,8 @@ def test_a_slot_holds_what_was_written_last_and_knows_when(data):
 
 
 def test_it_grows_in_steps_and_keeps_what_it_has(monkeypatch):
-    monkeypatch.setattr("dllm.cache.store.STEP", 4)
-    kept = store()
+    monkeypatch.setattr("dllm.cache.kv.STEP", 4)
+    kept = kv()
     assert kept.slots == 0
     write(kept, plan([[0, 1]] * BATCH, extent=2), 1.0)
     assert kept.slots == 4
@@ -72,7 +72,7 @@ def test_it_grows_in_steps_and_keeps_what_it_has(monkeypatch):
 
 
 def test_rows_and_slots_are_dropped_together():
-    kept = store()
+    kept = kv()
     write(kept, plan([[0, 1, 8]] * BATCH), 1.0)
     write(kept, plan([[2]], rows=torch.tensor([2])), 2.0)
     kept.keep_extra("hidden", (5,), torch.float32)
@@ -85,7 +85,7 @@ def test_rows_and_slots_are_dropped_together():
 
 
 def test_nbytes_are_those_of_the_slots_allocated():
-    kept = store(dtype=torch.bfloat16)
+    kept = kv(dtype=torch.bfloat16)
     kept.grow(LENGTH)
     assert kept.nbytes == 2 * LAYERS * BATCH * HEADS * (LENGTH + 1) * SIZE * 2
     before = kept.nbytes
@@ -95,10 +95,10 @@ def test_nbytes_are_those_of_the_slots_allocated():
 
 def test_a_limit_is_checked_before_anything_is_allocated():
     full = 2 * LAYERS * BATCH * HEADS * (LENGTH + 1) * SIZE * 4
-    store(limit=full)
+    kv(limit=full)
     with pytest.raises(CacheError, match=r"0.0 MiB are allowed: decode fewer rows"):
-        store(limit=full - 1)
-    kept = store(limit=full)
+        kv(limit=full - 1)
+    kept = kv(limit=full)
     with pytest.raises(CacheError):
         kept.keep_extra("hidden", (1,), torch.float32)
     assert not kept.extra
