@@ -119,7 +119,7 @@ RULES: dict[str, May] = {
     "dllm.eval.frontier": May((), ("numpy",)),
     **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
     "dllm.eval.tables": May((), ("rich",)),
-    "dllm.eval.laws": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
+    "dllm.eval.distributions": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
     "dllm.eval.report": May(
         (
             *(*NUMBERS, "dllm.eval.compare", "dllm.eval.packed", "dllm.eval.suite.base"),

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dllm.errors import DllmError
 from dllm.models.loading import resolve
+from dllm.text import templates
 from dllm.text.templates import render
-from dllm.text.tokenizer import ChatTokenizer, templates
+from dllm.text.tokenizer import ChatTokenizer
 
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']
  + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

@@ -13,13 +13,13 @@ from dllm.decoding.step import DecodeError
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.presets import preset_options, read_preset
-from dllm.tuning.tune import GRID, REFERENCE, MemoModel, Report, Setting, Trial, tune
+from dllm.tuning.tune import GRID, REFERENCE, MemoModel, Report, Trial, TunedSetting, tune
 from tests.fakes import MASK, VOCAB, FakeModel, FakeText, hashed
 
 CONFIG = DecodeConfig(max_new_tokens=6, block_length=4)
 PROMPTS = [[3, 4], [7], [6, 8, 9, 3], [10, 4, 4]]
 SPECS = ("threshold:threshold=0.9", "threshold:threshold=0.5", "threshold:threshold=0.1")
-FEW = tuple(Setting(spec, {"sampler": spec}) for spec in SPECS)
+FEW = tuple(TunedSetting(spec, {"sampler": spec}) for spec in SPECS)
 
 
 def engine(**options):
@@ -29,7 +29,7 @@ def engine(**options):
 
 def trial(name, forwards, agree, *, count=1000, **more):
     lost = more.pop("lost", count - agree)
-    setting = Setting(name, {"sampler": name})
+    setting = TunedSetting(name, {"sampler": name})
     return Trial(setting, count, agree, lost, more.pop("gained", 0), forwards, 1.0, **more)
 
 
@@ -145,7 +145,7 @@ def test_the_whole_grid_runs():
 
 
 def test_a_setting_that_cannot_run_here_is_left_out_with_the_reason():
-    adablock = Setting("adablock", {"sampler": "threshold", "planner": "adablock"})
+    adablock = TunedSetting("adablock", {"sampler": "threshold", "planner": "adablock"})
     found = tune(Engine(FakeModel()), PROMPTS, config=CONFIG, grid=[*FEW, adablock])
     assert len(found.trials) == 3
     ((setting, reason),) = found.skipped
@@ -154,7 +154,7 @@ def test_a_setting_that_cannot_run_here_is_left_out_with_the_reason():
 
 
 def test_the_batch_has_no_part_in_random_choices(tmp_path):
-    grid = [Setting("random", {"sampler": "quota:remasking=random"})]
+    grid = [TunedSetting("random", {"sampler": "quota:remasking=random"})]
     found = []
     for size in (1, 4):
         log = tmp_path / str(size)
@@ -164,7 +164,7 @@ def test_the_batch_has_no_part_in_random_choices(tmp_path):
 
 
 def test_equal_settings_are_run_once():
-    twin = Setting("twin", dict(FEW[0].options))
+    twin = TunedSetting("twin", dict(FEW[0].options))
     assert len(tune(engine(), PROMPTS, config=CONFIG, grid=[*FEW, twin]).trials) == 3
 
 
@@ -172,10 +172,10 @@ def test_equal_settings_are_run_once():
     ("options", "message"),
     [
         ({"config": CONFIG.replace(temperature=0.5)}, r"temperature=0\.5"),
-        ({"grid": [Setting("hot", {"temperature": 1.0})]}, r"temperature=1\.0"),
-        ({"grid": [Setting("odd", {"smapler": "quota"})]}, "unknown option 'smapler'"),
-        ({"grid": [Setting("odd", {"sampler": "treshold"})]}, "unknown sampler 'treshold'"),
-        ({"grid": [Setting("odd", {"planner": object()})]}, "which a preset file can hold"),
+        ({"grid": [TunedSetting("hot", {"temperature": 1.0})]}, r"temperature=1\.0"),
+        ({"grid": [TunedSetting("odd", {"smapler": "quota"})]}, "unknown option 'smapler'"),
+        ({"grid": [TunedSetting("odd", {"sampler": "treshold"})]}, "unknown sampler 'treshold'"),
+        ({"grid": [TunedSetting("odd", {"planner": object()})]}, "which a preset file can hold"),
         ({"max_loss": 1.5}, r"max_loss=1\.5"),
         ({"max_loss": math.nan}, "max_loss=nan"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -279,7 +279,7 @@ def test_weights_tell_models_apart(tmp_path):
 
 def test_the_preset_file_gives_the_chosen_options_back(tmp_path):
     config = CONFIG.replace(stop=("x\n",), history=True)
-    whole = Setting("whole", {"sampler": SPECS[2], "block_length": None})
+    whole = TunedSetting("whole", {"sampler": SPECS[2], "block_length": None})
     found = tune(engine(), PROMPTS, config=config, grid=[whole], max_loss=1, model="fake")
     path = tmp_path / "preset.json"
     path.write_text("old")
