@@ -299,7 +299,7 @@ def per_window(view: Candidates, windows: Windows, progress: Progress) -> Candid
         "valid": tensors["valid"] & inside,
         "start": windows.start.flatten(),
         "end": windows.end.flatten(),
-        "window_holes": progress.window_masked.flatten(),
+        "window_masked": progress.window_masked.flatten(),
         "window_step": progress.window_step.flatten(),
     }
     if (d := view.decoded) is not None:

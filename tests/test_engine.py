@@ -199,7 +199,7 @@ class Probe(CommitRuleBase):
         self.seen: dict[int, list[tuple[int, ...]]] = {}
 
     def select(self, view: Candidates) -> Selection:
-        names = ("step", "window_step", "window_holes", "start", "end", "prompt", "length")
+        names = ("step", "window_step", "window_masked", "start", "end", "prompt", "length")
         for row, *counters in zip(view.row.tolist(), *(getattr(view, n).tolist() for n in names)):
             self.seen.setdefault(row, []).append(tuple(counters))
         return ThresholdRule(0.7).select(view)

@@ -46,7 +46,7 @@ class Outlook:
             "ends": torch.isin(token, torch.tensor([1, 2])),
             "start": windows.start.amin(1),
             "end": windows.end.amax(1),
-            "window_holes": valid.sum(1),
+            "window_masked": valid.sum(1),
             "window_step": zero,
             "step": zero,
             "prompt": canvas.prompt,

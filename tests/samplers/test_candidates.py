@@ -43,7 +43,7 @@ def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidat
         valid=valid,
         **score(logits, pos, valid, zero, canvas, proposal, needs),
         **dict.fromkeys(("start", "window_step", "step", "prompt"), zero),
-        **dict.fromkeys(("end", "window_holes", "length"), zero + size),
+        **dict.fromkeys(("end", "window_masked", "length"), zero + size),
         row=canvas.row,
         filled=zero.float(),
     )

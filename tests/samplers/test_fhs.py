@@ -42,7 +42,7 @@ def many(masked: int, step: int, valid: torch.Tensor, token: torch.Tensor) -> Ca
     view = hand_made([0.5] * masked)
     grow = {
         name: getattr(view, name).expand(N, *getattr(view, name).shape[1:])
-        for name in "pos conf log1m ends start end window_holes prompt length filled".split()
+        for name in "pos conf log1m ends start end window_masked prompt length filled".split()
     }
     at = torch.full((N,), step)
     return replace(

@@ -159,7 +159,7 @@ def view_of(conf: Tensor) -> Candidates:
     one = hand_made([0.5] * block)
     tensors = {
         name: getattr(one, name).expand(n, *getattr(one, name).shape[1:])
-        for name in "pos valid token ends start end window_step window_holes step prompt".split()
+        for name in "pos valid token ends start end window_step window_masked step prompt".split()
     }
     return replace(
         one,
