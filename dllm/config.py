@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dllm.cache import POLICIES
 from dllm.options import ConfigError as ConfigError
 from dllm.options import Number, check_numbers, check_switches, check_top_p, checked_stop, replaced
-from dllm.registry import build_part, check_types, resolve
+from dllm.registry import Registry, check_types
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
@@ -32,26 +32,17 @@ NUMBERS = {
 MAY_BE_NONE = ("block_length", "cache_mib")
 
 
-@dataclass(frozen=True, slots=True)
-class PartKind:
-    """One option that names a part: its table, entry-point group, and the method a part has."""
-
-    table: Mapping[str, str]
-    group: str
-    method: str
-    optional: bool = False
-
-
 AUTO = "auto"  # as a sampler: what `dllm tune` has found for the model
 
-PARTS = {
-    "sampler": PartKind(SAMPLERS, "dllm.samplers", "select"),
-    "planner": PartKind(PLANNERS, "dllm.planners", "windows"),
-    "transform": PartKind(TRANSFORMS, "dllm.transforms", "apply", optional=True),
-    "stop_rule": PartKind(STOP_RULES, "dllm.stop_rules", "check", optional=True),
-    "speculator": PartKind(SPECULATORS, "dllm.speculators", "drafts", optional=True),
-    "cache": PartKind(POLICIES, "dllm.cache", "query"),
+COMPONENTS: dict[str, Registry[Any]] = {  # options that name a component
+    "sampler": SAMPLERS,
+    "planner": PLANNERS,
+    "transform": TRANSFORMS,
+    "stop_rule": STOP_RULES,
+    "speculator": SPECULATORS,
+    "cache": POLICIES,
 }
+MAY_BE_LEFT_OUT = ("transform", "stop_rule", "speculator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,42 +100,43 @@ class DecodeConfig:
         return replaced(self, changes)
 
     def make(self, option: str) -> Any:
-        """The part that an option gives as an object or describes as a spec, None where it may.
+        """The component that an option gives as an object or describes as a spec, or None.
 
         SpecError or ConfigError names what is wrong with it.
         """
-        value, kind = getattr(self, option), PARTS[option]
-        if value is None and kind.optional:
+        made = value = getattr(self, option)
+        registry = COMPONENTS[option]
+        if value is None and option in MAY_BE_LEFT_OUT:
             return None
-        part = value
         if isinstance(value, str):
             # a planner works in blocks of block_length unless its spec says otherwise
             size = {"block_length": self.block_length} if option == "planner" else {}
-            part = build_part(value, kind.table, kind.group, **size)
-        if isinstance(part, type) or not callable(getattr(part, kind.method, None)):
+            made = registry.build(value, **size)
+        if isinstance(made, type) or not callable(getattr(made, registry.method, None)):
             raise ConfigError(
-                f"{option}={value!r}: expected a spec, or an object with {kind.method}()"
+                f"{option}={value!r}: expected a spec, or an object with {registry.method}()"
             )
-        check_types(part)
-        return part
+        check_types(made)
+        return made
 
-    def check_parts(self) -> None:
-        """Raise what is wrong with any part, before a model is loaded."""
-        for option in PARTS:
+    def check_components(self) -> None:
+        """Raise what is wrong with any component, before a model is loaded."""
+        for option in COMPONENTS:
             if getattr(self, option) != AUTO:
                 self.make(option)
 
     @classmethod
     def from_file(cls, options: Mapping[str, Any]) -> DecodeConfig:
-        """The config of options that stand in a file, none of which may import code: see specs.py.
+        """The config of options that stand in a file, none of which may import code: see
+        registry.py.
 
-        The files that parts name are not read yet. Raises ConfigError or SpecError.
+        The files that components name are not read yet. Raises ConfigError or SpecError.
         """
         config = cls().replace(**options)
-        for option, kind in PARTS.items():
+        for option, registry in COMPONENTS.items():
             spec = getattr(config, option)
-            if not isinstance(spec, str) and not (spec is None and kind.optional):
+            if not isinstance(spec, str) and not (spec is None and option in MAY_BE_LEFT_OUT):
                 raise ConfigError(f"{option}={spec!r}: expected a spec, name:key=value")
             if isinstance(spec, str) and (option, spec) != ("sampler", AUTO):
-                resolve(spec, kind.table, kind.group, imports=False)
+                registry.resolve(spec, imports=False)
         return config

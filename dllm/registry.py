@@ -1,12 +1,12 @@
-"""Parts by name: turns "threshold:threshold=0.9" into the object it names.
+"""Registries of components by name, and specs: "threshold:threshold=0.9" becomes an object.
 
-A part is a dataclass. It is found in a table of this package, in an entry-point group, or as
-"module:Class"; its options are converted by the types of its fields.
+A component is a dataclass whose fields are its options, converted by their types. It is found in a
+table of this package, in an entry-point group, or as "module:Class".
 
-Whose word a spec is decides what it may name. What a user types or writes in Python may name any
-code. What stands in a file (a preset, the plan of a run) may name what is installed as a part: the
-tables, and entry points, by which a package that the user chose says that it brings one. It imports
-nothing else: no "module:Class", and no option that is an `ImportPath`.
+Who wrote a spec decides what it may name. A spec that a user types or writes in Python may name any
+code. One that stands in a file (a preset, the plan of a run) may name what is installed: the
+tables, and the entry points of a package that the user chose to install. It imports nothing else:
+no "module:Class", and no option that is an `ImportPath`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,25 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NewType,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from dllm.errors import DllmError
+
+Component = TypeVar("Component", covariant=True)
 
 ImportPath = NewType("ImportPath", str)  # the type of an option that names code to import
 LARGEST = 2**31 - 1  # of a whole number: what numbers a place in a tensor
@@ -35,48 +48,109 @@ WORDS = {"true": True, "false": False, "none": None}
 
 
 class SpecError(DllmError):
-    """A part or option that does not exist, or a value that does not fit it."""
+    """A component or option that does not exist, or a value that does not fit it."""
 
 
-def known_parts(table: Mapping[str, str], group: str) -> dict[str, str]:
-    """All names of one kind of part, with the "module:Class" each stands for; ours come first."""
-    return {point.name: point.value for point in entry_points(group=group)} | dict(table)
+@dataclass(frozen=True, eq=False)
+class Registry(Mapping[str, str], Generic[Component]):
+    """The components of one kind: a mapping from the name of each to its "module:Class".
 
-
-def part_class(
-    name: str, table: Mapping[str, str], group: str, *, imports: bool = True
-) -> type[Any]:
-    """The class behind a part's name or a "module:Class" path.
-
-    imports: False where the name stands in a file (see above): it is refused unless installed.
+    kind: the word for one, in messages. group: the entry-point group in which other packages name
+    theirs. table: ours, loaded on first use. method: what every component has, if it is checked.
     """
-    kind = group.removeprefix("dllm.").removesuffix("s").replace("_", " ")
-    if name in table:  # at once: looking for entry points reads the metadata of every package
-        parts: Mapping[str, str] = table
-    else:
-        parts = known_parts(table, group)
-    path = parts.get(name, name)
-    first, colon, rest = name.partition(":")
-    if name not in parts and not imports:
-        raise SpecError(
-            f"{kind} {name!r}: expected one of {', '.join(sorted(parts))}; a file may name no "
-            "other code, only you may"
-        )
-    if colon and (first in parts or not first or not rest):
-        raise SpecError(f"{kind} {name!r}: expected name:key=value, or module:Class")
-    if ":" not in path:
-        raise SpecError(
-            f"unknown {kind} {name!r}: expected one of {', '.join(sorted(parts))}, or module:Class"
-        )
-    module, _, attribute = path.partition(":")
-    try:
-        with _working_directory_searched(path == name):
-            found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise SpecError(f"cannot load {kind} {name!r} from {path!r}: {error}") from error
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise SpecError(f"{kind} {name!r} is {found!r}: expected a dataclass")
-    return found
+
+    kind: str
+    group: str
+    table: Mapping[str, str]
+    method: str = ""
+
+    def __getitem__(self, name: str) -> str:
+        return self.table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def installed(self) -> dict[str, str]:
+        """Ours and those of other packages; where both have a name, ours."""
+        return {point.name: point.value for point in entry_points(group=self.group)} | {**self}
+
+    def find(self, name: str, *, imports: bool = True) -> type[Any]:
+        """The class behind a name or a "module:Class" path. Raises SpecError.
+
+        imports: False where the name stands in a file (see above): it is refused unless installed.
+        """
+        # ours at once: looking for entry points reads the metadata of every package
+        known = self.table if name in self.table else self.installed()
+        path, choices = known.get(name, name), ", ".join(sorted(known))
+        first, colon, rest = name.partition(":")
+        if name not in known and not imports:
+            raise SpecError(
+                f"{self.kind} {name!r}: expected one of {choices}; a file may name no other code, "
+                "only you may"
+            )
+        if colon and (first in known or not first or not rest):
+            raise SpecError(f"{self.kind} {name!r}: expected name:key=value, or module:Class")
+        if ":" not in path:
+            raise SpecError(
+                f"unknown {self.kind} {name!r}: expected one of {choices}, or module:Class"
+            )
+        module, _, attribute = path.partition(":")
+        try:
+            with _working_directory_searched(path == name):
+                found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # a module may raise anything while it is imported
+            raise SpecError(f"cannot load {self.kind} {name!r} from {path!r}: {error}") from error
+        if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+            raise SpecError(f"{self.kind} {name!r} is {found!r}: expected a dataclass")
+        return found
+
+    def resolve(self, spec: str, *, imports: bool = True) -> tuple[type[Any], dict[str, Any]]:
+        """The class that `spec` names and its options, converted; nothing is made of them yet.
+
+        imports: as in `find`. Raises SpecError naming the value and the known choices.
+        """
+        name, options = split_spec(spec)
+        cls = self.find(name, imports=imports)
+        hints = get_type_hints(cls)
+        fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+        values = {}
+        for key, text in options.items():
+            if key not in fields:
+                known = ", ".join(fields) or "none"
+                raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
+            if not imports and ImportPath in alternatives(fields[key]):
+                raise SpecError(f"{name}:{key}={text!r}: a file may name no code, only you may")
+            values[key] = convert(text, fields[key], f"{name}:{key}")
+        return cls, values
+
+    def build(self, spec: str, **defaults: Any) -> Component:
+        """The component that `spec` ("name" or "name:key=value,key=value") describes.
+
+        `defaults` are given to it where it has such a field and the spec does not set it.
+        Raises SpecError naming the value and the known choices.
+        """
+        cls, options = self.resolve(spec)
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+        values = {key: value for key, value in defaults.items() if key in fields} | options
+        missing = [
+            key
+            for key, field in fields.items()
+            if key not in values and field.default is field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            name = split_spec(spec)[0]
+            raise SpecError(f"{spec!r}: {missing[0]} is missing: expected {name}:{missing[0]}=...")
+        hints = get_type_hints(cls)
+        typed = any(ImportPath in alternatives(hints[key]) for key in options)
+        try:
+            with _working_directory_searched(typed):
+                made: Component = cls(**values)
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{spec!r:.99}: {error}") from error
+        return made
 
 
 @contextmanager
@@ -95,54 +169,6 @@ def _working_directory_searched(typed: bool) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(here)
-
-
-def build_part(spec: str, table: Mapping[str, str], group: str, **defaults: Any) -> Any:
-    """The part that `spec` ("name" or "name:key=value,key=value") describes.
-
-    `defaults` are given to the part where it has such a field and the spec does not set it.
-    Raises SpecError naming the value and the known choices.
-    """
-    cls, options = resolve(spec, table, group)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    values = {key: value for key, value in defaults.items() if key in fields} | options
-    missing = [
-        key
-        for key, field in fields.items()
-        if key not in values and field.default is field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        name = split_spec(spec)[0]
-        raise SpecError(f"{spec!r}: {missing[0]} is missing: expected {name}:{missing[0]}=...")
-    hints = get_type_hints(cls)
-    typed = any(ImportPath in alternatives(hints[key]) for key in options)
-    try:
-        with _working_directory_searched(typed):
-            return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"{spec!r:.99}: {error}") from error
-
-
-def resolve(
-    spec: str, table: Mapping[str, str], group: str, *, imports: bool = True
-) -> tuple[type[Any], dict[str, Any]]:
-    """The class that `spec` names and its options, converted; nothing is made of them yet.
-
-    imports: as in `part_class`. Raises SpecError naming the value and the known choices.
-    """
-    name, options = split_spec(spec)
-    cls = part_class(name, table, group, imports=imports)
-    hints = get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-    values = {}
-    for key, text in options.items():
-        if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise SpecError(f"{name!r} has no option {key!r}; its options: {known}")
-        if not imports and ImportPath in alternatives(fields[key]):
-            raise SpecError(f"{name}:{key}={text!r}: a file may name no code, only you may")
-        values[key] = convert(text, fields[key], f"{name}:{key}")
-    return cls, values
 
 
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
@@ -185,7 +211,7 @@ def convert(text: str, hint: Any, name: str) -> Any:
                 value = choice(text)
             except ValueError:  # also for an integer of thousands of digits
                 continue
-            if fits(value, choice) or value != value:  # a part says itself why NaN is none
+            if fits(value, choice) or value != value:  # a component says itself why NaN is none
                 return value
     expected = describe(hint)
     if TOO_LARGE.fullmatch(text):
@@ -225,14 +251,14 @@ def _is_number(value: Any, kind: type[Any]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def check_types(part: Any) -> None:
-    """SpecError where an option of a part that was made in Python is not of its field's type."""
-    cls = type(part)
+def check_types(component: Any) -> None:
+    """SpecError where an option of a component made in Python is not of its field's type."""
+    cls = type(component)
     if not dataclasses.is_dataclass(cls):
         return
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        value = getattr(part, field.name)
+        value = getattr(component, field.name)
         if field.init and not fits(value, hints[field.name]):
             expected = describe(hints[field.name])
             raise SpecError(f"{cls.__name__}: {field.name}={value!r:.99}: expected {expected}")

@@ -20,7 +20,7 @@ from dllm.eval.suite import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.job import Job
-from dllm.train.recipes import build_recipe
+from dllm.train.recipes import RECIPES
 from dllm.verify import HFTarget, SpecEngine
 from tests.verify.tiny_targets import tiny_target
 
@@ -147,7 +147,7 @@ def test_the_recipe_trains_in_parts_as_in_one(tmp_path):
     for parts in (1, 3):
         asked = {"data": "generators:copy", "examples": 8, "batch_size": 6, "parts": parts}
         job = Job("next_token", tmp_path / str(parts), model="tiny", steps=2, **asked)
-        run = build_recipe("next_token:NextToken:count=2").prepare(job, lambda *_: None)
+        run = RECIPES.build("next_token:NextToken:count=2").prepare(job, lambda *_: None)
         losses.append([run.trainer.train_step() for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # products in bf16
     run.export(tmp_path / "made")

@@ -127,7 +127,7 @@ def test_row_ids_default_to_the_index():
         ({"sampler": 3}, r"sampler=3: expected a spec, or an object with select\(\)"),
         ({"planner": "dllm.samplers.quota:Quota"}, r"planner=.*object with windows\(\)"),
         ({"planner": "fixd"}, "unknown planner 'fixd'.*fixed"),
-        ({"cache": "nope"}, "unknown cache 'nope'.*none"),
+        ({"cache": "nope"}, "unknown cache policy 'nope'.*none"),
         ({"max_new_tokens": 0}, "max_new_tokens=0: expected a whole number of at least 1"),
         ({"temperature": -0.1}, "temperature=-0.1: expected a number of at least 0"),
     ],

@@ -60,6 +60,7 @@ RULES: dict[str, May] = {
     "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     # no model, no tokenizer, no cache
     "dllm.samplers": May(("dllm.samplers", "dllm.decoding.canvas", "dllm.options"), TENSORS),
+    "dllm.samplers.__init__": May(("dllm.registry", "dllm.samplers"), ()),
     "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
         ("dllm.samplers", "dllm.decoding.canvas", "dllm.files", "dllm.options", "dllm.tensors"),
@@ -67,7 +68,7 @@ RULES: dict[str, May] = {
     ),
     "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
-    "dllm.cache.__init__": May(("dllm.cache",), TENSORS),
+    "dllm.cache.__init__": May(("dllm.cache", "dllm.registry"), ()),
     "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
     **dict.fromkeys(("dllm.models.decoder", "dllm.models.lora"), May(GROUND, TENSORS)),
     # the loop

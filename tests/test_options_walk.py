@@ -16,15 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from dllm.config import PARTS, DecodeConfig
+from dllm.config import COMPONENTS, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.suite import GROUP, TASKS
-from dllm.registry import build_part, part_class
-from dllm.train.recipes import GROUP as RECIPE_GROUP
+from dllm.eval.suite import TASKS
+from dllm.registry import Registry
 from dllm.train.recipes import RECIPES
 from dllm.verify import HFTarget
-from dllm.verify.components import KINDS
+from dllm.verify.components import COMPONENTS as OF_SPECULATION
 from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
 from tests.cache.models import decoder
@@ -66,29 +65,27 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def places(kinds: Any) -> list[Any]:
-    """(option, table, group, part, field) of everything that a spec can set."""
+def places(registries: dict[str, Registry[Any]]) -> list[Any]:
+    """(option, registry, component, field) of everything that a spec can set."""
     return [
-        pytest.param(option, table, group, name, field.name, id=f"{option}-{name}-{field.name}")
-        for option, table, group in kinds
-        for name in table
-        for field in fields(part_class(name, table, group))
+        pytest.param(option, registry, name, field.name, id=f"{option}-{name}-{field.name}")
+        for option, registry in registries.items()
+        for name in registry
+        for field in fields(registry.find(name))
         if field.init
     ]
 
 
-DECODING = [(option, kind.table, kind.group) for option, kind in PARTS.items()]
-VERIFYING = [(option, kind.table, kind.group) for option, kind in KINDS.items()]
-OTHERS = [("task", TASKS, GROUP), ("recipe", RECIPES, RECIPE_GROUP)]
+OTHERS = {"task": TASKS, "recipe": RECIPES}
 
 
-def accepted(name: str, table: Any, group: str, key: str) -> list[str]:
+def accepted(registry: Registry[Any], name: str, key: str) -> list[str]:
     """Specs with one of `VALUES` that are no error; those without extremes are left out."""
     found = []
     for value in VALUES:
         spec = f"{name}:{key}={value}"
         try:
-            build_part(spec, table, group)
+            registry.build(spec)
         except DllmError:
             continue
         if value in (*LARGE, *SMALL, "none", "1+2"):
@@ -97,15 +94,15 @@ def accepted(name: str, table: Any, group: str, key: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("option", "table", "group", "name", "key"), places([*DECODING, *VERIFYING, *OTHERS])
+    ("option", "registry", "name", "key"), places(COMPONENTS | OF_SPECULATION | OTHERS)
 )
-def test_a_value_makes_a_part_or_one_error(option, table, group, name, key):
-    accepted(name, table, group, key)
+def test_a_value_makes_a_component_or_one_error(option, registry, name, key):
+    accepted(registry, name, key)
 
 
-@pytest.mark.parametrize(("option", "table", "group", "name", "key"), places(DECODING))
-def test_what_makes_a_part_decodes(option, table, group, name, key):
-    for spec in accepted(name, table, group, key):
+@pytest.mark.parametrize(("option", "registry", "name", "key"), places(COMPONENTS))
+def test_what_makes_a_component_decodes(option, registry, name, key):
+    for spec in accepted(registry, name, key):
         decode(**{option: spec})
 
 
@@ -137,13 +134,13 @@ def engine():
 FITTING = {"kseq": "kseq", "rsd": "rsd", "block": "sample", "ratio": "sample"}
 
 
-@pytest.mark.parametrize(("option", "table", "group", "name", "key"), places(VERIFYING))
-def test_what_makes_a_part_verifies(engine, option, table, group, name, key):
+@pytest.mark.parametrize(("option", "registry", "name", "key"), places(OF_SPECULATION))
+def test_what_makes_a_component_verifies(engine, option, registry, name, key):
     drawn = option == "accept" or name in ("sample", "rsd", "kseq", "greedy-plus-one")
     more = {"temperature": float(drawn), "lossless": option != "accept"}
     if option == "accept":
         more["search"] = FITTING.get(name, "product")
-    for spec in accepted(name, table, group, key):
+    for spec in accepted(registry, name, key):
         verify(engine, **{"sources" if option == "source" else option: spec}, **more)
 
 

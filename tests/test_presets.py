@@ -28,7 +28,7 @@ class Ran(ThresholdRule):
 @pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_made_of_known_parts(name, family):
-    DecodeConfig().replace(**preset_options(name, family)).check_parts()
+    DecodeConfig().replace(**preset_options(name, family)).check_components()
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "prophet"])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm import registry as specs
+import dllm.registry
 from dllm.cache import POLICIES
-from dllm.registry import SpecError, build_part, convert, part_class, split_spec
+from dllm.registry import Registry, SpecError, convert, split_spec
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.dream import Dream
 from dllm.samplers.fastdllm import ThresholdRule
@@ -45,7 +45,7 @@ def third_party(monkeypatch):
 
 
 def sampler(spec: str):
-    return build_part(spec, SAMPLERS, "dllm.samplers")
+    return SAMPLERS.build(spec)
 
 
 def test_the_working_directory_is_searched_for_what_is_typed_alone(tmp_path, monkeypatch):
@@ -55,11 +55,11 @@ def test_the_working_directory_is_searched_for_what_is_typed_alone(tmp_path, mon
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     monkeypatch.chdir(tmp_path)
     before = [*sys.path]
-    table = {"mine": "hijacked:Part"}
+    ours = Registry("sampler", "dllm.samplers", {"mine": "hijacked:Part"})
     with pytest.raises(SpecError, match="No module named 'hijacked'"):
-        build_part("mine", table, "dllm.samplers")
+        ours.build("mine")
     points = EntryPoints([EntryPoint("theirs", "hijacked:Part", "dllm.samplers")])
-    monkeypatch.setattr(specs, "entry_points", lambda group: points.select(group=group))
+    monkeypatch.setattr(dllm.registry, "entry_points", lambda group: points.select(group=group))
     with pytest.raises(SpecError, match="No module named 'hijacked'"):
         sampler("theirs")
     assert sampler("here_alone:Here:steps=3").steps == 3
@@ -98,22 +98,16 @@ def test_a_spec_is_its_part(spec, part):
 
 
 @pytest.mark.parametrize(
-    ("table", "group"),
-    [
-        (SAMPLERS, "samplers"),
-        (PLANNERS, "planners"),
-        (TRANSFORMS, "transforms"),
-        (STOP_RULES, "stop_rules"),
-        (SPECULATORS, "speculators"),
-        (POLICIES, "cache"),
-    ],
+    "registry",
+    [SAMPLERS, PLANNERS, TRANSFORMS, STOP_RULES, SPECULATORS, POLICIES],
+    ids=lambda registry: registry.kind,
 )
-def test_every_name_in_a_table_is_a_part_and_names_its_paper(table, group):
-    for name in table:
-        assert part_class(name, table, f"dllm.{group}").paper
+def test_every_name_in_a_table_is_a_component_and_names_its_paper(registry):
+    for name in registry:
+        assert registry.find(name).paper
         if name not in ("learn2pd", "scheduler"):  # a file, an object: theirs is no default
             options = ":at=3" if name == "prophet" else ""
-            build_part(name + options, table, f"dllm.{group}")
+            registry.build(name + options)
 
 
 @given(
@@ -129,9 +123,7 @@ def test_written_out_options_come_back(steps, remasking, a, b):
 
 
 def test_defaults_fill_what_the_spec_leaves_open():
-    def planner(spec, **defaults):
-        return build_part(spec, PLANNERS, "dllm.planners", **defaults)
-
+    planner = PLANNERS.build
     assert planner("fixed", block_length=8) == FixedBlocks(8)
     assert planner("fixed:block_length=4", block_length=8) == FixedBlocks(4)
     assert planner("fixed:block_length=none", block_length=8) == FixedBlocks(None)
@@ -179,7 +171,7 @@ def test_an_error_names_the_value_and_the_choices(spec, message):
 
 def test_a_planner_checks_its_block():
     with pytest.raises(SpecError, match="block_length=0: expected a whole number of at least 1"):
-        build_part("fixed:block_length=0", PLANNERS, "dllm.planners")
+        PLANNERS.build("fixed:block_length=0")
 
 
 def test_entry_points_add_parts(monkeypatch):
@@ -187,13 +179,13 @@ def test_entry_points_add_parts(monkeypatch):
         mine = EntryPoint("mine", "third:Custom", "dllm.samplers")
         return EntryPoints([mine] if group == "dllm.samplers" else [])
 
-    monkeypatch.setattr(specs, "entry_points", entry_points)
+    monkeypatch.setattr(dllm.registry, "entry_points", entry_points)
     assert sampler("mine:must=2") == Custom(2)
     assert sampler("quota") == Quota()
     with pytest.raises(SpecError, match=r"expected one of dream, .*mine, .*quota"):
         sampler("my")
     with pytest.raises(SpecError, match="unknown planner 'mine'"):
-        build_part("mine", PLANNERS, "dllm.planners")
+        PLANNERS.build("mine")
 
 
 def test_split():
@@ -232,5 +224,5 @@ def test_a_part_of_our_tables_is_found_without_looking_for_others(monkeypatch):
     def looked(group):
         raise AssertionError(f"looked for {group}")
 
-    monkeypatch.setattr(specs, "entry_points", looked)
-    assert part_class("quota", SAMPLERS, "dllm.samplers") is Quota
+    monkeypatch.setattr(dllm.registry, "entry_points", looked)
+    assert SAMPLERS.find("quota") is Quota

@@ -2,75 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from dllm.registry import SpecError, build_part
+from dllm.registry import Registry, SpecError
 from dllm.verify.accept.rules import AcceptanceRule, GreedyAcceptance
 from dllm.verify.control.controllers import ControlPart
 from dllm.verify.draft.search import Search
 from dllm.verify.sources.memory import SourcePart
 
 HERE = "dllm.verify"
-SEARCHES = {
-    "argmax": f"{HERE}.draft.search:Argmax",
-    "cps": f"{HERE}.draft.search:Cps",
-    "product": f"{HERE}.draft.search:Product",
-    "coupled": f"{HERE}.draft.search:Coupled",
-    "sample": f"{HERE}.draft.construct:SampledChain",
-    "rsd": f"{HERE}.draft.construct:RsdTree",
-    "kseq": f"{HERE}.draft.construct:KSeqTree",
-    "greedy-plus-one": f"{HERE}.draft.construct:GreedyPlusOne",
+SEARCHES: Registry[Search] = Registry(
+    "search method",
+    "dllm.search_methods",
+    {
+        "argmax": f"{HERE}.draft.search:Argmax",
+        "cps": f"{HERE}.draft.search:Cps",
+        "product": f"{HERE}.draft.search:Product",
+        "coupled": f"{HERE}.draft.search:Coupled",
+        "sample": f"{HERE}.draft.construct:SampledChain",
+        "rsd": f"{HERE}.draft.construct:RsdTree",
+        "kseq": f"{HERE}.draft.construct:KSeqTree",
+        "greedy-plus-one": f"{HERE}.draft.construct:GreedyPlusOne",
+    },
+)
+RULES: Registry[AcceptanceRule] = Registry(
+    "acceptance rule",
+    "dllm.acceptance_rules",
+    {
+        "greedy": f"{HERE}.accept.rules:GreedyAcceptance",
+        "match": f"{HERE}.accept.rules:Match",
+        "ratio": f"{HERE}.accept.sampled:Ratio",
+        "rsd": f"{HERE}.accept.sampled:Rsd",
+        "kseq": f"{HERE}.accept.sampled:KSeq",
+        "block": f"{HERE}.accept.sampled:BlockVerification",
+        "typical": f"{HERE}.accept.lossy:Typical",
+        "relaxed": f"{HERE}.accept.lossy:Relaxed",
+    },
+)
+CONTROLS: Registry[ControlPart] = Registry(
+    "control",
+    "dllm.controls",
+    {
+        "fixed": f"{HERE}.control.controllers:FixedController",
+        "adl": f"{HERE}.control.controllers:Adl",
+        "threshold": f"{HERE}.control.controllers:ThresholdController",
+        "cost": f"{HERE}.control.goodput:CostController",
+    },
+)
+SOURCES: Registry[SourcePart] = Registry(
+    "draft source",
+    "dllm.draft_sources",
+    {
+        "ngram": f"{HERE}.sources.ngram:NGram",
+        "suffix": f"{HERE}.sources.suffix:Suffix",
+        "recycling": f"{HERE}.sources.recycling:Recycling",
+        "datastore": f"{HERE}.sources.datastore:Datastore",
+    },
+)
+
+
+# options that name a component
+COMPONENTS: dict[str, Registry[Any]] = {
+    "search": SEARCHES,
+    "accept": RULES,
+    "control": CONTROLS,
+    "source": SOURCES,
 }
-RULES = {
-    "greedy": f"{HERE}.accept.rules:GreedyAcceptance",
-    "match": f"{HERE}.accept.rules:Match",
-    "ratio": f"{HERE}.accept.sampled:Ratio",
-    "rsd": f"{HERE}.accept.sampled:Rsd",
-    "kseq": f"{HERE}.accept.sampled:KSeq",
-    "block": f"{HERE}.accept.sampled:BlockVerification",
-    "typical": f"{HERE}.accept.lossy:Typical",
-    "relaxed": f"{HERE}.accept.lossy:Relaxed",
-}
-CONTROLS = {
-    "fixed": f"{HERE}.control.controllers:FixedController",
-    "adl": f"{HERE}.control.controllers:Adl",
-    "threshold": f"{HERE}.control.controllers:ThresholdController",
-    "cost": f"{HERE}.control.goodput:CostController",
-}
-SOURCES = {
-    "ngram": f"{HERE}.sources.ngram:NGram",
-    "suffix": f"{HERE}.sources.suffix:Suffix",
-    "recycling": f"{HERE}.sources.recycling:Recycling",
-    "datastore": f"{HERE}.sources.datastore:Datastore",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """An option that names a part: its table and its entry-point group."""
-
-    table: Mapping[str, str]
-    group: str
-
-    def build(self, spec: str, **defaults: Any) -> Any:
-        """The part that a spec names; SpecError says what is wrong with it."""
-        return build_part(spec, self.table, self.group, **defaults)
-
-
-KINDS = {
-    "search": Kind(SEARCHES, "dllm.search_methods"),
-    "accept": Kind(RULES, "dllm.acceptance_rules"),
-    "control": Kind(CONTROLS, "dllm.controls"),
-    "source": Kind(SOURCES, "dllm.draft_sources"),
-}
-
-
-def search_of(spec: str) -> Search:
-    """The search that a spec names."""
-    found: Search = KINDS["search"].build(spec)
-    return found
 
 
 def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) -> AcceptanceRule:
@@ -81,7 +79,7 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     although `lossless`.
     """
     spec = search.accepts[0] if spec == "auto" else spec
-    rule: AcceptanceRule = KINDS["accept"].build(spec, greedy=temperature == 0)
+    rule = RULES.build(spec, greedy=temperature == 0)
     name = spec.partition(":")[0]
     if not rule.lossless:
         if lossless:
@@ -90,9 +88,9 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
             )
         return rule
     if name not in ("greedy", *search.accepts):
-        fitting = [each for each in SEARCHES if name in search_of(each).accepts]
+        fitting = [each for each in SEARCHES if name in SEARCHES.build(each).accepts]
         fits = f"it is for the searches {', '.join(fitting)}" if fitting else "no search is for it"
-        lossy = [each for each in RULES if not KINDS["accept"].build(each).lossless]
+        lossy = [each for each in RULES if not RULES.build(each).lossless]
         raise SpecError(
             f"accept={spec!r} does not fit how this search makes its trees: {fits}; with this "
             f"search expected one of greedy (at temperature 0), {', '.join(search.accepts)}; with "
@@ -108,12 +106,6 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     return rule
 
 
-def control_of(spec: str) -> ControlPart:
-    """The controller that a spec names."""
-    found: ControlPart = KINDS["control"].build(spec)
-    return found
-
-
 def sources_of(specs: Sequence[str]) -> tuple[SourcePart, ...]:
     """The model-free sources that specs name; "none" stands for none at all."""
-    return tuple(KINDS["source"].build(spec) for spec in specs if spec != "none")
+    return tuple(SOURCES.build(spec) for spec in specs if spec != "none")

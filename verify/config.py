@@ -176,13 +176,13 @@ class SpecConfig:
         """The parts that the specs name, greedy ones if the temperature is left open; SpecError
         says what is wrong with one.
         """
-        from dllm.verify.components import control_of, rule_of, search_of, sources_of
+        from dllm.verify.components import CONTROLS, SEARCHES, rule_of, sources_of
         from dllm.verify.loop import SpeculationComponents
 
-        search = search_of(self.search)
+        search = SEARCHES.build(self.search)
         warm = self.temperature or 0.0
         rule = rule_of(self.accept, search, temperature=warm, lossless=self.lossless)
-        control, sources = control_of(self.control), sources_of(self.sources)
+        control, sources = CONTROLS.build(self.control), sources_of(self.sources)
         return SpeculationComponents(search, rule, control, sources, self.reuse)
 
 

@@ -224,7 +224,7 @@ def check(settings: Sequence[EvalSetting]) -> None:
     from dllm.config import DecodeConfig
 
     for setting in settings:
-        DecodeConfig().replace(**setting.options).check_parts()
+        DecodeConfig().replace(**setting.options).check_components()
 
 
 def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> Subject:
@@ -245,13 +245,12 @@ def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) ->
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
     from dllm.cli.listing import describe_part, listing_of
-    from dllm.eval.suite import GROUP, SUITES, TASKS
-    from dllm.registry import known_parts
+    from dllm.eval.suite import SUITES, TASKS
 
     console = Console(highlight=False)
     listing = listing_of("task", "what it asks", "options")
-    for name in known_parts(TASKS, GROUP):
-        listing.add_row(name, *describe_part(name, TASKS, GROUP))
+    for name in TASKS.installed():
+        listing.add_row(name, *describe_part(name, TASKS))
     console.print(listing)
     for name, specs in SUITES.items():
         console.print(f"[bold]--suite {name}[/]  {'  '.join(specs)}", soft_wrap=True)

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dllm.config import PARTS, DecodeConfig
+from dllm.config import COMPONENTS, DecodeConfig
 from dllm.errors import DllmError
 from dllm.presets import PRESETS, Preset
-from dllm.registry import describe, known_parts, part_class, shown
-from dllm.verify.components import KINDS, SEARCHES
+from dllm.registry import Registry, describe, shown
+from dllm.verify.components import COMPONENTS as OF_SPECULATION
+from dllm.verify.components import SEARCHES
 from dllm.verify.config import SpecConfig
 
 PROMPT = "Sort the list: kiwi, fig, plum"  # the bundled models know what to do
@@ -28,8 +29,7 @@ class ListedOption(NamedTuple):
 
     verb: str
     option: str
-    table: Mapping[str, str]
-    group: str
+    registry: Registry[Any]
 
     @property
     def flag(self) -> str:
@@ -37,8 +37,8 @@ class ListedOption(NamedTuple):
 
 
 ALL = (
-    *(ListedOption("generate", option, part.table, part.group) for option, part in PARTS.items()),
-    *(ListedOption("speculate", option, part.table, part.group) for option, part in KINDS.items()),
+    *(ListedOption("generate", option, registry) for option, registry in COMPONENTS.items()),
+    *(ListedOption("speculate", option, registry) for option, registry in OF_SPECULATION.items()),
 )
 
 
@@ -67,13 +67,13 @@ class Described(NamedTuple):
 def parts_called(name: str | None) -> Iterator[Described]:
     """The parts of a name, or all (None), in the order of their options."""
     for kind in ALL:
-        known = sorted(known_parts(kind.table, kind.group))
+        known = sorted(kind.registry.installed())
         yield from (described(kind, each) for each in known if name in (None, each))
 
 
 def described(kind: ListedOption, name: str) -> Described:
     try:
-        part = part_class(name, kind.table, kind.group)
+        part = kind.registry.find(name)
         hints = get_type_hints(part)
     except (DllmError, NameError) as error:
         return Described(kind, name, wrong=str(error))
@@ -115,7 +115,7 @@ def needed(kind: ListedOption, name: str, part: type) -> list[str]:
         return []
     if not getattr(part, "lossless", True):
         return ["--lossy"]
-    fits = (s for s in SEARCHES if name in part_class(s, SEARCHES, "dllm.search_methods").accepts)
+    fits = (s for s in SEARCHES if name in SEARCHES.find(s).accepts)
     return ["--search", next(fits, "product"), "--temperature", "1"]
 
 
@@ -126,7 +126,7 @@ def command(verb: str, *options: str) -> str:
 
 def check_name(name: str) -> None:
     """DllmError where no part and no preset has this name."""
-    known = {*PRESETS}.union(*(known_parts(kind.table, kind.group) for kind in ALL))
+    known = {*PRESETS}.union(*(kind.registry.installed() for kind in ALL))
     if name not in known:
         raise DllmError(f"no part or preset {name!r}: expected one of {', '.join(sorted(known))}")
 
@@ -137,7 +137,7 @@ def print_parts(console: Console) -> None:
     """
     for kind in ALL:
         if kind.verb == "generate":
-            print_kind(console, kind.flag, kind.table, kind.group)
+            print_kind(console, kind.flag, kind.registry)
     listing = listing_of("--preset", "paper", "stands for")
     for name, preset in PRESETS.items():
         listing.add_row(Text(name, "bold"), preset.paper, as_typed(preset))
@@ -145,7 +145,7 @@ def print_parts(console: Console) -> None:
     console.print(Text("\nof speculate:", "bold"))
     for kind in ALL:
         if kind.verb == "speculate":
-            print_kind(console, kind.flag, kind.table, kind.group)
+            print_kind(console, kind.flag, kind.registry)
     console.print("dllm samplers NAME shows one of them in full", style="dim")
 
 
@@ -181,11 +181,11 @@ def as_json(name: str | None = None) -> dict[str, Any]:
     return {"parts": parts, "presets": presets, "defaults": defaults}
 
 
-def print_kind(console: Console, head: str, table: Mapping[str, str], group: str) -> None:
+def print_kind(console: Console, head: str, registry: Registry[Any]) -> None:
     """The parts of one kind. head: over the column of their names."""
     listing = listing_of(head, "what it does", "options, defaults")
-    for name in sorted(known_parts(table, group)):
-        listing.add_row(Text(name, "bold"), *describe_part(name, table, group))
+    for name in sorted(registry.installed()):
+        listing.add_row(Text(name, "bold"), *describe_part(name, registry))
     console.print(listing)
 
 
@@ -212,9 +212,9 @@ def options_as_typed(options: Mapping[str, object]) -> str:
     return "  ".join(words)
 
 
-def describe_part(name: str, table: Mapping[str, str], group: str) -> tuple[Text, Text]:
+def describe_part(name: str, registry: Registry[Any]) -> tuple[Text, Text]:
     """What a part does and its paper; its options. A part that cannot be loaded says why."""
-    part = described(ListedOption("", "", table, group), name)
+    part = described(ListedOption("", "", registry), name)
     if part.wrong:
         return Text(part.wrong, "red"), Text()
     about = Text(summary(part.about)).append(f"\n{part.paper}" if part.paper else "", "dim")

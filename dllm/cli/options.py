@@ -144,6 +144,8 @@ def prepare(params: Mapping[str, Any]) -> tuple[DecodeConfig, Engine]:
             options["block_length"] = None
         if preset := params.get("preset"):
             preset_options(preset)
-        DecodeConfig().replace(**options).check_parts()  # told at once, not after a long download
+        DecodeConfig().replace(
+            **options
+        ).check_components()  # told at once, not after a long download
     engine = load(params["model"], **given(("dtype", "device", "revision")))  # has a bar of its own
     return engine.config(preset=preset, **options), engine

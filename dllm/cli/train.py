@@ -118,18 +118,18 @@ def train(
     Interrupted, the same command goes on from its last checkpoint. Under torchrun every process
     takes its share of a batch.
     """
-    from dllm.train.recipes import GROUP, RECIPES, build_recipe
+    from dllm.train.recipes import RECIPES
 
     if recipe is None:
         from dllm.cli.listing import print_kind
 
-        print_kind(Console(highlight=False), "recipe", RECIPES, GROUP)
+        print_kind(Console(highlight=False), "recipe", RECIPES)
         return
     if out is None:
         raise DllmError("--out is missing: expected a directory for the run")
     from dllm.train.job import Job
 
-    chosen = build_recipe(recipe)
+    chosen = RECIPES.build(recipe)
     job = Job(**{name: value for name, value in ctx.params.items() if value is not None})
     check_files({"--data": data}, {"--rollouts": rollouts}, overwrite=True)
     job.check()

@@ -81,7 +81,7 @@ class DiffusionLM(LM):
             raise DllmError("lm-eval gives text: load the engine with a tokenizer")
         self.text = cast(ChatTokenizer, self.engine.text)
         self.config = self.engine.config(preset=options.preset, **options.decoding)
-        self.config.check_parts()
+        self.config.check_components()
         self._device = self.engine.model.device
         self.costs: list[RequestCost] = []
         self.record: JsonLog | None = None

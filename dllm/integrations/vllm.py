@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dllm.errors import DllmError
-from dllm.verify.components import control_of, search_of, sources_of
+from dllm.verify.components import CONTROLS, SEARCHES, sources_of
 from dllm.verify.draft.chain import Chain, Chains
 from dllm.verify.protocol import Drafter
 
@@ -61,8 +61,8 @@ class Proposer:
                 name, self._config.model_config, vocab_size, options.get("knobs", {})
             )
         self._chains = Chains(
-            search_of(options.get("search", "argmax")),
-            control_of(options.get("control", "threshold")),
+            SEARCHES.build(options.get("search", "argmax")),
+            CONTROLS.build(options.get("control", "threshold")),
             vocab_size,
             self._drafter,
             sources_of(options.get("sources", ("ngram", "suffix"))),

@@ -80,7 +80,7 @@ class Filter:
         """The model's references, and roll-outs on them."""
         self.check(job)
         oracle = OracleRollout(self.block_length, job.max_new_tokens, TOGETHER, self.cache)
-        oracle.config.check_parts()
+        oracle.config.check_components()
         student, steps = job.student(DIFFUSION), job.steps or self.steps
         engine = Engine(student.model, student.text)
         make = partial(oracle.references, engine)

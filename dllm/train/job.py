@@ -18,9 +18,10 @@ from dllm.errors import DllmError
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.loading import resolve
+from dllm.models.lora import Lora
 from dllm.models.stored import read_json
 from dllm.processes import Ranks
-from dllm.registry import build_part
+from dllm.registry import Registry
 from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import Asked
 from dllm.train.data import TrainingPair
@@ -29,7 +30,7 @@ from dllm.train.rollouts import Make, Report, Rollouts, own, target
 from dllm.train.student import Blocks, Student
 from dllm.train.trainer import TrainConfig, Trainer
 
-LORA = {"lora": "dllm.models.lora:Lora"}
+LORA: Registry[Lora] = Registry("adapter", "dllm.lora", {"lora": "dllm.models.lora:Lora"})
 DIFFUSION = "a masked-diffusion checkpoint"
 ASKED = "job.json"  # in the directory of a run: what was asked for
 TOGETHER = 64  # prompts answered at once
@@ -104,7 +105,7 @@ class Job(Asked):
         """The model to train, or its adapter; DllmError if none is named. blocks: see `Student`."""
         if self.model is None:
             raise DllmError(f"--model is missing: expected {what}")
-        lora = None if self.lora is None else build_part(f"lora:{self.lora}", LORA, "dllm.lora")
+        lora = None if self.lora is None else LORA.build(f"lora:{self.lora}")
         if lora is None and not self.merge:
             raise DllmError("--adapter: there is none without --lora")
         student = Student.of(self.model, self.dtype, self.place, blocks)

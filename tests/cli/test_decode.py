@@ -137,7 +137,7 @@ class TestGenerate:
             (("--sampler", "thrshold"), ("unknown sampler 'thrshold'", "quota", "threshold")),
             (("--sampler", "quota:stepz=3"), ("no option 'stepz'", "steps", "remasking")),
             (("--planner", "x"), ("unknown planner 'x'", "fixed")),
-            (("--cache", "x"), ("unknown cache 'x'", "none")),
+            (("--cache", "x"), ("unknown cache policy 'x'", "none")),
             (("--model", "no-model"), ("no model 'no-model'", "tiny", "directory", "hub id")),
             (("--smpler", "x"), ("No such option: --smpler", "--sampler", "--max-new-tokens")),
             (("--top-k", "x"), ("--top-k",)),
@@ -153,7 +153,10 @@ class TestGenerate:
         fails(run("generate", PROMPT, *arguments), *words)
 
     def test_a_wrong_part_is_told_before_the_model_is_loaded(self, run):
-        fails(run("generate", PROMPT, "--model", "no-model", "--cache", "x"), "unknown cache 'x'")
+        fails(
+            run("generate", PROMPT, "--model", "no-model", "--cache", "x"),
+            "unknown cache policy 'x'",
+        )
 
     def test_wrong_input_is_one_line(self, run, tmp_path):
         fails(run("generate"), "stdin: no prompts")

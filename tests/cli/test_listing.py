@@ -12,7 +12,7 @@ from dllm.cli import app
 from dllm.cli.listing import ALL, as_json, options_as_typed, parts_called, summary
 from dllm.config import DecodeConfig
 from dllm.presets import PRESETS
-from dllm.train.recipes import GROUP, RECIPES
+from dllm.train.recipes import RECIPES
 from dllm.verify.config import SpecConfig
 
 PARTS = list(parts_called(None))
@@ -49,7 +49,7 @@ def test_those_of_recipes_too():
     from dllm.cli.listing import ListedOption, described
 
     for name in RECIPES:
-        part = described(ListedOption("train", "recipe", RECIPES, GROUP), name)
+        part = described(ListedOption("train", "recipe", RECIPES), name)
         for option, _, _ in part.options:
             assert re.search(rf"\b{option}\b", part.about), (name, option)
 
@@ -65,7 +65,7 @@ def test_the_example_can_be_typed(part, typed):
     if part.kind.verb == "generate":
         options = typed(words[1:])
         assert options == {part.kind.option: spec}
-        DecodeConfig(**options).check_parts()
+        DecodeConfig(**options).check_components()
         return
     given = dict(zip(words[3::2], words[4::2]))
     given = {key.lstrip("-").replace("source", "sources"): value for key, value in given.items()}
@@ -85,5 +85,5 @@ def test_what_a_preset_stands_for_can_be_typed(name, typed):
 
 
 def test_json_tells_all_and_holds_no_more():
-    assert len(as_json()["parts"]) == len(PARTS) >= sum(len(kind.table) for kind in ALL)
+    assert len(as_json()["parts"]) == len(PARTS) >= sum(len(kind.registry) for kind in ALL)
     assert as_json("no such")["parts"] == as_json("no such")["presets"] == []

@@ -78,7 +78,7 @@ def test_nothing_to_decode_with_is_an_error():
 def test_every_named_grid_can_be_built(name):
     samplers, presets = rules([name])
     for setting in grid({"sampler": samplers}, presets=presets):
-        DecodeConfig().replace(**setting.options).check_parts()
+        DecodeConfig().replace(**setting.options).check_components()
 
 
 def test_the_presets_are_all_there_and_unknown_grids_are_told():

@@ -256,7 +256,7 @@ def test_answers_so_far_go_into_the_cache_of_lm_eval():
         (Engine(FakeModel()), {}, "load the engine with a tokenizer"),
         (None, {"peft": "a"}, "unknown model argument 'peft'"),
         (None, {"sampler": "nobody"}, "unknown sampler 'nobody'"),
-        (None, {"cache": "nobody"}, "unknown cache 'nobody'"),
+        (None, {"cache": "nobody"}, "unknown cache policy 'nobody'"),
     ],
 )
 def test_what_cannot_be_run_is_told_at_once(engine, options, message):

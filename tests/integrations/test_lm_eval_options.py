@@ -64,7 +64,7 @@ def test_check_greedy_and_record_are_kept():
 def test_none_as_lm_eval_parses_it(given, found):
     options = Options.of({"model": "m", **given})
     assert options.decoding == found
-    DecodeConfig().replace(**found).check_parts()
+    DecodeConfig().replace(**found).check_components()
 
 
 @pytest.mark.parametrize(("most", "size"), [(None, 8), (4, 4), (16, 8)])
@@ -128,7 +128,7 @@ BASE = DecodeConfig(stop=("#",), temperature=0.7, sampler="quota:remasking=rando
 )
 def test_generation_arguments_change_the_config(given, changes):
     assert generation(BASE, given) == changes
-    BASE.replace(**changes).check_parts()
+    BASE.replace(**changes).check_components()
 
 
 @pytest.mark.parametrize(

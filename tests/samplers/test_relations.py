@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.registry import build_part
 from dllm.samplers import SAMPLERS
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.fastdllm import Factor, ThresholdRule
@@ -41,7 +40,7 @@ FACTORS = st.sampled_from([1 / 16, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0])
 
 
 def rule_of(spec: str) -> CommitRuleBase:
-    rule: CommitRuleBase = build_part(spec, SAMPLERS, "dllm.samplers")
+    rule: CommitRuleBase = SAMPLERS.build(spec)
     return rule
 
 

@@ -13,7 +13,7 @@ from dllm.registry import SpecError
 from dllm.train.ar_to_block import ArToBlock
 from dllm.train.block import groups, nll
 from dllm.train.job import Job
-from dllm.train.recipes import build_recipe
+from dllm.train.recipes import RECIPES
 from dllm.train.tokenizer import EOS, MASK
 from tests.train.words import TOKENIZER
 
@@ -27,7 +27,7 @@ def job(ar, out, **options):
 
 
 def prepared(ar, out, spec=f"ar-to-block:block_length={SIZE}", **options):
-    return build_recipe(spec).prepare(job(ar, out, **options), lambda *args: None)
+    return RECIPES.build(spec).prepare(job(ar, out, **options), lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_the_mask_token_by_text_by_id_and_by_default(ar, tmp_path):
         f"ar-to-block:mask_token={MASK}",
         f"ar-to-block:mask_token={VOCAB[MASK]}",
     ):
-        model = build_recipe(spec).student(job(ar, tmp_path)).model
+        model = RECIPES.build(spec).student(job(ar, tmp_path)).model
         assert (model.spec.mask_id, model.spec.block_length) == (VOCAB[MASK], 32)
 
 
@@ -198,4 +198,4 @@ def test_answers_that_were_cut_off_are_not_learned(ar, tmp_path):
 def test_bad_options_are_named(option):
     name, _, value = option.partition("=")
     with pytest.raises(SpecError, match=f"{name}={value}"):
-        build_recipe(f"ar-to-block:{option}")
+        RECIPES.build(f"ar-to-block:{option}")

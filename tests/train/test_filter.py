@@ -305,7 +305,7 @@ def test_a_job_that_no_filter_does_is_refused(option, value, says, tmp_path):
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(folder, tmp_path):
-    with pytest.raises(DllmError, match="unknown cache 'x'"):
+    with pytest.raises(DllmError, match="unknown cache policy 'x'"):
         Filter(cache="x").prepare(Job("filter", tmp_path, model="nowhere"), silent)
     with pytest.raises(DllmError, match="--model is missing"):
         Filter().prepare(Job("filter", tmp_path), silent)

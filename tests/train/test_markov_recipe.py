@@ -13,7 +13,7 @@ from dllm.models.markov import MarkovHead, load_markov
 from dllm.train.data import TrainingPair, lay_out
 from dllm.train.job import Job
 from dllm.train.markov import Headed, Markov, markov_loss
-from dllm.train.recipes import build_recipe
+from dllm.train.recipes import RECIPES
 from dllm.train.trainer import init_weights
 from dllm.verify.draft.drafter import ModelDrafter
 from tests.echo import write_tiny
@@ -99,7 +99,7 @@ def test_only_the_head_learns_and_goes_beside_the_drafter(ar, tmp_path):
     folder = write_tiny(tmp_path / "tiny")
     asked = {"data": "generators:copy", "examples": 8, "batch_size": 4, "steps": 3}
     job = Job("markov", tmp_path / "run", model=str(folder), **asked)
-    run = build_recipe("markov:rank=4,reach=4").prepare(job, lambda *_: None)
+    run = RECIPES.build("markov:rank=4,reach=4").prepare(job, lambda *_: None)
     run.trainer.run()
     run.export(tmp_path / "made")
     before, after = dllm.load(folder).model, dllm.load(tmp_path / "made").model
@@ -108,7 +108,7 @@ def test_only_the_head_learns_and_goes_beside_the_drafter(ar, tmp_path):
     head = load_markov(tmp_path / "made", after.spec.vocab_size)
     assert head.rank == 4
     assert head.right.weight.abs().max() > 0
-    again = build_recipe("mdlm").prepare(
+    again = RECIPES.build("mdlm").prepare(
         Job("mdlm", tmp_path / "next", model=str(tmp_path / "made"), **asked), lambda *_: None
     )
     (tmp_path / "old").mkdir()

@@ -12,7 +12,7 @@ from dllm.errors import DllmError
 from dllm.models.lora import LoraLinear
 from dllm.registry import SpecError
 from dllm.train.job import Job
-from dllm.train.recipes import build_recipe
+from dllm.train.recipes import RECIPES
 from dllm.train.student import Blocks, Student
 from tests.echo import write_tiny
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 def run(folder, out, recipe="mdlm", **options):
     asked = {"data": "generators:copy", "examples": 8, "steps": 3, "batch_size": 4, "lr": 0.05}
     job = Job(recipe, out, model=str(folder), **asked | options)
-    made = build_recipe(recipe).prepare(job, lambda *_: None)
+    made = RECIPES.build(recipe).prepare(job, lambda *_: None)
     made.trainer.run()
     return made
 

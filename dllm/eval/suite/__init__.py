@@ -3,35 +3,37 @@
 from collections.abc import Collection, Sequence
 
 from dllm.eval.suite.base import REASONS, SUITE, Grade, Sample, SuiteTask, TaskBase, draw
-from dllm.registry import build_part, resolve
+from dllm.registry import Registry
 
-# Name a user types -> where it lives; third parties add theirs in the entry-point group.
-GROUP = "dllm.tasks"
-TASKS: dict[str, str] = {
-    "copy": "dllm.eval.suite.lists:Copy",
-    "reverse": "dllm.eval.suite.lists:Reverse",
-    "sort": "dllm.eval.suite.lists:Sort",
-    "shuffle": "dllm.eval.suite.lists:Shuffle",
-    "replace_index": "dllm.eval.suite.lists:ReplaceIndex",
-    "insert_index": "dllm.eval.suite.lists:InsertIndex",
-    "remove_index": "dllm.eval.suite.lists:RemoveIndex",
-    "replace_random": "dllm.eval.suite.lists:ReplaceRandom",
-    "insert_random": "dllm.eval.suite.lists:InsertRandom",
-    "remove_random": "dllm.eval.suite.lists:RemoveRandom",
-    "latin_square": "dllm.eval.suite.puzzles:LatinSquare",
-    "sudoku": "dllm.eval.suite.puzzles:Sudoku",
-    "cumulative_sums": "dllm.eval.suite.sums:CumulativeSums",
-    "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
-    "word_problem": "dllm.eval.suite.families:WordProblem",
-    "calculation": "dllm.eval.suite.families:Calculation",
-    "latin_fill": "dllm.eval.suite.families:LatinFill",
-    "json": "dllm.eval.suite.families:Json",
-    "records": "dllm.eval.suite.families:Records",
-    "table": "dllm.eval.suite.families:TableTask",
-    "function": "dllm.eval.suite.families:Function",
-    "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
-    "humaneval": "dllm.eval.suite.humaneval:HumanEval",
-}
+TASKS: Registry[SuiteTask] = Registry(
+    "task",
+    "dllm.tasks",
+    {
+        "copy": "dllm.eval.suite.lists:Copy",
+        "reverse": "dllm.eval.suite.lists:Reverse",
+        "sort": "dllm.eval.suite.lists:Sort",
+        "shuffle": "dllm.eval.suite.lists:Shuffle",
+        "replace_index": "dllm.eval.suite.lists:ReplaceIndex",
+        "insert_index": "dllm.eval.suite.lists:InsertIndex",
+        "remove_index": "dllm.eval.suite.lists:RemoveIndex",
+        "replace_random": "dllm.eval.suite.lists:ReplaceRandom",
+        "insert_random": "dllm.eval.suite.lists:InsertRandom",
+        "remove_random": "dllm.eval.suite.lists:RemoveRandom",
+        "latin_square": "dllm.eval.suite.puzzles:LatinSquare",
+        "sudoku": "dllm.eval.suite.puzzles:Sudoku",
+        "cumulative_sums": "dllm.eval.suite.sums:CumulativeSums",
+        "words_to_sentence": "dllm.eval.suite.opentext:WordsToSentence",
+        "word_problem": "dllm.eval.suite.families:WordProblem",
+        "calculation": "dllm.eval.suite.families:Calculation",
+        "latin_fill": "dllm.eval.suite.families:LatinFill",
+        "json": "dllm.eval.suite.families:Json",
+        "records": "dllm.eval.suite.families:Records",
+        "table": "dllm.eval.suite.families:TableTask",
+        "function": "dllm.eval.suite.families:Function",
+        "gsm8k": "dllm.eval.suite.gsm8k:Gsm8k",
+        "humaneval": "dllm.eval.suite.humaneval:HumanEval",
+    },
+)
 
 LISTS = (
     "copy",
@@ -59,7 +61,6 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 __all__ = [
-    "GROUP",
     "REASONS",
     "SUITE",
     "SUITES",
@@ -76,8 +77,7 @@ __all__ = [
 
 def task_of(spec: str) -> SuiteTask:
     """The task that `spec` ("name" or "name:key=value,key=value") describes; SpecError."""
-    task: SuiteTask = build_part(spec, TASKS, GROUP)
-    return task
+    return TASKS.build(spec)
 
 
 def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[SuiteTask]:
@@ -85,5 +85,5 @@ def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[SuiteTask
     may import code ("module:Class"): see dllm/registry.py. SpecError.
     """
     for spec in specs:
-        resolve(spec, TASKS, GROUP, imports=spec in said)
+        TASKS.resolve(spec, imports=spec in said)
     return [task_of(spec) for spec in specs]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dllm.registry import SpecError, build_part
+from dllm.registry import SpecError
 from dllm.verify.accept.lossy import Relaxed, Typical
 from dllm.verify.accept.rules import AcceptanceRule
 from dllm.verify.accept.sampled import BlockVerification, KSeq, Ratio, Rsd
@@ -79,4 +79,4 @@ def test_only_these_are_lossy():
 )
 def test_values_that_mean_nothing(spec, said):
     with pytest.raises(SpecError, match=said):
-        build_part(spec, RULES, "dllm.rules")
+        RULES.build(spec)

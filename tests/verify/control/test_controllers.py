@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.registry import SpecError, build_part
+from dllm.registry import SpecError
 from dllm.verify.components import CONTROLS
 from dllm.verify.control.controllers import (
     Adl,
@@ -153,11 +153,11 @@ def test_threshold_grows_after_a_full_accept_and_falls_back():
 )
 def test_a_bad_option_is_named(spec, message):
     with pytest.raises(SpecError) as error:
-        build_part(spec, CONTROLS, "dllm.controls")
+        CONTROLS.build(spec)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", list(CONTROLS))
 def test_every_control_opens(name):
-    control = build_part(name, CONTROLS, "dllm.controls").open(2)
+    control = CONTROLS.build(name).open(2)
     assert len(control.sizes([np.array([0.5]), np.zeros(0)])) == 2

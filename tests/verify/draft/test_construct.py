@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.registry import SpecError, build_part
+from dllm.registry import SpecError
 from dllm.verify import components as parts
 from dllm.verify.draft.construct import (
     GreedyPlusOne,
@@ -25,7 +25,7 @@ from tests.verify.exact import lattice_of, law_of, tv
 from tests.verify.rounds import World
 
 EXACT = 1e-12
-RULES = {name: build_part(name, parts.RULES, "dllm.rules") for name in parts.RULES}
+RULES = {name: parts.RULES.build(name) for name in parts.RULES}
 SEARCHES = [
     SampledChain(),
     SampledChain(confidence=0.6),
@@ -325,9 +325,9 @@ def test_weights_add_up_to_the_accepted_drafts(search, drafts):
 )
 def test_values_that_mean_nothing(spec, said):
     with pytest.raises(SpecError, match=said):
-        build_part(spec, parts.SEARCHES, "dllm.searches")
+        parts.SEARCHES.build(spec)
 
 
 def test_parts_by_name():
-    assert build_part("rsd:widths=3+2", parts.SEARCHES, "dllm.searches") == RsdTree(widths=(3, 2))
-    assert build_part("sample:confidence=0.5", parts.SEARCHES, "dllm.searches") == SampledChain(0.5)
+    assert parts.SEARCHES.build("rsd:widths=3+2") == RsdTree(widths=(3, 2))
+    assert parts.SEARCHES.build("sample:confidence=0.5") == SampledChain(0.5)
