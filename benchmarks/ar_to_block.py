@@ -29,7 +29,7 @@ import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.engine import Engine
-from dllm.eval.tasks import TASKS, Example
+from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 

@@ -34,7 +34,7 @@ from dllm.cache import POLICIES
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.staleness import Meter
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.datasets import TASKS
 from dllm.tuning.memo import MemoModel
 
 # How a policy is measured where that is not with its defaults; for speed vicinity's first forwards

@@ -20,7 +20,7 @@ from benchmarks.common import RESULTS, fill, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.accuracy import evaluate
-from dllm.eval.tasks import TASKS, Example
+from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.tuning.memo import MemoModel
 
 NAME = "certainty"

@@ -8,7 +8,7 @@ from typing import Any
 
 from dllm.environment import environment
 from dllm.eval.accuracy import held_out
-from dllm.eval.tasks import TASKS, Example, Task
+from dllm.eval.tasks.datasets import TASKS, Example, Task
 from dllm.files import read_text, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,7 +20,7 @@ from rich.progress import track
 import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.datasets import TASKS
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput

@@ -34,7 +34,7 @@ from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
-from dllm.eval.tasks import TASKS, Example
+from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.intervals import wilson
 from dllm.models.protocol import Model
 from dllm.models.spec import ModelSpec

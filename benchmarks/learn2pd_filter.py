@@ -27,7 +27,7 @@ from torch import Tensor
 import dllm
 from benchmarks.common import sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 from dllm.samplers.learn2pd import save_filter
 from dllm.train.data import TrainingPair
 from dllm.train.filter import Filter, FilterMLP

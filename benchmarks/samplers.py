@@ -29,7 +29,7 @@ import dllm
 from benchmarks.common import RESULTS, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.tasks import TASKS, Example
+from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.output import Output
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.tuning.memo import MemoModel

@@ -23,7 +23,7 @@ from rich.progress import track
 
 import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
-from dllm.eval.tasks import TASKS, Example, examples
+from dllm.eval.tasks.datasets import TASKS, Example, examples
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput

@@ -24,7 +24,7 @@ import dllm
 from benchmarks.common import RESULTS, fill, sizes_of, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.eval.accuracy import Score, evaluate
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.datasets import TASKS
 
 SAMPLERS = {"sequential": "quota", "parallel": "threshold:threshold=0.9"}
 README = RESULTS.parent.parent / "README.md"

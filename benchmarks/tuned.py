@@ -25,7 +25,7 @@ from benchmarks.samplers import HOLES
 from benchmarks.samplers import SEED as JUDGED_SEED
 from benchmarks.samplers_report import summed
 from dllm.config import DecodeConfig
-from dllm.eval.tasks import TASKS, Example
+from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.intervals import wilson
 from dllm.output import Output
 from dllm.presets import TUNED, preset_options

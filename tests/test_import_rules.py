@@ -250,7 +250,7 @@ def test_a_violation_is_found(module, source):
             "from .plan import Plan\nfrom ..cache import plan\nfrom . import plan",
         ),
         ("dllm.verify.target.model", "import transformers\nfrom ..models import decoder"),
-        ("dllm.train.recipe", "from ..eval.tasks import lists\nimport dllm"),
+        ("dllm.train.recipe", "from ..eval.tasks.datasets import lists\nimport dllm"),
         ("dllm.__main__", "from dllm.cli import main"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import dllm
 from dllm.config import DecodeConfig
 from dllm.eval.accuracy import evaluate, held_out
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.datasets import TASKS
 
 CANVAS = {"function": 32}  # holes behind a prompt; 16 elsewhere
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.tasks import Example, Task, examples
+from dllm.eval.tasks.datasets import Example, Task, examples
 from dllm.intervals import wilson
 from dllm.output import Output
 

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dllm.eval.tasks import TASKS, Example, is_held_out
+from dllm.eval.tasks.datasets import TASKS, Example, is_held_out
 from dllm.train.tokenizer import ASSISTANT, USER
 
 POOL = 4  # batches cut from one length-sorted pool: little padding, still mixed

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 from dllm.models.decoder import Decoder
 from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec

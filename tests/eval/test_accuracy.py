@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from dllm.eval.accuracy import Score, held_out
-from dllm.eval.tasks import TASKS, is_held_out
+from dllm.eval.tasks.datasets import TASKS, is_held_out
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import dllm
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.likelihood import LikelihoodRequest, log_likelihoods
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 from dllm.integrations.lm_eval import DiffusionLM
 from dllm.integrations.lm_eval_options import stable_id
 from tests.fakes import EOS, EOT, PAD, FakeModel, FakeText, Out, hashed, leaning

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.tasks import is_held_out
+from dllm.eval.tasks.datasets import is_held_out
 from dllm.train.data import POOL, Shuffled, TrainingPair, lay_out
 from dllm.train.tokenizer import ASSISTANT, USER
 from tests.train.test_mdlm import batch

@@ -6,7 +6,7 @@ import torch
 
 from dllm.config import DecodeConfig
 from dllm.errors import DllmError
-from dllm.eval.tasks import is_held_out
+from dllm.eval.tasks.datasets import is_held_out
 from dllm.train.job import Job
 from dllm.train.questions import Question, read_questions
 from dllm.train.student import Student

@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 from dllm.text.tokenizer import load_text
 from dllm.train.tokenizer import ASSISTANT, USER, save_tokenizer
 from tests.train.words import TOKENIZER

@@ -2,7 +2,7 @@
 
 import itertools
 
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 from dllm.train.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(

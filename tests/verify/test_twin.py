@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dllm.verify
 from dllm.eval.accuracy import held_out
-from dllm.eval.tasks import TASKS
+from dllm.eval.tasks.datasets import TASKS
 from dllm.models.loading import load_model, resolve
 
 FOLDER = files("dllm") / "assets" / "tiny-ar"

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
 from dllm.eval.suite.options import ask, check_shots, check_sizes
 from dllm.eval.suite.reading import list_spans
-from dllm.eval.tasks import is_held_out, lists
+from dllm.eval.tasks.datasets import is_held_out, lists
 
 Wording = Literal["full", "short"]
 Vocabulary = Literal["words", "letters"]

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
 from dllm.eval.suite.options import ask, check_shots, check_sizes
-from dllm.eval.tasks import TASKS, Example, draw_held_out, puzzles
+from dllm.eval.tasks.datasets import TASKS, Example, draw_held_out, puzzles
 
 SYMBOLS = ascii_uppercase + digits
 SUDOKU = TASKS["sudoku"]

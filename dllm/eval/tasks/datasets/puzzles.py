@@ -7,7 +7,7 @@ import re
 from itertools import permutations
 from operator import itemgetter
 
-from dllm.eval.tasks.base import Example, Task
+from dllm.eval.tasks.datasets.base import Example, Task
 
 Grid = tuple[int, ...]  # the cells row by row; 0 is a blank
 Line = tuple[int, ...]  # the cells that must hold four different digits

@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from dllm.eval import suite
-from dllm.eval.tasks import TASKS, examples
+from dllm.eval.tasks.datasets import TASKS, examples
 
 TRAINED = {
     "copy": 1391198494,

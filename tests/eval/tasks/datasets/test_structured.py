@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.tasks.base import Example
-from dllm.eval.tasks.structured import SENTENCES, TASKS, VALUES, keys_of
+from dllm.eval.tasks.datasets.base import Example
+from dllm.eval.tasks.datasets.structured import SENTENCES, TASKS, VALUES, keys_of
 
 TOKEN = re.compile(r" {4}| ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]|\s")
 JSON, RECORDS, TABLE, FUNCTION = TASKS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from dllm.eval.tasks.base import Example, Task
+from dllm.eval.tasks.datasets.base import Example, Task
 
 NAMES = tuple(
     "Ada Ali Ana Ben Eva Finn Gus Ida Ivan Jack Kim Lena Leo Mia Nina Noah Omar Pia Rosa Sam Tom "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from dllm.eval.tasks.base import Example, Task
+from dllm.eval.tasks.datasets.base import Example, Task
 
 ITEMS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())

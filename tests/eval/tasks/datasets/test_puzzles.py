@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.tasks.puzzles import LATIN, SUDOKU, TASKS
+from dllm.eval.tasks.datasets.puzzles import LATIN, SUDOKU, TASKS
 
 TOKEN = re.compile(r" {4}| ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]|\s")
 LATIN_TASK, SUDOKU_TASK = TASKS

@@ -1,8 +1,8 @@
 import itertools
 import re
 
-from dllm.eval.tasks import TASKS, examples
-from dllm.eval.tasks.arithmetic import LARGEST
+from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets.arithmetic import LARGEST
 
 WORD, SUM = TASKS["word_problem"], TASKS["calculation"]
 

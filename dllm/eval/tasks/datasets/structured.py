@@ -16,7 +16,7 @@ from string import Formatter
 from textwrap import indent
 from typing import Any
 
-from dllm.eval.tasks.base import Example, Task
+from dllm.eval.tasks.datasets.base import Example, Task
 
 Record = dict[str, str | int]
 

@@ -4,8 +4,8 @@ import zlib
 
 import pytest
 
-from dllm.eval.tasks import TASKS, examples, is_held_out, lists
-from dllm.eval.tasks.lists import ALL_ITEMS, SIZES, WORDINGS, join, split
+from dllm.eval.tasks.datasets import TASKS, examples, is_held_out, lists
+from dllm.eval.tasks.datasets.lists import ALL_ITEMS, SIZES, WORDINGS, join, split
 
 NAMES = list(WORDINGS)
 
