@@ -16,7 +16,7 @@ from dllm.engine import Engine
 from dllm.eval.models import OracleSubject
 from dllm.eval.records import EvalSetting
 from dllm.eval.run import Sweep, run
-from dllm.eval.suite import Grade, draw, task_of
+from dllm.eval.tasks import Grade, draw, task_of
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
 from dllm.train.job import Job

@@ -120,25 +120,26 @@ RULES: dict[str, May] = {
     "dllm.eval.frontier": May((), ("numpy",)),
     **dict.fromkeys(("dllm.eval.curves", "dllm.eval.compare"), May(NUMBERS, ())),
     "dllm.eval.tables": May((), ("rich",)),
-    "dllm.eval.distributions": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.suite"), ()),
+    "dllm.eval.distributions": May((*NUMBERS, *LAWS, "dllm.eval.tables", "dllm.eval.tasks"), ()),
     "dllm.eval.report": May(
         (
-            *(*NUMBERS, "dllm.eval.compare", "dllm.eval.packed", "dllm.eval.suite.base"),
+            *(*NUMBERS, "dllm.eval.compare", "dllm.eval.packed", "dllm.eval.tasks.base"),
             *("dllm.eval.tables", "dllm.files"),
         ),
         (),
     ),
     "dllm.eval.figures": May((*NUMBERS, "dllm.files"), ("matplotlib",)),
     # the questions and graders need no torch
-    "dllm.eval.suite": May(
+    "dllm.eval.tasks": May(
         (
             *("dllm.errors", "dllm.eval.__init__", "dllm.eval.packed", "dllm.eval.shapes"),
-            *("dllm.eval.suite", "dllm.eval.tasks", "dllm.files", "dllm.registry"),
+            *("dllm.eval.sandbox", "dllm.eval.tasks", "dllm.files", "dllm.registry"),
         ),
         (),
     ),
     **dict.fromkeys(LAWS, May(LAWS, ())),
-    "dllm.eval.tasks": May(("dllm.eval.tasks",), ()),
+    "dllm.eval.tasks.datasets": May(("dllm.eval.tasks",), ()),
+    "dllm.eval.sandbox": May(("dllm.errors", "dllm.eval.sandbox"), ()),
     "dllm.train": May(
         (
             *(*BESIDE_ENGINE, "dllm.__init__", "dllm.cli.batch", "dllm.eval", "dllm.processes"),

@@ -19,7 +19,7 @@ import torch
 from dllm.config import COMPONENTS, DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.suite import TASKS
+from dllm.eval.tasks import TASKS
 from dllm.registry import Registry
 from dllm.train.recipes import RECIPES
 from dllm.verify import HFTarget

@@ -1,7 +1,7 @@
 """docs/results.md says what the committed runs say."""
 
 from benchmarks.suite_report import DOCS, read, tables
-from dllm.eval.suite import SUITE, SUITES
+from dllm.eval.tasks import SUITE, SUITES
 
 
 def test_the_page_is_that_of_its_runs():

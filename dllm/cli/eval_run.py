@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dllm.eval.models import Subject
     from dllm.eval.records import EvalSetting
     from dllm.eval.run import Unable
-    from dllm.eval.suite import SuiteTask
+    from dllm.eval.tasks import SuiteTask
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
 Texts = list[str] | None
@@ -122,7 +122,7 @@ def run(
     from dllm.eval.grid import rules
     from dllm.eval.run import Sweep
     from dllm.eval.run import run as start
-    from dllm.eval.suite import task_of
+    from dllm.eval.tasks import task_of
     from dllm.processes import Ranks
 
     given: dict[str, Sequence[Any] | None] = {
@@ -201,7 +201,7 @@ def bar(console: Console, hidden: bool) -> Progress:
 
 def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[str]:
     """The specs of tasks that are asked for; by default the suite that suits the model."""
-    from dllm.eval.suite import SUITES, task_of
+    from dllm.eval.tasks import SUITES, task_of
 
     if suite is not None and suite not in SUITES:
         raise DllmError(f"unknown suite {suite!r}: expected one of {', '.join(SUITES)}")
@@ -245,7 +245,7 @@ def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) ->
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
     from dllm.cli.listing import describe_part, listing_of
-    from dllm.eval.suite import SUITES, TASKS
+    from dllm.eval.tasks import SUITES, TASKS
 
     console = Console(highlight=False)
     listing = listing_of("task", "what it asks", "options")
@@ -267,7 +267,7 @@ def regrade(
     """Grade the stored answers again, without a model, and write the summary anew."""
     from dllm.eval.regrade import regrade as again
     from dllm.eval.store import Store
-    from dllm.eval.suite import tasks_of
+    from dllm.eval.tasks import tasks_of
 
     for note in notes(tasks_of(Store(run).plan().tasks, task or ())):
         Console(stderr=True, highlight=False).print(note, markup=False)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dllm.eval.ceiling import chance
 from dllm.eval.closed_forms import correlation_bits, slots
 from dllm.eval.curves import label
-from dllm.eval.suite import SuiteTask, task_of
 from dllm.eval.tables import NONE, TextTable, number, percent
+from dllm.eval.tasks import SuiteTask, task_of
 
 NOTES = (
     "bits: total correlation of the answer's items given the question, which one forward for all "

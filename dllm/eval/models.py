@@ -19,8 +19,8 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import ONE_ANSWER
 from dllm.eval.oracle import Joint, Oracle
-from dllm.eval.suite import Sample, SuiteTask, draw
-from dllm.eval.suite.base import Span
+from dllm.eval.tasks import Sample, SuiteTask, draw
+from dllm.eval.tasks.base import Span
 from dllm.models.fingerprint import fingerprint
 from dllm.output import Output
 from dllm.text.spelling import Speller

@@ -9,8 +9,8 @@ from pathlib import Path
 from dllm.errors import DllmError
 from dllm.eval.records import SampleRecord
 from dllm.eval.store import Store, write_summary
-from dllm.eval.suite import Grade, Sample, SuiteTask, tasks_of
 from dllm.eval.summary import summarize
+from dllm.eval.tasks import Grade, Sample, SuiteTask, tasks_of
 
 
 def regrade(path: Path, said: Collection[str] = ()) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from dllm.eval.frontier import (
 )
 from dllm.eval.packed import read_packed
 from dllm.eval.records import PHASES, SCHEMA, Summary
-from dllm.eval.suite.base import REASONS
 from dllm.eval.tables import NONE, TextTable, number, percent, signed, span
+from dllm.eval.tasks.base import REASONS
 from dllm.files import parse_json
 
 Run = tuple[str, Summary]  # what to call it, and its numbers

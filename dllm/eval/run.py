@@ -18,8 +18,8 @@ from dllm.errors import DllmError
 from dllm.eval.models import Questions, Subject
 from dllm.eval.records import EvalSetting, RunPlan, SampleRecord, Skipped, Summary
 from dllm.eval.store import Store, write_summary
-from dllm.eval.suite import SUITE, SuiteTask, draw, task_of, tasks_of
 from dllm.eval.summary import summarize
+from dllm.eval.tasks import SUITE, SuiteTask, draw, task_of, tasks_of
 from dllm.output import Commit, Finished, Output
 from dllm.processes import Ranks
 

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from dllm.errors import DllmError
 from dllm.eval.records import RunPlan, SampleRecord, Summary
 from dllm.eval.shapes import shaped
-from dllm.eval.suite import Sample, SuiteTask, draw
+from dllm.eval.tasks import Sample, SuiteTask, draw
 from dllm.files import FileError, read_json, replacing, to_json, write_json
 from dllm.jsonlog import JsonLog, read_records
 

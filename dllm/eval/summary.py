@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dllm.eval.ceiling import chance
 from dllm.eval.records import Cell, OracleCell, RunPlan, SampleRecord, Summary
-from dllm.eval.suite import SuiteTask, tasks_of
+from dllm.eval.tasks import SuiteTask, tasks_of
 
 
 class Best(NamedTuple):

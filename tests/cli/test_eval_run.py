@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dllm.eval.suite import SUITES, TASKS
+from dllm.eval.tasks import SUITES, TASKS
 from tests.cli.common import fails, modules_after
 
 ORACLE = ("eval", "run", "--model", "oracle", "--count", 6)
@@ -75,11 +75,11 @@ def test_what_does_not_fit_the_model_is_said_loudly(run, tmp_path):
 
 def test_it_says_what_keeps_programs_in(run, tmp_path, monkeypatch):
     from dllm.cli.eval_run import notes
-    from dllm.eval.suite import task_of
-    from dllm.eval.suite.execution import WALLS
+    from dllm.eval.sandbox.execution import WALLS
+    from dllm.eval.tasks import task_of
 
     for wall in WALLS:
-        monkeypatch.setattr("dllm.eval.suite.humaneval.best_wall", lambda wall=wall: wall)
+        monkeypatch.setattr("dllm.eval.tasks.humaneval.best_wall", lambda wall=wall: wall)
         tasks = map(task_of, ("humaneval", "copy", "humaneval:setup=dream"))
         assert notes(tasks) == [f"humaneval: programs run behind {wall.about}"]
     file = tmp_path / "none.jsonl"

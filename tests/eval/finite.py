@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.eval.suite import Grade, Sample, TaskBase
+from dllm.eval.tasks import Grade, Sample, TaskBase
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dllm.config import ConfigError
 from dllm.eval.models import Checkpoint, DecodedAnswer, OracleSubject, places
 from dllm.eval.records import EvalSetting
 from dllm.eval.run import Work, answer
-from dllm.eval.suite import draw, task_of
+from dllm.eval.tasks import draw, task_of
 from dllm.output import Output, Timings
 
 

@@ -16,7 +16,7 @@ from dllm.eval.records import EvalSetting, SampleRecord, Summary
 from dllm.eval.regrade import regrade
 from dllm.eval.run import Sweep, configure, made, pieces, run
 from dllm.eval.store import Store
-from dllm.eval.suite import draw, task_of
+from dllm.eval.tasks import draw, task_of
 from dllm.output import Commit, Output, Timings
 from dllm.processes import Ranks
 

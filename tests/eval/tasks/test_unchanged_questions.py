@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from dllm.eval import suite
+from dllm.eval import tasks as suite
 from dllm.eval.tasks.datasets import TASKS, examples
 
 TRAINED = {

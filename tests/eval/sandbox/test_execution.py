@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from dllm.errors import DllmError
-from dllm.eval.suite import execution
-from dllm.eval.suite.execution import WALLS, Execution, execute, judge
-from tests.eval.suite.programs import RIGHT, TEST, WRONG, scripted
+from dllm.eval.sandbox import execution
+from dllm.eval.sandbox.execution import WALLS, Execution, execute, judge
+from tests.eval.sandbox.programs import RIGHT, TEST, WRONG, scripted
 
 NAMESPACES, BUBBLEWRAP, HOOK = WALLS
 

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.eval.suite.base import Grade, Sample, TaskBase
-from dllm.eval.suite.options import check_sizes
-from dllm.eval.suite.puzzles import read_grid
+from dllm.eval.tasks.base import Grade, Sample, TaskBase
 from dllm.eval.tasks.datasets import TASKS, Example, Task, draw_held_out
+from dllm.eval.tasks.options import check_sizes
+from dllm.eval.tasks.puzzles import read_grid
 
 CALCULATION = r"[0-9]+ [-+*] [0-9]+ = [0-9]+"
 STEP = re.compile(rf"^[ \t]*({CALCULATION})[ \t]*$", re.MULTILINE)

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.eval.suite.execution import Execution, execute
-from dllm.eval.suite.plain import Thing, pack, unpack
-from tests.eval.suite.programs import RIGHT, TEST
+from dllm.eval.sandbox.execution import Execution, execute
+from dllm.eval.sandbox.plain import Thing, pack, unpack
+from tests.eval.sandbox.programs import RIGHT, TEST
 
 PLAIN = st.recursive(
     st.none()

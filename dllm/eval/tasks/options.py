@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from dllm.eval.suite.base import Sample
+from dllm.eval.tasks.base import Sample
 
 
 def check_sizes(n: tuple[int, ...], least: int, most: int) -> None:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.errors import DllmError
-from dllm.eval.suite import Grade, draw, task_of
-from dllm.eval.suite.base import Sample
-from dllm.eval.suite.gsm8k import NUMBER, SETUPS, Gsm8k
+from dllm.eval.tasks import Grade, draw, task_of
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.gsm8k import NUMBER, SETUPS, Gsm8k
 
 ROWS = [
     {

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.suite.reading import list_spans
+from dllm.eval.tasks.reading import list_spans
 
 TEXT = st.text(alphabet="ab,.:[]'\"`-*1) \n\t", max_size=40)
 

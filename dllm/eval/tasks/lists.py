@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, ClassVar, Literal
 
-from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
-from dllm.eval.suite.options import ask, check_shots, check_sizes
-from dllm.eval.suite.reading import list_spans
+from dllm.eval.tasks.base import Grade, Sample, Span, TaskBase
 from dllm.eval.tasks.datasets import is_held_out, lists
+from dllm.eval.tasks.options import ask, check_shots, check_sizes
+from dllm.eval.tasks.reading import list_spans
 
 Wording = Literal["full", "short"]
 Vocabulary = Literal["words", "letters"]

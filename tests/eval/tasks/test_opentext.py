@@ -4,8 +4,8 @@ from collections import Counter
 import pytest
 
 from dllm.errors import DllmError
-from dllm.eval.suite import draw, task_of
-from dllm.eval.suite.opentext import ADJECTIVES, NOUNS, VERBS
+from dllm.eval.tasks import draw, task_of
+from dllm.eval.tasks.opentext import ADJECTIVES, NOUNS, VERBS
 
 TASK = task_of("words_to_sentence")
 SAMPLES = [draw(TASK, n, 0, i) for n in (2, 3, 4, 5, 8, 80) for i in range(30)]

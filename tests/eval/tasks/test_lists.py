@@ -11,7 +11,7 @@ import pytest
 from dllm.errors import DllmError
 from dllm.eval import closed_forms
 from dllm.eval.oracle import Joint
-from dllm.eval.suite import REASONS, Sample, draw, task_of
+from dllm.eval.tasks import REASONS, Sample, draw, task_of
 from dllm.eval.tasks.datasets import TASKS as BUNDLED
 from dllm.eval.tasks.datasets import Example, is_held_out
 from dllm.eval.tasks.datasets.lists import ALL_ITEMS, WORDINGS

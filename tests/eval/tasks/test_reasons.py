@@ -2,7 +2,7 @@
 
 import pytest
 
-from dllm.eval.suite import REASONS, TASKS, draw, task_of
+from dllm.eval.tasks import REASONS, TASKS, draw, task_of
 
 REPLIES = (
     "",

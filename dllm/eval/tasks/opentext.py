@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.eval.suite.base import Grade, Sample, TaskBase
-from dllm.eval.suite.options import check_sizes
+from dllm.eval.tasks.base import Grade, Sample, TaskBase
+from dllm.eval.tasks.options import check_sizes
 
 # Any verb goes with any noun: "We carry the old basket".
 VERBS = tuple(

@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import ClassVar
 
 from dllm.errors import DllmError
-from dllm.eval.suite.base import Grade, Sample
-from dllm.eval.suite.files import Convention, FileTask, Row, Setup, read_rows
+from dllm.eval.tasks.base import Grade, Sample
+from dllm.eval.tasks.files import Convention, FileTask, Row, Setup, read_rows
 
 DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 PLAIN = f"-?{DIGITS}"

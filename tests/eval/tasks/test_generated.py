@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from dllm.eval.suite import Sample, draw, task_of
-from dllm.eval.suite.families import last_json
+from dllm.eval.tasks import Sample, draw, task_of
 from dllm.eval.tasks import datasets as tasks
+from dllm.eval.tasks.generated import last_json
 from dllm.registry import SpecError
 
 NAMES = ("word_problem", "calculation", "latin_fill", "json", "records", "table", "function")

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.eval.suite.base import Grade, Sample
-from dllm.eval.suite.execution import best_wall, execute
-from dllm.eval.suite.files import Convention, FileTask, Setup
+from dllm.eval.sandbox.execution import best_wall, execute
+from dllm.eval.tasks.base import Grade, Sample
+from dllm.eval.tasks.files import Convention, FileTask, Setup
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from functools import cache
 from string import ascii_uppercase, digits
 from typing import ClassVar, Literal
 
-from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
-from dllm.eval.suite.options import ask, check_shots, check_sizes
+from dllm.eval.tasks.base import Grade, Sample, Span, TaskBase
 from dllm.eval.tasks.datasets import TASKS, Example, draw_held_out, puzzles
+from dllm.eval.tasks.options import ask, check_shots, check_sizes
 
 SYMBOLS = ascii_uppercase + digits
 SUDOKU = TASKS["sudoku"]

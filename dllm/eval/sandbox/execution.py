@@ -2,7 +2,7 @@
 
 Every program gets a fresh interpreter with the standard library alone, an empty folder, no input,
 no environment, and limits on time, memory and file size. The test that judges it runs in another
-process (`sandbox`), where the program's answers are all it sees. Around both stands a `Wall`: the
+process (`inside`), where the program's answers are all it sees. Around both stands a `Wall`: the
 system's own where it has one, so that there is no network, no other process, and of the files only
 the library, read-only; and everywhere an audit hook that refuses sockets, other processes, and
 files outside the folder. The hook alone stops accidents and the tricks that models are known to
@@ -37,7 +37,7 @@ from dllm.errors import DllmError
 Outcome = Literal["ok", "fail", "syntax", "error", "timeout", "memory"]
 FAILED: tuple[Outcome, ...] = ("fail", "syntax", "error", "timeout", "memory")
 
-INSIDE = ("plain", "guard", "enclosure", "sandbox")  # modules of this folder, in this order
+INSIDE = ("plain", "guard", "enclosure", "inside")  # modules of this folder, in this order
 # No folder of the script, of the user or of site-packages in the path; no byte code written. The
 # modules come compiled: that takes as long as starting the interpreter.
 PYTHON = (sys.executable, "-P", "-s", "-S", "-B", "-c")
@@ -49,7 +49,7 @@ for name, code in marshal.loads(os.read(0, {size})):
 module.main()
 """
 SHARED = ("typing",)  # slow to import, and read by most programs and their tests alike
-BEGUN = "+"  # as in `sandbox`: what comes before it is no program's fault
+BEGUN = "+"  # as in `inside`: what comes before it is no program's fault
 LONGEST = 4096  # bytes of a report
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a program has one outcome
 
@@ -76,7 +76,7 @@ class Wall:
 
 
 def namespaces(home: str) -> list[str] | None:
-    """Namespaces of util-linux's unshare; `sandbox.enclose` does the rest."""
+    """Namespaces of util-linux's unshare; `enclosure.enclose` does the rest."""
     unshare = shutil.which("unshare") if sys.platform == "linux" else None
     if unshare is None:
         return None
@@ -153,7 +153,7 @@ def execute(
 ) -> Execution:
     """Run `program`, then `test`, which may call the program's `function` and sees no more of it.
 
-    What goes in and out of the function is handed over as plain values (`sandbox.pack`). timeout:
+    What goes in and out of the function is handed over as plain values (`plain.pack`). timeout:
     seconds of wall clock, start of the interpreter included. memory: bytes of address space. wall:
     default: the best there is. Returns soon after the timeout at the latest, with all processes of
     the group dead. DllmError where programs cannot be run.

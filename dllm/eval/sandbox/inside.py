@@ -16,9 +16,9 @@ import os
 import sys
 from types import ModuleType
 
-from dllm.eval.suite.enclosure import enclose, limit, lock
-from dllm.eval.suite.guard import guard, hide
-from dllm.eval.suite.plain import receive, send
+from dllm.eval.sandbox.enclosure import enclose, limit, lock
+from dllm.eval.sandbox.guard import guard, hide
+from dllm.eval.sandbox.plain import receive, send
 
 TYPE_CHECKING = False  # importing typing takes longer than most programs
 if TYPE_CHECKING:

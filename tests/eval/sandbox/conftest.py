@@ -3,7 +3,7 @@
 import pytest
 
 from dllm.errors import DllmError
-from dllm.eval.suite.execution import WALLS, execute
+from dllm.eval.sandbox.execution import WALLS, execute
 
 
 @pytest.fixture(params=WALLS, ids=[wall.name for wall in WALLS], scope="module")

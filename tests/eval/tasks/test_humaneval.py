@@ -6,9 +6,9 @@ import time
 import pytest
 
 from dllm.errors import DllmError
-from dllm.eval.suite import Grade, draw, task_of
-from dllm.eval.suite.base import Sample
-from dllm.eval.suite.humaneval import SETUPS, HumanEval, continued, extracted
+from dllm.eval.tasks import Grade, draw, task_of
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.humaneval import SETUPS, HumanEval, continued, extracted
 
 ROWS = [
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import marshal
 
-from dllm.eval.suite import execution
+from dllm.eval.sandbox import execution
 
 TEST = "assert add(2, 3) == 5"
 RIGHT = "def add(a, b):\n    return a + b\n"
@@ -19,11 +19,11 @@ def scripted(monkeypatch, text):
 
 def without_hook(monkeypatch):
     """The sandbox without its second wall."""
-    text = execution.source("sandbox")
+    text = execution.source("inside")
     for line in ("    hide()\n", "    sys.addaudithook(guard(os.getcwd(), tuple(shown)))\n"):
         assert text.count(line) == 1
         text = text.replace(line, "")
-    sources = {name: execution.source(name) for name in execution.INSIDE} | {"sandbox": text}
+    sources = {name: execution.source(name) for name in execution.INSIDE} | {"inside": text}
     monkeypatch.setattr(execution, "source", sources.get)
     changed = execution.compiled.__wrapped__()
     monkeypatch.setattr(execution, "compiled", lambda: changed)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
 
-from dllm.eval.suite.base import Grade, Sample, Span, TaskBase
-from dllm.eval.suite.options import ask, check_shots, check_sizes
+from dllm.eval.tasks.base import Grade, Sample, Span, TaskBase
+from dllm.eval.tasks.options import ask, check_shots, check_sizes
 
 LONGEST = 64
 NUMBER = re.compile("[0-9]+")

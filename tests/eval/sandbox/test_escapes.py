@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dllm.errors import DllmError
-from dllm.eval.suite import execution
-from dllm.eval.suite.execution import WALLS, Execution, execute
-from dllm.eval.suite.guard import guard
-from tests.eval.suite.programs import RIGHT, TEST, WRONG, without_hook
+from dllm.eval.sandbox import execution
+from dllm.eval.sandbox.execution import WALLS, Execution, execute
+from dllm.eval.sandbox.guard import guard
+from tests.eval.sandbox.programs import RIGHT, TEST, WRONG, without_hook
 
 HOOK = WALLS[-1]
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from dllm.errors import DllmError
 from dllm.eval.packed import read_packed
-from dllm.eval.suite.base import Surface, TaskBase
+from dllm.eval.tasks.base import Surface, TaskBase
 from dllm.files import FileError, parse_json
 
 Row = dict[str, str]

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from dllm.eval.suite import Sample, draw, task_of
-from dllm.eval.suite.puzzles import LatinSquare, Sudoku, cell_spans
+from dllm.eval.tasks import Sample, draw, task_of
 from dllm.eval.tasks.datasets import is_held_out
+from dllm.eval.tasks.puzzles import LatinSquare, Sudoku, cell_spans
 from dllm.registry import SpecError
 
 LATIN, FULL, SHORT = LatinSquare(), Sudoku(), Sudoku(wording="short")

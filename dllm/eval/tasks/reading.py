@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from string import whitespace
 
-from dllm.eval.suite.base import Span
+from dllm.eval.tasks.base import Span
 
 BEFORE = whitespace + "'\"`"  # may stand before an item
 BEHIND = BEFORE + ".]"

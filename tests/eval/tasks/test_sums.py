@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.suite import Sample, draw, task_of
-from dllm.eval.suite.sums import CumulativeSums
+from dllm.eval.tasks import Sample, draw, task_of
+from dllm.eval.tasks.sums import CumulativeSums
 from dllm.registry import SpecError
 
 TASK = CumulativeSums()
