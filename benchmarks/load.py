@@ -20,8 +20,9 @@ import torch
 
 from dllm.environment import environment
 from dllm.files import write_json
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
-from dllm.models.loading import load_model, write_checkpoint
+from dllm.models.loading import load_model
 from dllm.models.spec import ModelSpec
 from dllm.train.tiny import config_json
 

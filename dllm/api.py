@@ -7,7 +7,8 @@ import os
 import torch
 
 from dllm.engine import Engine
-from dllm.models.loading import load_model, resolve
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from dllm.presets import TUNED, read_preset
 from dllm.text.tokenizer import has_tokenizer, load_text
 

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from dllm.decoding.canvas import Canvas
-from dllm.files import replacing
 from dllm.options import ConfigError
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRuleBase, Selection, at_least, probability, quota, top
-from dllm.tensors import read_tensors
+from dllm.tensors import read_tensors, write_tensors
 
 FORMAT = "dllm-filter-1"
 NAMES = ("in.weight", "in.bias", "out.weight", "out.bias")
@@ -136,8 +134,7 @@ def save_filter(path: str | Path, layers: Mapping[str, Tensor]) -> None:
     """
     block = check_layers(layers, f"filter={str(path)!r}")
     tensors = {name: layers[name].detach().float().cpu().contiguous() for name in NAMES}
-    with replacing(path) as temp:
-        save_file(tensors, temp, {"format": FORMAT, "block_length": str(block)})
+    write_tensors(path, tensors, {"format": FORMAT, "block_length": str(block)})
 
 
 def load_filter(path: str | Path) -> dict[str, Tensor]:

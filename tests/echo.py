@@ -13,8 +13,8 @@ import torch
 import dllm
 from dllm.cache.plan import ForwardPlan
 from dllm.engine import Engine
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
-from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.tiny import config_json
 from dllm.train.tokenizer import ASSISTANT, EOS, MASK, USER, build_tokenizer, save_tokenizer

@@ -63,8 +63,7 @@ RULES: dict[str, May] = {
     "dllm.samplers.__init__": May(("dllm.registry", "dllm.samplers"), ()),
     "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.decoding.canvas", "dllm.files", "dllm.options", "dllm.tensors"),
-        (*TENSORS, "safetensors"),
+        ("dllm.samplers", "dllm.decoding.canvas", "dllm.options", "dllm.tensors"), TENSORS
     ),
     "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
@@ -78,7 +77,7 @@ RULES: dict[str, May] = {
     "dllm.engine": May(ENGINE, TENSORS),
     "dllm.api": May((*ENGINE, "dllm.text.tokenizer")),
     # text
-    "dllm.text": May(BESIDE_ENGINE),
+    "dllm.text": May((*BESIDE_ENGINE, "dllm.tensors")),
     "dllm.text.templates": May(("dllm.errors",), ()),
     "dllm.text.template_worker": May((), ("jinja2",)),
     "dllm.text.spec_streaming": May((SPEC_OUTPUT, "dllm.output", "dllm.verify.engine")),
@@ -143,7 +142,7 @@ RULES: dict[str, May] = {
     "dllm.train": May(
         (
             *(*BESIDE_ENGINE, "dllm.__init__", "dllm.cli.batch", "dllm.eval", "dllm.processes"),
-            *("dllm.train", "dllm.verify.target"),
+            *("dllm.tensors", "dllm.train", "dllm.verify.target"),
         )
     ),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout

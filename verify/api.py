@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dllm.errors import DllmError
-from dllm.models.loading import load_model, resolve
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from dllm.models.markov import load_markov
 from dllm.text.tokenizer import ChatTokenizer, load_text
 from dllm.verify.draft.drafter import ModelDrafter

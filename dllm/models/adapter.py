@@ -17,12 +17,14 @@ import torch
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import write_json
+from dllm.models.checkpoint_reader import listed, read_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.families import FAMILIES, read_spec
 from dllm.models.fingerprint import fingerprint_stored, sample, stored_samples
-from dllm.models.loading import BUNDLED, listed, load_model, resolve
+from dllm.models.hub import BUNDLED, resolve
 from dllm.models.lora import Lora, attach, attached, shapes
-from dllm.models.stored import ADAPTER, CONFIG, NOT_WHOLE, opened, read_json, save_tensors
+from dllm.models.stored import ADAPTER, CONFIG, NOT_WHOLE, read_json
+from dllm.tensors import opened, write_tensors
 
 FORMAT = "dllm-lora-1"
 MATRICES = "adapter.safetensors"
@@ -73,7 +75,7 @@ def save_adapter(
     fingerprint = _check_base(model, source)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in _matrices(model).items()}
-    save_tensors(folder / MATRICES, tensors, _metadata(lora))
+    write_tensors(folder / MATRICES, tensors, _metadata(lora))
     digest = hashlib.sha256((folder / MATRICES).read_bytes()).hexdigest()
     adapter = Adapter(
         _name(base, folder), fingerprint, digest, lora, None if config is None else dict(config)
@@ -102,7 +104,7 @@ def load_adapter(
         )
     file = folder / MATRICES
     _check_matrices(file, adapter)
-    model = load_model(source, dtype, device, adapter.config if config is None else config)
+    model = read_checkpoint(source, dtype, device, adapter.config if config is None else config)
     try:
         _compare_shapes(file, _shapes(model, adapter.lora))  # before anything of its size is made
         attach(model, adapter.lora, seed=0)
@@ -211,7 +213,7 @@ def _check_base(model: Decoder, source: Path) -> str:
 
 def _check_matrices(file: Path, adapter: Adapter) -> None:
     """LoadError unless adapter.safetensors is the file that `adapter` describes."""
-    with opened(file) as tensors:
+    with opened(file, error=LoadError) as tensors:
         about = tensors.metadata() or {}
     for key, value in _metadata(adapter.lora).items():
         if about.get(key) != value:
@@ -232,7 +234,7 @@ def _shapes(model: Decoder, lora: Lora) -> dict[str, tuple[int, int]]:
 
 def _compare_shapes(file: Path, expected: Mapping[str, tuple[int, int]]) -> None:
     """LoadError where the tensors of `file` are not those `expected`; none of them is read."""
-    with opened(file) as stored:
+    with opened(file, error=LoadError) as stored:
         _compare(file, "tensors", expected.keys(), stored.keys())
         for name, shape in expected.items():
             if (found := stored.get_slice(name).get_shape()) != list(shape):
@@ -244,6 +246,6 @@ def _compare_shapes(file: Path, expected: Mapping[str, tuple[int, int]]) -> None
 @torch.no_grad()
 def _fill(model: Decoder, file: Path) -> None:
     """Copy the matrices in `file` into the adapter attached to `model`."""
-    with opened(file) as stored:
+    with opened(file, error=LoadError) as stored:
         for name, matrix in _matrices(model).items():
             matrix.copy_(stored.get_tensor(name))

@@ -1,4 +1,4 @@
-"""Telling checkpoints apart without reading them whole."""
+"""Fingerprints: digests that tell checkpoints and models apart without reading them whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dllm.models.stored import opened, shard_files
+from dllm.errors import LoadError
+from dllm.models.stored import shard_files
+from dllm.tensors import opened
 
 SOME = 64  # values of each tensor
 
@@ -43,7 +45,7 @@ def stored_samples(folder: Path) -> dict[str, TensorSample]:
     """A sample of every tensor in the checkpoint directory `folder`, by name; LoadError if bad."""
     found = {}
     for shard in shard_files(folder):
-        with opened(shard) as file:
+        with opened(shard, error=LoadError) as file:
             for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
                 shape, values = sample(file.get_tensor(name))  # a view: the rest is not read
                 found[name] = TensorSample(shape, values.clone())

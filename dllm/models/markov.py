@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import FileError
-from dllm.models.stored import save_tensors
-from dllm.tensors import read_tensors
+from dllm.tensors import read_tensors, write_tensors
 
 FILE = "markov.safetensors"
 FORMAT = "dllm-markov-1"
@@ -56,7 +55,7 @@ class MarkovHead(nn.Module):
 def save_markov(head: MarkovHead, directory: str | os.PathLike[str]) -> None:
     """Write the head beside the checkpoint in `directory`, whole or not at all."""
     tensors = {name: p.detach().cpu().contiguous() for name, p in head.named_parameters()}
-    save_tensors(Path(directory) / FILE, tensors, {"format": FORMAT})
+    write_tensors(Path(directory) / FILE, tensors, {"format": FORMAT})
 
 
 def load_markov(

@@ -7,28 +7,22 @@ that is not what it should be is a LoadError that names it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from dllm import files
 from dllm.errors import LoadError
-from dllm.files import FileError, replacing
-from dllm.tensors import POINTER
+from dllm.files import FileError
+from dllm.tensors import check_file, opened
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter.json"  # in the directory of an adapter, which has no CONFIG
 NOT_WHOLE = "is an adapter; expected a whole checkpoint (write_checkpoint: of the merged model)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-HEADER_LIMIT = 2**24  # bytes: that of a shard of 10,000 tensors has one or two million
 
 
 class Stored(NamedTuple):
@@ -48,30 +42,13 @@ class Stored(NamedTuple):
         return STORED[self.dtype]
 
 
-def check_file(file: Path) -> None:
-    """LoadError unless `file` is a regular file with content of its own."""
-    if not file.exists():
-        raise LoadError(f"{file}: no such file")
-    if not file.is_file():
-        raise LoadError(f"{file}: expected a regular file, found a directory, a pipe or a device")
-    try:
-        with file.open("rb") as opening:
-            pointer = opening.read(len(POINTER)) == POINTER
-    except OSError as error:
-        raise LoadError(f"{file}: {error.strerror or error}") from error
-    if pointer:
-        raise LoadError(
-            f"{file}: is a Git-LFS pointer, not the file itself; run `git lfs pull` in its folder"
-        )
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; LoadError if there is no such file or it holds anything else."""
     if not file.exists():
         if file.name == CONFIG and (file.parent / ADAPTER).is_file():
             raise LoadError(f"{file.parent} {NOT_WHOLE}")
         raise LoadError(f"{file}: no such file; a checkpoint directory has one")
-    check_file(file)
+    check_file(file, error=LoadError)
     try:
         content = files.read_json(file)
     except FileError as error:
@@ -102,30 +79,12 @@ def shard_files(folder: Path) -> list[Path]:
     raise LoadError(f"{folder}: no weights; expected {SINGLE}, or {INDEX} with its shards")
 
 
-@contextmanager
-def opened(shard: Path) -> Iterator[Any]:
-    """The open safetensors file; a missing, truncated or corrupt one is a LoadError naming it."""
-    check_file(shard)
-    try:
-        with safe_open(shard, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"{shard}: truncated or corrupt shard ({error})") from error
-
-
 def survey(shard: Path) -> dict[str, Stored]:
     """What a shard holds, by name, from its header; LoadError where that is not right."""
-    check_file(shard)
-    with shard.open("rb") as file:
+    # the library has checked the header: no gap, no overlap, nothing outside the file
+    with opened(shard, error=LoadError), shard.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = file.read(size) if size <= HEADER_LIMIT else b""
-    if size > HEADER_LIMIT:
-        raise LoadError(
-            f"{shard}: truncated or corrupt shard (its header would have {size} bytes, more than "
-            f"{HEADER_LIMIT})"
-        )
-    with opened(shard):  # the library checks it: no hole, no overlap, nothing outside the file
-        about = json.loads(header, object_pairs_hook=partial(_unique, shard))
+        about = json.loads(file.read(size), object_pairs_hook=partial(_unique, shard))
     about.pop("__metadata__", None)
     return {
         name: Stored(
@@ -144,9 +103,3 @@ def _unique(shard: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise LoadError(f"{shard}: corrupt shard (its header has a name twice)")
     return found
-
-
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all; FileError where that fails."""
-    with replacing(file) as temp:
-        save_file(dict(tensors), temp, metadata)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import is_stream, read_json
+from dllm.tensors import check_file
 from dllm.text.templates import render
 
 if TYPE_CHECKING:
@@ -224,13 +225,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     (LLaDA, SDAR, Fast-dLLM v2). Dream ships vocab.json and merges.txt under a remote class that is
     Qwen2's. Anything else is left to transformers.
     """
-    from dllm.models.stored import check_file  # late: it needs torch
-
     for file in folder.iterdir() if folder.is_dir() else ():
         _check_file(file)  # transformers opens whatever it finds, a pipe too
     there = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
     for file in there:
-        check_file(file)
+        check_file(file, error=LoadError)
     if not there:  # transformers would warn of a model it does not know before it says so
         raise LoadError(f"{folder}: no tokenizer; expected {EXPECTED}")
 

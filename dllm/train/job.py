@@ -17,7 +17,7 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.files import write_json
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 from dllm.models.lora import Lora
 from dllm.models.stored import read_json
 from dllm.processes import Ranks

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dllm.errors import DllmError
-from dllm.files import parse_json, replacing
+from dllm.files import FileError, parse_json
+from dllm.tensors import opened, write_tensors
 
 FILE = "state.safetensors"
 FORMAT = "dllm-training-1"
@@ -38,8 +37,8 @@ def save_state(
     for i, opt in enumerate(optimizers):
         for j, moments in opt.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": t.contiguous() for key, t in moments.items()}
-    with replacing(folder / FILE) as temp:
-        save_file(tensors, temp, {"format": FORMAT, "state": json.dumps(dict(state))})
+    metadata = {"format": FORMAT, "state": json.dumps(dict(state))}
+    write_tensors(folder / FILE, tensors, metadata)
 
 
 def load_state(
@@ -51,10 +50,10 @@ def load_state(
     """
     path = folder / FILE
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except FileError as error:
         raise broken(path, str(error)) from error
     if metadata.get("format") != FORMAT:
         raise broken(path, f"expected a file of {FORMAT}")

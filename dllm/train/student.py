@@ -13,8 +13,10 @@ import torch
 from dllm.errors import DllmError
 from dllm.models.adapter import save_adapter
 from dllm.models.causal import CAUSAL, block_config
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
-from dllm.models.loading import load_model, resolve, write_checkpoint
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from dllm.models.lora import Lora, LoraLinear, attach, merge
 from dllm.models.markov import FILE as MARKOV
 from dllm.models.stored import CONFIG, read_json, shard_files, survey

@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer
 
 from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
-from dllm.models.loading import write_checkpoint
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Drawn, Mixture
 from dllm.train.job import Job, TrainingRun

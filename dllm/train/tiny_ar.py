@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 from dllm.train.data import Batch, Mixture
 from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import mixed

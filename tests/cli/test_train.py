@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import dllm
 import dllm.train.tiny
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 from dllm.models.spec import ModelSpec
 from dllm.train.data import Mixture
 from dllm.train.oracle import OracleRollout

@@ -11,11 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import dllm
+from dllm import files
 from dllm.errors import DllmError, LoadError
-from dllm.models import loading
 from dllm.models.adapter import load_adapter, read_adapter, save_adapter
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
-from dllm.models.loading import load_model, resolve, write_checkpoint
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from dllm.models.lora import Lora, attached, disabled, merge
 from dllm.models.stored import read_json
 from dllm.text.tokenizer import load_text
@@ -145,10 +147,10 @@ def test_an_interrupted_write_is_noticed(tmp_path, monkeypatch, broken):
 
     def write(rank):
         model = adapted(tmp_path / "base", Lora(rank))
-        monkeypatch.setattr(loading.os, "replace", interrupted)
+        monkeypatch.setattr(files.os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-        monkeypatch.setattr(loading.os, "replace", whole)
+        monkeypatch.setattr(files.os, "replace", whole)
 
     write(2)
     assert "config.json: no such file" in error(tmp_path / "adapter")
@@ -156,7 +158,7 @@ def test_an_interrupted_write_is_noticed(tmp_path, monkeypatch, broken):
     save_adapter(model, tmp_path / "adapter", tmp_path / "base")
     with torch.no_grad():
         next(iter(attached(model).values())).lora_A.add_(1.0)
-    monkeypatch.setattr(loading.os, "replace", interrupted)
+    monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_adapter(model, tmp_path / "adapter", tmp_path / "base")
     if broken == "adapter.json":

@@ -18,12 +18,12 @@ from tests.models.adapters import error, replace, rewrite
 def test_truncated_matrices(saved, keep):
     file = saved / "adapter.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert f"{file}: truncated or corrupt" in error(saved)
+    assert f"{file}: expected a safetensors file: truncated or corrupt" in error(saved)
 
 
 def test_missing_matrices(saved):
     (saved / "adapter.safetensors").unlink()
-    assert "adapter.safetensors: no such file" in error(saved)
+    assert "adapter.safetensors: expected a safetensors file: No such file" in error(saved)
 
 
 def test_one_wrong_bit(saved):

@@ -13,8 +13,9 @@ from torch import nn
 from dllm.cache.plan import ForwardPlan
 from dllm.errors import LoadError
 from dllm.models.causal import block_config
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.families import read_spec
-from dllm.models.loading import load_model, write_checkpoint
+from dllm.models.loading import load_model
 
 VOCAB, MASK = 61, 7
 SIZES = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dllm.errors import LoadError
-from dllm.models import devices, loading
+from dllm.models import checkpoint_reader, devices
 from dllm.models.devices import check_memory, free_memory, pick_device, pick_dtype
 from dllm.models.loading import load_model
 from tests.models.checkpoints import make
@@ -82,7 +82,7 @@ def test_too_little_memory_is_told_before_it_is_taken(tmp_path, monkeypatch):
     size = sum(p.numel() for p in load_model(tmp_path, device="cpu").parameters())
     monkeypatch.setattr(devices, "free_memory", lambda device: 2 * size)
     load_model(tmp_path, "bfloat16", device="cpu")
-    monkeypatch.setattr(loading, "read_weights", lambda *args: pytest.fail("was read"))
+    monkeypatch.setattr(checkpoint_reader, "read_weights", lambda *args: pytest.fail("was read"))
     with pytest.raises(LoadError, match=f"^{tmp_path}: .* GB in float32, but cpu has 0.0 GB free$"):
         load_model(tmp_path, device="cpu")
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError, LoadError
-from dllm.models import loading, stored
-from dllm.models.loading import load_model, resolve, write_checkpoint
+from dllm.models import hub
+from dllm.models.checkpoint_writer import write_checkpoint
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -138,18 +140,20 @@ def test_on_the_gpu(llada):
 def test_truncated_shard(llada):
     shard = llada.path / SECOND
     shard.write_bytes(shard.read_bytes()[:-7])
-    assert f"{shard}: truncated or corrupt shard" in error(llada.path)
+    assert f"{shard}: expected a safetensors file: truncated or corrupt" in error(llada.path)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage!" * 9])
 def test_corrupt_shard(llada, content):
     (llada.path / FIRST).write_bytes(content)
-    assert f"{llada.path / FIRST}: truncated or corrupt" in error(llada.path)
+    assert f"{llada.path / FIRST}: expected a safetensors file: truncated or corrupt" in error(
+        llada.path
+    )
 
 
 def test_missing_shard(llada):
     (llada.path / FIRST).unlink()
-    assert f"{llada.path / FIRST}: no such file" in error(llada.path)
+    assert f"{llada.path / FIRST}: expected a safetensors file: No such file" in error(llada.path)
 
 
 def test_wrong_shape(llada):
@@ -242,7 +246,7 @@ def test_resolve_directory(tmp_path):
 
 
 def test_resolve_bundled(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading.resources, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(hub.resources, "files", lambda package: tmp_path / package)
     with pytest.raises(LoadError, match="bundled model 'tiny' is missing from this installation"):
         resolve("tiny")
     (tmp_path / "dllm" / "assets" / "tiny").mkdir(parents=True)
@@ -343,7 +347,7 @@ def test_interrupted_write_leaves_the_old_checkpoint(llada, tmp_path, monkeypatc
         filename.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stored, "save_file", half)
+    monkeypatch.setattr("safetensors.torch.save_file", half)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(decoder, tmp_path / "out", llada.config)
     assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dllm.errors import DllmError
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 from dllm.text import templates
 from dllm.text.templates import render
 from dllm.text.tokenizer import ChatTokenizer

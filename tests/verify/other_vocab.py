@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 
 
 def permuted(folder):

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dllm.verify
 from dllm.eval.accuracy import held_out
 from dllm.eval.tasks.datasets import TASKS
-from dllm.models.loading import load_model, resolve
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 
 FOLDER = files("dllm") / "assets" / "tiny-ar"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dllm.errors import DllmError, LoadError
 from dllm.models.devices import pick_device, pick_dtype
-from dllm.models.loading import resolve
+from dllm.models.hub import resolve
 from dllm.models.stored import CONFIG, read_json
 from dllm.verify.target.cache import Slots
 from dllm.verify.target.capability import attention_spans, check_config, length_limit, probe

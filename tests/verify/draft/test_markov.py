@@ -7,7 +7,8 @@ import torch
 
 import dllm.verify
 from dllm.errors import DllmError, LoadError
-from dllm.models.loading import load_model, resolve
+from dllm.models.hub import resolve
+from dllm.models.loading import load_model
 from dllm.models.markov import MarkovHead, save_markov
 from dllm.verify.loop import Loop
 
