@@ -23,8 +23,8 @@ from dllm.models.spec import ModelSpec
 class LayerInputs:
     """The rows of one forward, and what every layer shares for them.
 
-    pos [B, Q], valid [B, Q] or None: as in `ForwardPlan`;  cos, sin: [B, 1, Q, rope_dim / 2];
-    mask: bool [L or 1, B, 1, Q or 1, K] or None;  store, access: None without a store.
+    pos [B, Q], valid [B, Q] or None: as in `ForwardPlan`;  cos, sin [B, 1, Q, rope_dim]: see
+    `angles`; mask: bool [L or 1, B, 1, Q or 1, K] or None;  store, access: None without a store.
     """
 
     spec: ModelSpec
@@ -74,11 +74,12 @@ class LayerInputs:
 
 
 def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos, sin [B, 1, Q, rope_dim / 2] of RoPE at the positions pos [B, Q]."""
+    """(cos, cos) and (-sin, sin) [B, 1, Q, rope_dim] of RoPE at the positions pos [B, Q]."""
     exponent = torch.arange(0, spec.rope_dim, 2, device=pos.device, dtype=wide) / spec.rope_dim
     # the reciprocal first, as all reference codes do: far positions then round alike
     angle = pos[:, None, :, None].to(wide) * (1.0 / spec.rope_theta**exponent)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def attention_mask(
@@ -113,7 +114,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.double() if x.dtype == torch.float64 else x.float()
+        if x.dtype in (torch.float32, torch.float64):
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # the fused norm rounds once, the families round before the weight too
+        wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
@@ -130,9 +134,11 @@ def rotate(x: Tensor, run: LayerInputs, fp32: bool) -> Tensor:
         x = x.float()
     else:
         cos, sin = cos.to(dtype), sin.to(dtype)
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(dtype)
+    size = cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    swapped = turned.roll(size // 2, -1)  # (a, b) -> (b, a)
+    turned = turned * cos + swapped * sin
+    return (turned if rest.shape[-1] == 0 else torch.cat((turned, rest), -1)).to(dtype)
 
 
 class Attention(nn.Module):
@@ -197,7 +203,8 @@ class DecoderLayer(nn.Module):
     def feed(self, x: Tensor) -> Tensor:
         """The feed-forward branch [B, Q, d]: what it adds to the residual stream."""
         h = self.mlp_norm(x)
-        return cast(Tensor, self.down(F.silu(self.gate(h)) * self.up(h)))
+        gate, up = F.silu(self.gate(h)), self.up(h)
+        return cast(Tensor, self.down(gate * up if torch.is_grad_enabled() else gate.mul_(up)))
 
     def forward(self, x: Tensor, run: LayerInputs) -> Tensor:
         q, k, v = self.heads(x, run)
