@@ -27,9 +27,17 @@ class Ranks:
         """From the variables RANK and WORLD_SIZE, which both launchers set."""
         ranks = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if ranks.count > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+            if ranks.backend != "gloo" and ranks.device is not None:
+                torch.cuda.set_device(ranks.device)  # NCCL would take the first GPU for them all
+            torch.distributed.init_process_group(ranks.backend, timeout=PATIENCE)
             atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort
         return ranks
+
+    @property
+    def backend(self) -> str:
+        """NCCL for tensors on GPUs, if each process here has one of its own; gloo otherwise."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        return "cpu:gloo,cuda:nccl" if torch.cuda.device_count() >= here else "gloo"
 
     @property
     def device(self) -> str | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog, read_records
@@ -108,14 +109,31 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     return made
 
 
+class Shared(nn.Module):
+    """A model whose forward is a loss: what DDP wraps, so that its backward adds up gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss: Loss, batch: Rows, generator: torch.Generator, part: slice) -> Tensor:
+        value = loss(self.model, batch, generator, part)
+        # Every process must have a gradient for every parameter, even if it has no rows of the
+        # batch, or if its rows do without some: the others would wait for ever.
+        for parameter in trained(self.model).values():
+            value = value + parameter.flatten()[:0].sum()
+        return value
+
+
 class Trainer:
     """Runs stages in order, from the checkpoint in `out` if there is one.
 
     model: with its first weights; what does not require a gradient stays as it is, and is not
     saved.
 
-    Under torchrun every process takes its share of each batch; the result is that of one process
-    but for rounding. On a CPU two processes of one thread are faster than one of two.
+    Under torchrun every process takes its share of each batch, and DDP adds up the gradients; the
+    result is that of one process but for rounding. On a CPU two processes of one thread are faster
+    than one of two.
     """
 
     def __init__(
@@ -127,6 +145,9 @@ class Trainer:
         self.step = 0
         ranks = Ranks.here()
         self.rank, self.processes = ranks.rank, ranks.count
+        self.shared = None
+        if ranks.count > 1:
+            self.shared = DistributedDataParallel(Shared(model), broadcast_buffers=False)
         out.mkdir(parents=True, exist_ok=True)
         if (out / FILE).exists():
             self.step = load_state(out, trained(self.model), self.optimizers)
@@ -189,10 +210,9 @@ class Trainer:
         for piece in range(self.config.parts):
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
             rows = slice(self.rank + piece * self.processes, None, pieces)
-            loss = stage.loss(self.model, batch, generator, rows)
-            loss.backward()  # type: ignore[no-untyped-call]
-            value += loss.detach()
-        value = self.share(value)
+            value += self.backward(stage.loss, batch, generator, rows, piece)
+        if self.processes > 1:
+            torch.distributed.all_reduce(value)
         parameters = [p for group in self.groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group, base in zip(self.groups, self.base_lr, strict=True):
@@ -208,16 +228,19 @@ class Trainer:
         """The parameter groups of all optimizers."""
         return [group for opt in self.optimizers for group in opt.param_groups]
 
-    def share(self, value: Tensor) -> Tensor:
-        """Add up gradients and loss over the processes; every process goes on with the sums."""
-        if self.processes > 1:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            flat = torch.cat([value.reshape(1), *(g.reshape(-1) for g in gradients)])
-            torch.distributed.all_reduce(flat)
-            value, *sums = torch.split(flat, [1, *(g.numel() for g in gradients)])
-            for gradient, total in zip(gradients, sums, strict=True):
-                gradient.copy_(total.view_as(gradient))
-        return value
+    def backward(
+        self, loss: Loss, batch: Rows, generator: torch.Generator, rows: slice, piece: int
+    ) -> Tensor:
+        """The loss of this process's `rows`; their gradients are added to those of the step."""
+        if self.shared is None:
+            value = loss(self.model, batch, generator, rows)
+            value.backward()  # type: ignore[no-untyped-call]
+            return value.detach()
+        last = piece == self.config.parts - 1
+        with nullcontext() if last else self.shared.no_sync():
+            value = self.shared(loss, batch, generator, rows)
+            (value * self.processes).backward()  # DDP takes the mean, but losses are of the whole
+        return value.detach()
 
     def save(self) -> None:
         """What is trained, the optimizers' moments and the step, replaced in one go."""
