@@ -69,7 +69,8 @@ RULES: dict[str, May] = {
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache", "dllm.registry"), ()),
     "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
-    **dict.fromkeys(("dllm.models.decoder", "dllm.models.lora"), May(GROUND, TENSORS)),
+    "dllm.models.decoder": May(GROUND, TENSORS),
+    "dllm.models.lora": May(GROUND, (*TENSORS, "peft")),
     # the loop
     "dllm.config": May(BELOW_LOOP, TENSORS),
     "dllm.presets": May(BELOW_LOOP, TENSORS),

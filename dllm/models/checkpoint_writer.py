@@ -15,7 +15,7 @@ from dllm.errors import LoadError
 from dllm.files import write_json
 from dllm.models.decoder import Decoder
 from dllm.models.families import find_family, read_spec
-from dllm.models.lora import LoraLinear
+from dllm.models.lora import is_adapted
 from dllm.models.stored import CONFIG, INDEX, SINGLE
 from dllm.tensors import write_tensors
 
@@ -40,7 +40,7 @@ def write_checkpoint(
     spec = read_spec(config, "config")
     if spec != decoder.spec:
         raise LoadError(f"config describes {spec}, but the decoder is {decoder.spec}")
-    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+    if is_adapted(decoder):
         raise LoadError("an adapter is attached to the decoder: merge it first, or save_adapter")
     folder.mkdir(parents=True, exist_ok=True)
     family = find_family(config, "config")

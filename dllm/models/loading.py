@@ -13,7 +13,7 @@ from dllm.models.adapter import load_adapter
 from dllm.models.checkpoint_reader import read_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.lora import merge
-from dllm.models.stored import ADAPTER
+from dllm.models.stored import is_adapter
 
 
 def load_model(
@@ -35,7 +35,7 @@ def load_model(
     weight is read.
     """
     folder = Path(path)
-    if not (folder / ADAPTER).is_file():
+    if not is_adapter(folder):
         return read_checkpoint(folder, dtype, device, config)
     decoder = load_adapter(folder, dtype, device, config)
     merge(decoder)

@@ -19,7 +19,8 @@ from dllm.files import FileError
 from dllm.tensors import check_file, opened
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter.json"  # in the directory of an adapter, which has no CONFIG
+ADAPTER = "adapter_config.json"  # in the directory of an adapter, which has no CONFIG
+OLD_ADAPTER = "adapter.json"  # the same, as we wrote it before peft
 NOT_WHOLE = "is an adapter; expected a whole checkpoint (write_checkpoint: of the merged model)"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -45,7 +46,7 @@ class Stored(NamedTuple):
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; LoadError if there is no such file or it holds anything else."""
     if not file.exists():
-        if file.name == CONFIG and (file.parent / ADAPTER).is_file():
+        if file.name == CONFIG and is_adapter(file.parent):
             raise LoadError(f"{file.parent} {NOT_WHOLE}")
         raise LoadError(f"{file}: no such file; a checkpoint directory has one")
     check_file(file, error=LoadError)
@@ -56,6 +57,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LoadError(f"{file}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter instead of a checkpoint."""
+    return (folder / ADAPTER).is_file() or (folder / OLD_ADAPTER).is_file()
 
 
 def shard_files(folder: Path) -> list[Path]:

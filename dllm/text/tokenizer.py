@@ -167,7 +167,7 @@ def _as_template_sees(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def has_tokenizer(path: str | os.PathLike[str]) -> bool:
     """Whether the checkpoint directory `path`, or the base of an adapter in it, has a tokenizer."""
-    from dllm.models.adapter import TOKENIZERS, tokenizer_folder  # late: it needs torch
+    from dllm.models.adapter_files import TOKENIZERS, tokenizer_folder  # late: it needs torch
 
     folder = tokenizer_folder(Path(path))
     return any((folder / name).exists() for name in TOKENIZERS)
@@ -180,7 +180,7 @@ def load_text(path: str | os.PathLike[str], spec: TokenIds) -> ChatTokenizer:
     Raises LoadError if there is no tokenizer that can be built without remote code, or if its mask,
     end of sequence or size contradict the model.
     """
-    from dllm.models.adapter import tokenizer_folder  # late: it needs torch
+    from dllm.models.adapter_files import tokenizer_folder  # late: it needs torch
 
     folder = tokenizer_folder(Path(path))
     tokenizer = load_tokenizer(folder)

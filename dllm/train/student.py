@@ -17,7 +17,7 @@ from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.hub import resolve
 from dllm.models.loading import load_model
-from dllm.models.lora import Lora, LoraLinear, attach, merge
+from dllm.models.lora import Lora, attach, is_adapted, merge
 from dllm.models.markov import FILE as MARKOV
 from dllm.models.stored import CONFIG, read_json, shard_files, survey
 from dllm.text.tokenizer import ChatTokenizer, load_text, load_tokenizer
@@ -115,7 +115,7 @@ class Student:
         Or the adapter alone. The model is not to be trained further: an adapter is merged, the
         dtype changed in place.
         """
-        adapter = any(isinstance(module, LoraLinear) for module in self.model.modules())
+        adapter = is_adapted(self.model)
         if adapter and not self.merge:
             changed = self.config != read_json(self.source / CONFIG)
             save_adapter(self.model, directory, self.base, self.config if changed else None)

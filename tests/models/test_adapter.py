@@ -5,23 +5,35 @@ import os
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dllm
 from dllm import files
 from dllm.errors import DllmError, LoadError
-from dllm.models.adapter import load_adapter, read_adapter, save_adapter
+from dllm.models.adapter import load_adapter, save_adapter
+from dllm.models.adapter_files import read_adapter
 from dllm.models.checkpoint_writer import write_checkpoint
+from dllm.models.families import FAMILIES
 from dllm.models.fingerprint import fingerprint_stored, stored_samples
 from dllm.models.hub import resolve
 from dllm.models.loading import load_model
-from dllm.models.lora import Lora, attached, disabled, merge
+from dllm.models.lora import Lora, lora_config, matrices, merge
 from dllm.models.stored import read_json
 from dllm.text.tokenizer import load_text
-from tests.models.adapters import adapted, error, logits, rewrite, save
+from tests.models.adapters import (
+    IDS,
+    PLAN,
+    adapted,
+    error,
+    logits,
+    replace,
+    rewrite,
+    save,
+    save_old,
+)
 from tests.models.checkpoints import CONFIGS, VOCAB, make, write_shards
 
 # --- there and back ---------------------------------------------------------------------------
@@ -33,9 +45,8 @@ def test_what_is_saved_is_loaded(tmp_path, family, targets):
     model = save(tmp_path, family, Lora(3, 5, targets))
     apart = load_adapter(tmp_path / "adapter", dtype="float32", device="cpu")
     assert torch.equal(logits(apart), logits(model))
-    with disabled(apart), disabled(model):
-        assert torch.equal(logits(apart), logits(model))
-    assert {layer.lora for layer in attached(apart).values()} == {Lora(3, 5, targets)}
+    assert (lora_config(apart).r, lora_config(apart).lora_alpha) == (3, 5)
+    assert matrices(apart).keys() == matrices(model).keys()
     merge(model)
     loaded = load_model(tmp_path / "adapter", dtype="float32", device="cpu")
     assert torch.equal(logits(loaded), logits(model))
@@ -43,9 +54,63 @@ def test_what_is_saved_is_loaded(tmp_path, family, targets):
     assert all(p.requires_grad for p in loaded.parameters())
     assert not loaded.training
     assert sorted(file.name for file in (tmp_path / "adapter").iterdir()) == [
-        "adapter.json",
-        "adapter.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
     ]
+
+
+def test_peft_reads_what_we_write(tmp_path):
+    model = save(tmp_path, "dream", Lora(3, 5.0, ("q", "down")))
+    base = load_model(tmp_path / "base", dtype="float32", device="cpu")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(theirs(IDS, PLAN), logits(model))
+    assert not torch.equal(logits(load_model(tmp_path / "base", "float32")), logits(model))
+
+
+@pytest.mark.parametrize("config", [{}, {"init_lora_weights": "gaussian", "lora_dropout": 0.1}])
+def test_we_read_what_peft_writes(tmp_path, config):
+    """It knows no fingerprint."""
+    made = make(tmp_path / "base", "dream")
+    base = load_model(made.path, dtype="float32", device="cpu")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q", "head"], **config)
+    base.name_or_path = "../base"  # as transformers' models have it
+    model = peft.get_peft_model(base, config).eval()
+    for name, matrix in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(matrix, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter", dtype="float32", device="cpu")
+    with torch.no_grad():
+        assert torch.equal(logits(loaded), model(IDS, PLAN))
+
+
+def test_an_adapter_by_the_names_of_the_base(tmp_path):
+    """As peft writes it where transformers holds the model."""
+    model = save(tmp_path, "dream", Lora(3, 5.0, ("q", "down")))
+    file, family = tmp_path / "adapter" / "adapter_model.safetensors", FAMILIES["dream"]
+    tensors = {}
+    for key, tensor in load_file(file).items():
+        module, which, _ = key.removeprefix("base_model.model.").rsplit(".", 2)
+        name = family.tensor_name(f"{module}.{which}")
+        tensors[f"base_model.model.{name}.weight"] = tensor
+    assert "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight" in tensors
+    save_file(tensors, file, {"format": "pt"})
+    rewrite(tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    loaded = load_adapter(tmp_path / "adapter", dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("targets", [(), ("q", "down")])
+def test_the_format_before_peft_is_read(tmp_path, targets):
+    model = save_old(tmp_path, Lora(2, 3.0, targets))
+    assert read_adapter(tmp_path / "adapter").base == "../base"
+    loaded = load_adapter(tmp_path / "adapter", dtype="float32", device="cpu")
+    assert torch.equal(logits(loaded), logits(model))
+    with pytest.raises(LoadError, match=r"has a adapter.json; expected a directory of the ad"):
+        save_adapter(model, tmp_path / "adapter", tmp_path / "base")
+    make(tmp_path / "base", "llada", seed=1)
+    assert "made for the base '../base' of fingerprint" in error(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -58,30 +123,25 @@ def test_what_is_saved_is_loaded(tmp_path, family, targets):
 def test_the_files_are_those_described(tmp_path, family, q, down):
     """The change of a stored weight, worked out from the files alone."""
     make(tmp_path / "base", family)
-    model = adapted(tmp_path / "base", lora := Lora(4, 6.0, ("q", "down")))
+    model = adapted(tmp_path / "base", Lora(4, 6.0, ("q", "down")))
     save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    matrices = load_file(tmp_path / "adapter" / "adapter.safetensors")
-    assert len(matrices) == 8
-    with safe_open(tmp_path / "adapter" / "adapter.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "dllm-lora-1", "rank": "4", "alpha": "6.0"}
-    said = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
-    assert {**said, "fingerprint": 0, "sha256": 0} == {
-        "format": "dllm-lora-1",
-        "base": str(tmp_path / "base"),
-        "fingerprint": 0,
-        "sha256": 0,
-        "rank": 4,
-        "alpha": 6.0,
-        "targets": ["q", "down"],
-    }
-    assert read_adapter(tmp_path / "adapter").lora == lora
+    change = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(change) == 8
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    said = {key: said[key] for key in ("peft_type", "r", "lora_alpha", "base_model_name_or_path")}
+    base = str(tmp_path / "base")
+    assert list(said.values()) == ["LORA", 4, 6.0, base]
     stored = {}
     for file in (tmp_path / "base").glob("*.safetensors"):
         stored |= load_file(file)
     merge(model)
     layer = model.layers[1]
-    for name, weight in ((q, layer.attn.q.weight), (down, layer.down.weight)):
-        a, b = (matrices[f"{name}.lora_{which}"].double().numpy() for which in "AB")
+    for ours, name, weight in (
+        ("layers.1.attn.q", q, layer.attn.q.weight),
+        ("layers.1.down", down, layer.down.weight),
+    ):
+        key = f"base_model.model.{ours}.lora_{{}}.weight"
+        a, b = (change[key.format(which)].double().numpy() for which in "AB")
         expected = stored[f"{name}.weight"].double().numpy() + 1.5 * np.einsum("or,ri->oi", b, a)
         np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=0, atol=1e-5)
 
@@ -122,8 +182,9 @@ def test_another_config_goes_along(tmp_path):
     assert loaded.spec == model.spec
     assert torch.equal(logits(loaded), logits(model))
     assert load_model(tmp_path / "adapter", config=other).spec.block_length == 16
-    rewrite(tmp_path / "adapter", config=["bd_size"])
-    assert "adapter.json: config is ['bd_size'], expected an object" in error(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    replace(tmp_path / "adapter", load_file(file), config='["bd_size"]')
+    assert "config is ['bd_size'], expected an object" in error(tmp_path / "adapter")
 
 
 def test_saving_again_replaces(tmp_path):
@@ -134,11 +195,11 @@ def test_saving_again_replaces(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-@pytest.mark.parametrize("broken", ["adapter.safetensors", "adapter.json"])
+@pytest.mark.parametrize("broken", ["adapter_model.safetensors", "adapter_config.json"])
 def test_an_interrupted_write_is_noticed(tmp_path, monkeypatch, broken):
-    """The first time there is no adapter then; later the two files do not fit together."""
+    """There is no adapter then, the old one, or a message that the two files do not fit."""
     make(tmp_path / "base", "llada")
-    whole = os.replace
+    folder, whole = tmp_path / "adapter", os.replace
 
     def interrupted(source, target):
         if str(target).endswith(broken):
@@ -147,25 +208,20 @@ def test_an_interrupted_write_is_noticed(tmp_path, monkeypatch, broken):
 
     def write(rank):
         model = adapted(tmp_path / "base", Lora(rank))
-        monkeypatch.setattr(files.os, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-        monkeypatch.setattr(files.os, "replace", whole)
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                save_adapter(model, folder, tmp_path / "base")
 
     write(2)
-    assert "config.json: no such file" in error(tmp_path / "adapter")
-    model = adapted(tmp_path / "base", Lora(2))
-    save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    with torch.no_grad():
-        next(iter(attached(model).values())).lora_A.add_(1.0)
-    monkeypatch.setattr(files.os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_adapter(model, tmp_path / "adapter", tmp_path / "base")
-    if broken == "adapter.json":
-        assert "is corrupt, or not the file that adapter.json was" in error(tmp_path / "adapter")
+    assert "config.json: no such file" in error(folder)
+    save_adapter(adapted(tmp_path / "base", Lora(2)), folder, tmp_path / "base")
+    write(3)
+    if broken == "adapter_config.json":
+        assert "safetensors: rank is '3', but adapter_config.json says 2" in error(folder)
     else:
-        load_model(tmp_path / "adapter")  # still the old one
-    assert not [file for file in (tmp_path / "adapter").iterdir() if file.name.startswith(".")]
+        load_model(folder)  # still the old one
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
 # --- the base ---------------------------------------------------------------------------------
@@ -187,7 +243,7 @@ def test_a_relative_base_is_relative_to_the_adapter(tmp_path, monkeypatch):
     load_model(tmp_path / "moved" / "runs" / "adapter")
     shutil.rmtree(tmp_path / "moved" / "models")
     message = error(tmp_path / "moved" / "runs" / "adapter")
-    assert "adapter.json: no model '../../models/base': expected a bundled model" in message
+    assert "adapter: no model '../../models/base': expected a bundled model" in message
 
 
 def test_a_relative_base_behind_a_link(tmp_path, monkeypatch):
@@ -273,8 +329,8 @@ def test_an_adapter_is_no_base(tmp_path, saved):
     assert not (tmp_path / "second").exists()
     assert error(saved / "config.json", read_json).startswith(f"{saved} is an adapter; expected")
     assert "index.json: no such file" in error(saved / "index.json", read_json)
-    rewrite(saved, base=str(saved))
-    assert f"adapter.json: its base {saved} is an adapter; expected a whole" in error(saved)
+    rewrite(saved, base_model_name_or_path=str(saved))
+    assert f"adapter: its base {saved} is an adapter; expected a whole" in error(saved)
     assert f"its base {saved} is an adapter" in error(saved, load_text, spec=model.spec)
 
 
@@ -313,7 +369,9 @@ def tiny(tmp_path_factory):
 
 
 def test_dllm_load_takes_the_tokenizer_of_the_base(tiny):
-    assert json.loads((tiny / "adapter.json").read_text())["base"] == "tiny"
+    assert (
+        json.loads((tiny / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    )
     engine, base = dllm.load(tiny, device="cpu"), dllm.load("tiny", device="cpu")
     prompt = "Copy: one two three"
     assert engine.text.encode(prompt) == base.text.encode(prompt)

@@ -1,6 +1,7 @@
-"""The attached, the merged and the switched-off model against plain weights changed by hand."""
+"""The attached and the merged model against plain weights changed by hand."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.families import read_spec
-from dllm.models.lora import Lora, LoraLinear, attach, attached, disabled, merge
+from dllm.models.lora import Lora, attach, is_adapted, lora_config, matrices, merge
 from tests.models.checkpoints import CONFIGS, LAYERS, VOCAB
 
 OURS = ("attn.q", "attn.k", "attn.v", "attn.o", "gate", "up", "down")
@@ -60,13 +61,17 @@ def logits(model):
         return model(IDS, PLAN) if isinstance(model, Decoder) else model(IDS).logits
 
 
-def changed_by_hand(model, lora):
-    """All parameters of an attached model, with W + alpha / rank * B A written out in numpy."""
-    found = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for name in [n.removesuffix(".lora_A") for n in found if n.endswith(".lora_A")]:
-        a, b = (found.pop(f"{name}.lora_{which}").double().numpy() for which in "AB")
+def adapted_layers(model):
+    return list(dict.fromkeys(name.rpartition(".lora_")[0] for name in matrices(model)))
+
+
+def changed_by_hand(plain, model, lora):
+    """The parameters of `plain`, W + alpha / rank * B A written out in numpy."""
+    found, change = dict(plain.named_parameters()), matrices(model)
+    for name in adapted_layers(model):
+        a, b = (change[f"{name}.lora_{w}.weight"].detach().double().numpy() for w in "AB")
         product = np.einsum("or,ri->oi", b, a) * (lora.alpha / lora.rank)
-        found[f"{name}.weight"] += torch.from_numpy(product)
+        found[f"{name}.weight"] = found[f"{name}.weight"] + torch.from_numpy(product)
     return found
 
 
@@ -81,22 +86,19 @@ MODELS = FAMILY_MODELS | st.booleans().map(lambda tied: llama(tied=tied))
 LORAS = st.builds(Lora, st.integers(1, 40), st.floats(0.1, 64))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(MODELS, LORAS)
-def test_attached_and_merged_are_the_changed_weights_and_disabled_is_the_base(model, lora):
+def test_attached_and_merged_are_the_changed_weights(model, lora):
     plain, before = copy.deepcopy(model), logits(model)
     attach(model, lora, seed=3)
     assert torch.equal(logits(model), before)  # a change of zero
     train_by_hand(model)
-    weights = changed_by_hand(model, lora)
+    weights = changed_by_hand(plain, model, lora)
     with torch.no_grad():
         args = (IDS, PLAN) if isinstance(plain, Decoder) else (IDS,)
         out = functional_call(plain, weights, args)
     expected = out if isinstance(plain, Decoder) else out.logits
     assert (expected - before).abs().max() > 1e-2
-    torch.testing.assert_close(logits(model), expected, rtol=1e-9, atol=1e-9)
-    with disabled(model):
-        assert torch.equal(logits(model), before)
     torch.testing.assert_close(logits(model), expected, rtol=1e-9, atol=1e-9)
 
     merge(model)
@@ -106,62 +108,37 @@ def test_attached_and_merged_are_the_changed_weights_and_disabled_is_the_base(mo
     assert all(p.requires_grad for p in model.parameters())
 
 
-@given(
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.integers(1, 12),
-    st.booleans(),
-    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-)
-def test_a_layer_of_any_shape_and_dtype(size_in, size_out, rank, bias, dtype):
-    base = nn.Linear(size_in, size_out, bias=bias).to(dtype)
-    lora = Lora(rank, 3.0)
-    layer = LoraLinear(base, lora, torch.Generator().manual_seed(0))
-    assert {layer.lora_A.dtype, layer.lora_B.dtype} == {max(dtype, torch.float32, key=bits)}
-    assert layer.lora_A.shape == (rank, size_in)
-    assert layer.lora_B.shape == (size_out, rank)
-    draw({"a": layer.lora_A, "b": layer.lora_B}, 0.5)
-    x = torch.randn(2, 3, size_in, generator=torch.Generator().manual_seed(2)).to(dtype)
-    a, b, w = (t.detach().double() for t in (layer.lora_A, layer.lora_B, layer.weight))
-    expected = x.double() @ (w + 3.0 / rank * b @ a).T
-    expected += base.bias.double() if bias else 0
-    close = {"rtol": 0, "atol": 30 * torch.finfo(dtype).eps}
-    out = layer(x)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), expected, **close)
-    torch.testing.assert_close(layer.merged()(x).double(), expected, **close)
-
-
-def bits(dtype):
-    return torch.finfo(dtype).bits
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_matrices_are_at_least_of_fp32(dtype):
+    model = nn.Sequential(nn.Linear(5, 7, dtype=dtype))
+    attach(model, Lora(3, targets=("0",)), seed=0)
+    found = {name: (tuple(p.shape), p.dtype) for name, p in matrices(model).items()}
+    wide = torch.promote_types(dtype, torch.float32)
+    assert found == {"0.lora_A.weight": ((3, 5), wide), "0.lora_B.weight": ((7, 3), wide)}
+    assert model(torch.ones(2, 5, dtype=dtype)).dtype == dtype
 
 
 def test_the_sum_is_rounded_once():
     """In bfloat16 257 is 256: the change of 257 to a weight of -256 must come out as 1."""
-    base = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
-    layer = LoraLinear(base, Lora(2, 2.0), torch.Generator())
+    model = nn.Sequential(nn.Linear(1, 1, bias=False, dtype=torch.bfloat16))
+    attach(model, Lora(2, 2.0, ("0",)), seed=0)
     with torch.no_grad():
-        layer.weight.fill_(-256.0)
-        layer.lora_A.copy_(torch.tensor([[256.0], [1.0]]))
-        layer.lora_B.fill_(1.0)
-    plain = layer.merged()
-    assert plain.weight.dtype == torch.bfloat16
-    assert plain.weight.item() == 1.0
-
-
-def test_no_weight_is_copied_or_renamed():
-    model = decoder("fast_dllm_v2", dtype=torch.float32)
-    before, pointers = model.state_dict(), {n: p.data_ptr() for n, p in model.named_parameters()}
-    parameters = dict(model.named_parameters())
-    attach(model, Lora(2), seed=0)
-    kept = {n: p for n, p in model.named_parameters() if "lora_" not in n}
-    assert {n: p.data_ptr() for n, p in kept.items()} == pointers
-    assert all(parameters[name] is p for name, p in kept.items())
-    found = model.load_state_dict({n: t + 1 for n, t in before.items()}, strict=False)
-    assert found.unexpected_keys == []
-    assert all("lora_" in name for name in found.missing_keys)
+        model[0].weight.fill_(-256.0)
+        matrices(model)["0.lora_A.weight"].copy_(torch.tensor([[256.0], [1.0]]))
+        matrices(model)["0.lora_B.weight"].fill_(1.0)
     merge(model)
-    assert {n: p.data_ptr() for n, p in model.named_parameters()} == pointers
+    assert model[0].weight.dtype == torch.bfloat16
+    assert model[0].weight.item() == 1.0
+
+
+def test_no_weight_is_copied():
+    model = decoder("fast_dllm_v2", dtype=torch.float32)
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    attach(model, Lora(2), seed=0)
+    kept = {n.replace(".base_layer.", "."): p for n, p in model.named_parameters()}
+    assert {n: p.data_ptr() for n, p in kept.items() if "lora_" not in n} == before
+    merge(model)
+    assert {n: p.data_ptr() for n, p in model.named_parameters()} == before
 
 
 @pytest.mark.parametrize("make", [decoder, llama])
@@ -176,48 +153,24 @@ def test_only_the_matrices_learn(make):
         assert p.grad is None or p.grad.abs().sum() > 0, name
 
 
-def test_gradients_are_those_of_the_changed_weight():
-    layer = LoraLinear(nn.Linear(3, 4).double(), Lora(2, 5.0), torch.Generator().manual_seed(0))
-    draw({"a": layer.lora_A, "b": layer.lora_B}, 1.0)
-    layer.weight.requires_grad_(False)
-    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda x, a, b: functional_call(layer, {"lora_A": a, "lora_B": b}, (x,)),
-        (x, layer.lora_A, layer.lora_B),
-    )
-
-
-def test_autocast_computes_in_its_dtype_and_leaves_gradients_wide():
-    layer = LoraLinear(nn.Linear(8, 8), Lora(4, 4.0), torch.Generator().manual_seed(0))
-    draw({"a": layer.lora_A, "b": layer.lora_B}, 0.5)
-    x = torch.randn(5, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
-        narrow = layer(x.bfloat16())
-    assert out.dtype == narrow.dtype == torch.bfloat16
-    assert torch.equal(out, narrow)
-    torch.testing.assert_close(out.float(), layer(x), rtol=0, atol=0.1)
-    out.float().sum().backward()
-    assert layer.lora_A.grad.dtype == layer.lora_B.grad.dtype == torch.float32
-
-
 def test_a_starts_random_by_seed_and_b_at_zero():
-    def matrices(seed, dtype=torch.float32):
+    def starts(seed, dtype=torch.float32):
         model = decoder(dtype=dtype)
+        drawn = torch.get_rng_state()
         attach(model, Lora(8), seed)
-        return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        assert torch.equal(torch.get_rng_state(), drawn)
+        return {name: p.detach() for name, p in matrices(model).items()}
 
-    first, again, other = matrices(0), matrices(0), matrices(1)
-    wide = matrices(0, torch.float64)
+    first, again, other = starts(0), starts(0), starts(1)
+    wide = starts(0, torch.float64)
     for name, p in first.items():
         assert torch.equal(p, again[name])
         assert torch.equal(p.double(), wide[name])
-        if name.endswith("lora_B"):
+        if "lora_B" in name:
             assert not p.any()
         else:
             assert not torch.equal(p, other[name])
-            assert p.std().item() == pytest.approx(p.shape[1] ** -0.5, rel=0.25)
-    rows = [p[:, :32] for name, p in first.items() if name.endswith("lora_A")]
+    rows = [p[:, :32] for name, p in first.items() if "lora_A" in name]
     assert not any(torch.equal(rows[0], row) for row in rows[1:])  # one stream for all layers
 
 
@@ -237,7 +190,7 @@ def test_a_starts_random_by_seed_and_b_at_zero():
 def test_targets(targets, expected):
     model = decoder()
     attach(model, Lora(2, targets=targets), seed=0)
-    assert list(attached(model)) == expected
+    assert adapted_layers(model) == expected
 
 
 def test_targets_of_a_transformers_model():
@@ -245,9 +198,9 @@ def test_targets_of_a_transformers_model():
     attach(model, Lora(2), seed=0)
     kinds = [f"self_attn.{n}_proj" for n in "qkvo"]
     kinds += [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
-    assert list(attached(model)) == [f"model.layers.{i}.{kind}" for i in range(2) for kind in kinds]
+    assert adapted_layers(model) == [f"model.layers.{i}.{kind}" for i in range(2) for kind in kinds]
     attach(other := llama(tied=False), Lora(2, targets=("lm_head",)), seed=0)
-    assert list(attached(other)) == ["lm_head"]
+    assert adapted_layers(other) == ["lm_head"]
 
 
 @pytest.mark.parametrize("target", ["query", "embed", "attn_norm", "attn", "ttn.q", ".q", "layers"])
@@ -272,7 +225,7 @@ def test_a_subclass_of_linear_is_left_alone():
     """MultiheadAttention reads the weight of its out_proj itself."""
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     attach(model := nn.Sequential(layer), Lora(2), seed=0)
-    assert list(attached(model)) == ["0.linear1", "0.linear2"]
+    assert adapted_layers(model) == ["0.linear1", "0.linear2"]
 
 
 @pytest.mark.parametrize(
@@ -306,36 +259,29 @@ def test_attaching_twice():
         attach(model, Lora(2), seed=0)
     merge(model)
     attach(model, Lora(3, targets=("q",)), seed=0)
-    assert {layer.lora.rank for layer in attached(model).values()} == {3}
+    assert lora_config(model).r == 3
 
 
-@pytest.mark.parametrize("use", [merge, attached, lambda model: disabled(model).__enter__()])
+@pytest.mark.parametrize("use", [merge, lora_config])
 def test_without_an_adapter(use):
     with pytest.raises(DllmError, match="no adapter is attached to this Decoder"):
         use(decoder())
-
-
-def test_disabled_nests_and_survives_an_error():
-    attach(model := decoder(), Lora(2), seed=0)
-    base = logits(model)
-    train_by_hand(model)
-    adapted = logits(model)
-    with disabled(model):
-        with disabled(model):
-            pass
-        assert torch.equal(logits(model), base)
-    with pytest.raises(KeyError), disabled(model):
-        raise KeyError
-    assert torch.equal(logits(model), adapted)
 
 
 def test_modes_are_kept():
     for training in (True, False):
         model = decoder().train(training)
         attach(model, Lora(2), seed=0)
-        assert {m.training for m in model.modules()} == {training}
+        assert is_adapted(model)
         merge(model)
+        assert not is_adapted(model)
         assert {m.training for m in model.modules()} == {training}
+
+
+def test_without_peft_an_adapter_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(DllmError, match=r"adapters need peft.*pip install 'dllm-engine\[peft\]'"):
+        attach(decoder(), Lora(2), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import nn
 
 import dllm.train.tiny_ar
 from dllm.models.decoder import Decoder
-from dllm.models.lora import Lora, attach, attached, disabled, merge
+from dllm.models.lora import Lora, attach, matrices, merge
 from dllm.train.state import FILE
 from dllm.train.tiny import curriculum
 from dllm.train.trainer import TrainConfig, Trainer, make_optimizers, trained
@@ -63,16 +63,13 @@ def test_it_learns_and_changes_nothing_else(kind, tmp_path):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     for name, p in frozen(run.model).items():
         assert torch.equal(p, before[name]), name
-    for name, layer in attached(run.model).items():
-        assert layer.lora_B.abs().sum() > 0, name
-    ids = torch.tensor([[5, 6, 7]])
-    if kind == "llama":
-        run.model.eval()
-        with torch.no_grad(), disabled(run.model):
-            assert torch.equal(run.model(ids).logits, llama().eval()(ids).logits)
-        merge(run.model)
-        with torch.no_grad():
-            assert not torch.allclose(run.model(ids).logits, llama().eval()(ids).logits, atol=0.1)
+    for name, matrix in matrices(run.model).items():
+        assert matrix.abs().sum() > 0, name
+    merge(run.model)
+    changed = dict(KINDS[kind][0]().named_parameters())
+    for name, p in run.model.named_parameters():
+        in_a_layer = "layers." in name and p.ndim == 2
+        assert torch.equal(p, changed[name]) is not in_a_layer, name
 
 
 def test_a_resumed_run_equals_an_unbroken_one(kind, tmp_path):
@@ -87,7 +84,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, tmp_path):
         whole.train_step()
     for (name, a), b in zip(whole.model.named_parameters(), broken.model.parameters()):
         assert torch.equal(a, b), name
-    assert any(layer.lora_B.any() for layer in attached(broken.model).values())
+    assert all(matrix.any() for matrix in matrices(broken.model).values())
 
 
 def test_only_the_adapter_is_stored(kind, tmp_path):
@@ -126,5 +123,5 @@ def test_each_matrix_has_its_optimizer(targets, kinds):
 def test_an_adapter_of_the_head_alone_is_trained(tmp_path):
     run = trainer("decoder", 2, tmp_path, ("head",))
     run.run()
-    assert list(attached(run.model)) == ["head"]
-    assert run.model.head.lora_B.any()
+    assert list(matrices(run.model)) == ["head.lora_A.weight", "head.lora_B.weight"]
+    assert matrices(run.model)["head.lora_B.weight"].any()

@@ -9,7 +9,6 @@ import dllm
 import dllm.verify
 from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
-from dllm.models.lora import LoraLinear
 from dllm.registry import SpecError
 from dllm.train.job import Job
 from dllm.train.recipes import RECIPES
@@ -41,13 +40,13 @@ def logits(model):
 def test_an_adapter_is_all_that_is_trained(folder, tmp_path, merge):
     made = run(folder, tmp_path / "run", lora="rank=2,alpha=4,targets=q+v", merge=merge)
     model = made.trainer.model
-    adapted = [n for n, m in model.named_modules() if isinstance(m, LoraLinear)]
+    adapted = [n for n, m in model.named_modules() if hasattr(m, "lora_A")]
     assert sorted(adapted) == sorted(f"layers.{i}.attn.{p}" for i in (0, 1) for p in "qv")
     expected = logits(model)
     base = dllm.load(folder).model
     assert (expected - logits(base)).abs().max() > 1e-3
     made.export(tmp_path / "made")
-    assert (tmp_path / "made" / "adapter.safetensors").exists() is not merge
+    assert (tmp_path / "made" / "adapter_model.safetensors").exists() is not merge
     loaded = dllm.load(tmp_path / "made")
     assert torch.allclose(logits(loaded.model), expected, atol=1e-4)
     loaded.generate("one two", max_new_tokens=4)
