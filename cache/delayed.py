@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dllm.cache.policy import (
-    PolicyBase,
-    Query,
-    State,
-    Step,
-    check_count,
-    check_every,
-    due,
-    entered,
-)
+from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.checks import check_choice, check_whole
 
 
 def settled(step: Step) -> Tensor:
@@ -52,10 +44,9 @@ class Delayed(PolicyBase):
     first: int = 2
 
     def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
-        check_count("first", self.first, least=1)
-        if self.mode not in ("decode", "prefill", "pd"):
-            raise ValueError(f"mode={self.mode!r}: expected decode, prefill or pd")
+        check_whole("refresh", self.refresh, 1, none=True)
+        check_whole("first", self.first, 1)
+        check_choice("mode", self.mode, "decode", "prefill", "pd")
 
     def query(self, step: Step, state: State) -> Query:
         entered(step, state)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dllm.cache.plan import Layer
-from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, check_count, check_every, due
+from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, due
+from dllm.checks import check_whole
 from dllm.decoding.canvas import positions
 
 
@@ -44,10 +45,10 @@ class Elastic(PolicyBase):
 
     def __post_init__(self) -> None:
         for name in ("window", "tracked"):
-            check_count(name, getattr(self, name), least=1)
+            check_whole(name, getattr(self, name), 1)
         if not isfinite(self.gamma):
             raise ValueError(f"gamma={self.gamma!r}: expected a finite number")
-        check_every("refresh", self.refresh)
+        check_whole("refresh", self.refresh, 1, none=True)
 
     def bind(self, spec: Facts) -> Elastic:
         """Itself; ValueError for a model whose attention is causal between blocks."""

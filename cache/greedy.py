@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_count, check_every, due, entered
+from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.checks import check_choice, check_whole
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,10 @@ class GreedyPolicy(PolicyBase):
     order: Literal["confidence", "random"] = "confidence"
 
     def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
-        check_count("neighbours", self.neighbours)
-        check_count("ahead", self.ahead, least=1)
-        if self.order not in ("confidence", "random"):
-            raise ValueError(f"order={self.order!r}: expected confidence or random")
+        check_whole("refresh", self.refresh, 1, none=True)
+        check_whole("neighbours", self.neighbours, 0)
+        check_whole("ahead", self.ahead, 1)
+        check_choice("order", self.order, "confidence", "random")
 
     def query(self, step: Step, state: State) -> Query:
         whole = (entered(step, state) | due(state["since"], self.refresh))[:, None]

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.cache.plan import Layer
-from dllm.cache.policy import PolicyBase, Query, State, Step, check_every, check_share, due
+from dllm.cache.policy import PolicyBase, Query, State, Step, due
+from dllm.checks import check_share, check_whole
 from dllm.decoding.canvas import positions
 
 
@@ -37,9 +38,9 @@ class Interval(PolicyBase):
     share: float = 0.25
 
     def __post_init__(self) -> None:
-        check_every("prompt", self.prompt)
-        check_every("answer", self.answer)
-        check_share("share", self.share)
+        check_whole("prompt", self.prompt, 1, none=True)
+        check_whole("answer", self.answer, 1, none=True)
+        check_share("share", self.share, "a share")
 
     def query(self, step: Step, state: State) -> Query:
         first = step.index == 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm.cache.plan import LayerRunner
+from dllm.checks import check_whole
 from dllm.decoding.canvas import Canvas
 
 State = dict[str, Tensor]  # tensors [B, ...] that a policy keeps between steps, by name
@@ -119,7 +120,7 @@ class Refreshed(PolicyBase):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        check_every("refresh", self.refresh)
+        check_whole("refresh", self.refresh, 1, none=True)
 
 
 def entered(step: Step, state: State) -> Tensor:
@@ -141,21 +142,3 @@ def due(count: Tensor, every: int | None) -> Tensor:
     if every is None:
         return torch.zeros_like(count, dtype=torch.bool)
     return (count > 0) & (count % every == 0)
-
-
-def check_every(name: str, value: int | None) -> None:
-    """Raise ValueError unless `value` is None or a whole number of at least 1."""
-    if value is not None and not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or none")
-
-
-def check_count(name: str, value: int, least: int = 0) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: expected a share from 0 to 1")

@@ -15,17 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.cache.plan import Layer
-from dllm.cache.policy import (
-    Facts,
-    PolicyBase,
-    Query,
-    State,
-    Step,
-    check_every,
-    check_share,
-    due,
-    entered,
-)
+from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, due, entered
+from dllm.checks import check_share, check_whole
 from dllm.decoding.canvas import positions
 
 
@@ -45,10 +36,10 @@ class Sparse(PolicyBase):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        check_share("keep", self.keep)
+        check_share("keep", self.keep, "a share")
         if not (isinstance(self.width, int) and self.width >= 1 and self.width % 2):
             raise ValueError(f"width={self.width!r}: expected an odd whole number of at least 1")
-        check_every("refresh", self.refresh)
+        check_whole("refresh", self.refresh, 1, none=True)
 
     def bind(self, spec: Facts) -> Self:
         """Refuse block-causal models: a row might keep nothing that it may see."""

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.cache.policy import (
-    PolicyBase,
-    Query,
-    State,
-    Step,
-    check_count,
-    check_every,
-    due,
-    entered,
-)
+from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,8 @@ class Vicinity(PolicyBase):
 
     def __post_init__(self) -> None:
         for name in ("before", "after", "warmup"):
-            check_count(name, getattr(self, name))
-        check_every("refresh", self.refresh)
+            check_whole(name, getattr(self, name), 0)
+        check_whole("refresh", self.refresh, 1, none=True)
 
     def query(self, step: Step, state: State) -> Query:
         whole = entered(step, state) | due(state["since"], self.refresh)

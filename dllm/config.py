@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from dllm.cache import POLICIES
-from dllm.options import ConfigError as ConfigError
-from dllm.options import Number, check_numbers, check_switches, check_top_p, checked_stop, replaced
+from dllm.checks import (
+    LARGEST,
+    check_number,
+    check_positive,
+    check_switches,
+    check_whole,
+    checked_stop,
+    replaced,
+)
+from dllm.checks import ConfigError as ConfigError
 from dllm.registry import Registry, check_types
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 
@@ -17,20 +24,6 @@ if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.cache.policy import CachePolicy
     from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
     from dllm.samplers.rule import CommitRule
-
-# Options that are numbers: their kind and least value.
-NUMBERS = {
-    "max_new_tokens": Number(Integral, 1, 2**20),
-    "block_length": Number(Integral, 1),
-    "temperature": Number(Real, 0),
-    "top_p": Number(Real, 0),
-    "top_k": Number(Integral, 0),
-    "seed": Number(Integral, 0),
-    "cfg_scale": Number(Real, 0),
-    "cache_mib": Number(Real, 0),
-}
-MAY_BE_NONE = ("block_length", "cache_mib")
-
 
 AUTO = "auto"  # as a sampler: what `dllm tune` has found for the model
 
@@ -79,9 +72,15 @@ class DecodeConfig:
     buckets: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(self, NUMBERS, MAY_BE_NONE)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_whole("block_length", self.block_length, 1, none=True)
+        check_number("temperature", self.temperature, 0, LARGEST)
+        check_positive("top_p", self.top_p, 1)
+        check_whole("top_k", self.top_k, 0)
+        check_whole("seed", self.seed, 0)
+        check_number("cfg_scale", self.cfg_scale, 0, LARGEST)
+        check_number("cache_mib", self.cache_mib, 0, LARGEST, none=True)
         check_switches(self, "history", "buckets")
-        check_top_p(self.top_p)
         object.__setattr__(self, "stop", checked_stop(self.stop))
         if isinstance(self.prefilled, str):
             object.__setattr__(self, "prefilled", (self.prefilled,))

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_positive, check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import PlannerBase, State, Vocabulary
-from dllm.samplers.rule import at_least, probability
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ class AdaBlock(PlannerBase):
     delimiter_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.block_length is not None:
-            at_least("block_length", self.block_length, 1, "a whole number")
-        probability("threshold", self.threshold)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share={self.share}: expected a number above 0 and at most 1")
+        check_whole("block_length", self.block_length, 1, none=True)
+        check_probability("threshold", self.threshold)
+        check_positive("share", self.share, 1)
         if not self.delimiter and not self.delimiter_ids:
             raise ValueError("delimiter='': expected a text, or delimiter_ids")
 

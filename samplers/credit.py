@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_probability, check_whole
 from dllm.decoding.canvas import Canvas
 from dllm.samplers.parts import State
-from dllm.samplers.rule import at_least, probability
 
 MOST_SLOTS = 1024  # each is 12 bytes for every position; hardly one has so many best tokens
 
@@ -36,12 +36,10 @@ class Credit:
     slots: int = 8
 
     def __post_init__(self) -> None:
-        at_least("alpha", self.alpha, 0)
-        probability("beta", self.beta)
-        at_least("gamma", self.gamma, 0)
-        at_least("slots", self.slots, 1, "a whole number")
-        if self.slots > MOST_SLOTS:
-            raise ValueError(f"slots={self.slots}: expected at most {MOST_SLOTS}")
+        check_number("alpha", self.alpha, 0)
+        check_probability("beta", self.beta)
+        check_number("gamma", self.gamma, 0)
+        check_whole("slots", self.slots, 1, MOST_SLOTS)
 
     def apply(
         self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dllm.checks import check_number
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Entropy(CommitRuleBase):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least("threshold", self.threshold, 0, "an entropy in nats")
+        check_number("threshold", self.threshold, 0, kind="an entropy in nats")
 
     @property
     def needs(self) -> frozenset[str]:

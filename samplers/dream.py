@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_whole
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.noise import gumbel
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, steps_of_window, top
+from dllm.samplers.rule import CommitRuleBase, Selection, steps_of_window, top
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,10 @@ class Dream(CommitRuleBase):
     alg_temp: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps is not None:
-            at_least("steps", self.steps, 1, "a whole number")
+        check_whole("steps", self.steps, 1, none=True)
         if not 0 < self.eps < 1:
             raise ValueError(f"eps={self.eps}: expected a number between 0 and 1")
-        if not self.alg_temp >= 0:
-            raise ValueError(f"alg_temp={self.alg_temp}: expected 0 (off) or a positive number")
+        check_number("alg_temp", self.alg_temp, 0)
 
     @property
     def needs(self) -> frozenset[str]:

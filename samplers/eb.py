@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm.checks import check_number
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class EntropyBound(CommitRuleBase):
     error: Literal["entropy", "confidence", "margin"] = "entropy"
 
     def __post_init__(self) -> None:
-        at_least("bound", self.bound, 0, "an entropy in nats")
+        check_number("bound", self.bound, 0, kind="an entropy in nats")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dllm.checks import check_positive, check_probability
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt, probability
+from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ThresholdRule(CommitRuleBase):
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        probability("threshold", self.threshold)
+        check_probability("threshold", self.threshold)
 
     def select(self, view: Candidates) -> Selection:
         return Selection(view.conf >= self.threshold)
@@ -39,8 +40,7 @@ class Factor(CommitRuleBase):
     compat: bool = False
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise ValueError(f"factor={self.factor}: expected a number above 0")
+        check_positive("factor", self.factor)
 
     def select(self, view: Candidates) -> Selection:
         rank = view.rank()  # [B, K], from 0

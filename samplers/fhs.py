@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm.checks import check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, top
+from dllm.samplers.rule import CommitRuleBase, Selection, top
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class FirstHitting(CommitRuleBase):
     count: int = 1
 
     def __post_init__(self) -> None:
-        at_least("count", self.count, 1, "a whole number")
+        check_whole("count", self.count, 1)
 
     def select(self, view: Candidates) -> Selection:
         luck = view.uniform()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm.checks import check_probability
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt, probability
+from dllm.samplers.rule import NOISE, CommitRuleBase, Selection, doubt
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Frechet(CommitRuleBase):
     delta: float = 0.25
 
     def __post_init__(self) -> None:
-        probability("delta", self.delta)
+        check_probability("delta", self.delta)
 
     def select(self, view: Candidates) -> Selection:
         rank = view.rank()

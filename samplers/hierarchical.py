@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm.checks import check_probability
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, probability
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Hierarchical(CommitRuleBase):
     high: float = 0.9
 
     def __post_init__(self) -> None:
-        probability("high", self.high)
+        check_probability("high", self.high)
         if not 0 <= self.low <= self.high:
             raise ValueError(f"low={self.low}: expected a probability up to high={self.high}")
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm.checks import check_positive, check_probability, check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, probability, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,10 @@ class Klass(CommitRuleBase):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        probability("threshold", self.threshold)
-        if not self.kl_threshold > 0:
-            raise ValueError(f"kl_threshold={self.kl_threshold}: expected a number above 0")
+        check_probability("threshold", self.threshold)
+        check_positive("kl_threshold", self.kl_threshold)
         for name, value in (("history", self.history), ("steps", self.steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected a whole number of at least 1")
+            check_whole(name, value, 1, none=True)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from dllm.checks import ConfigError, check_probability, check_whole
 from dllm.decoding.canvas import Canvas
-from dllm.options import ConfigError
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, probability, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 from dllm.tensors import read_tensors, write_tensors
 
 FORMAT = "dllm-filter-1"
@@ -39,9 +39,8 @@ class Learn2PD(CommitRuleBase):
     layers: dict[str, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        probability("threshold", self.threshold)
-        if self.steps is not None:
-            at_least("steps", self.steps, 1, "a whole number")
+        check_probability("threshold", self.threshold)
+        check_whole("steps", self.steps, 1, none=True)
         object.__setattr__(self, "layers", load_filter(self.filter))
 
     @property
@@ -103,7 +102,7 @@ class EndOfText:
     stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        probability("threshold", self.threshold)
+        check_probability("threshold", self.threshold)
 
     @property
     def needs(self) -> frozenset[str]:

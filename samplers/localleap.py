@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm.checks import check_probability, check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, probability
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class LocalLeap(CommitRuleBase):
     radius: int = 4
 
     def __post_init__(self) -> None:
-        probability("threshold", self.threshold)
+        check_probability("threshold", self.threshold)
         if not 0 <= self.relaxed <= self.threshold:
             raise ValueError(
                 f"relaxed={self.relaxed}: expected a probability up to threshold={self.threshold}"
             )
-        at_least("radius", self.radius, 0, "a whole number")
+        check_whole("radius", self.radius, 0)
 
     def select(self, view: Candidates) -> Selection:
         anchor = view.valid & (view.conf >= self.threshold)

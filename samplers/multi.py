@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
+from dllm.checks import check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.parts import PlannerBase, State, Vocabulary
-from dllm.samplers.rule import at_least, probability
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,10 @@ class MultiBlock(PlannerBase):
     stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.block_length is not None:
-            at_least("block_length", self.block_length, 1, "a whole number")
-        probability("add", self.add)
-        probability("full", self.full)
-        at_least("most", self.most, 1, "a whole number")
+        check_whole("block_length", self.block_length, 1, none=True)
+        check_probability("add", self.add)
+        check_probability("full", self.full)
+        check_whole("most", self.most, 1)
 
     def bind(self, vocabulary: Vocabulary) -> MultiBlock:
         """A copy that knows the end-of-text ids."""

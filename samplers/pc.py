@@ -8,9 +8,10 @@ from math import log
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_positive, check_whole
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import Vocabulary
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 from dllm.tensors import read_tensors
 
 
@@ -35,11 +36,9 @@ class PositionCalibrated(CommitRuleBase):
     )  # -ln f [V]
 
     def __post_init__(self) -> None:
-        at_least("decay", self.decay, 0)
-        if not self.clip > 0:
-            raise ValueError(f"clip={self.clip}: expected a number above 0")
-        if self.steps is not None:
-            at_least("steps", self.steps, 1, "a whole number")
+        check_number("decay", self.decay, 0)
+        check_positive("clip", self.clip)
+        check_whole("steps", self.steps, 1, none=True)
         if self.table is not None:
             frequency = read_frequency(self.table)
             # An unseen token is as surprising as float64 can say; any usual clip is lower.

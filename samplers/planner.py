@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from dllm.checks import check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.parts import PlannerBase, State, Vocabulary
-from dllm.samplers.rule import at_least
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class FixedBlocks(PlannerBase):
     aligned: bool = False
 
     def __post_init__(self) -> None:
-        if self.block_length is not None:
-            at_least("block_length", self.block_length, 1, "a whole number")
+        check_whole("block_length", self.block_length, 1, none=True)
 
     def bind(self, vocabulary: Vocabulary) -> FixedBlocks:
         """A copy aligned with the blocks of the model's attention, if it has any."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_whole
 from dllm.decoding.canvas import Canvas
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import State, Verdict, Vocabulary
-from dllm.samplers.rule import at_least
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Prophet:
     The region is `length` positions long. It starts `at` positions behind the prompt, or `skip`
     behind the last place where known tokens of the answer spell `marker`. The released code has the
     user put the marker into the canvas ("The answer is") and leaves out one position behind it:
-    give the text with DecodeConfig.given, and skip=1. `marker` is found where it is tokenised as it
-    is on its own; marker_ids says otherwise.
+    give the text with DecodeConfig.prefilled, and skip=1. `marker` is found where it is tokenised
+    as it is on its own; marker_ids says otherwise.
 
     The threshold falls with the share of the answer known before the step: `early` below 0.33,
     `middle` below 0.67, `late` after (the paper's values). The paper's progress is step / steps,
@@ -45,14 +45,13 @@ class Prophet:
     marker_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        at_least("length", self.length, 1, "a whole number")
-        at_least("skip", self.skip, 0, "a whole number")
-        if self.at is not None:
-            at_least("at", self.at, 0, "a whole number")
+        check_whole("length", self.length, 1)
+        check_whole("skip", self.skip, 0)
+        check_whole("at", self.at, 0, none=True)
         if (self.at is None) == (not self.marker and not self.marker_ids):
             raise ValueError(f"at={self.at}, marker={self.marker!r}: expected one of the two")
         for name in ("early", "middle", "late"):
-            at_least(name, getattr(self, name), 0)
+            check_number(name, getattr(self, name), 0)
 
     def bind(self, vocabulary: Vocabulary) -> Prophet:
         """A copy that knows its marker's ids; ValueError where the marker has none."""

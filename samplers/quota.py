@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dllm.checks import check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least, quota, top
+from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Quota(CommitRuleBase):
 
     def __post_init__(self) -> None:
         for name in ("steps", "count"):
-            if (value := getattr(self, name)) is not None:
-                at_least(name, value, 1, "a whole number")
+            check_whole(name, getattr(self, name), 1, none=True)
         if self.steps is not None and self.count is not None:
             raise ValueError(f"steps={self.steps}, count={self.count}: expected one of the two")
 

@@ -117,15 +117,3 @@ def top(view: Candidates, count: Tensor, *scores: Tensor) -> Tensor:
 def doubt(view: Candidates) -> Tensor:
     """[B, K] 1 - confidence in float64, exact also where the confidence rounds to 1."""
     return view.log1m.double().exp()
-
-
-def at_least(name: str, value: float, least: float, kind: str = "a number") -> None:
-    """Raise ValueError unless `value` >= `least` (also for NaN)."""
-    if not value >= least:
-        raise ValueError(f"{name}={value}: expected {kind} of at least {least}")
-
-
-def probability(name: str, value: float) -> None:
-    """Raise ValueError unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value}: expected a probability from 0 to 1")

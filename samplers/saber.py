@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm.checks import check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRuleBase, Selection, at_least
+from dllm.samplers.rule import CommitRuleBase, Selection
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Saber(CommitRuleBase):
     count: int = 2
 
     def __post_init__(self) -> None:
-        at_least("count", self.count, 1, "a whole number")
+        check_whole("count", self.count, 1)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm.options import ConfigError
+from dllm.checks import ConfigError
 from dllm.registry import ImportPath
 from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform

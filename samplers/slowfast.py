@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from dllm.checks import check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.parts import PlannerBase, State
-from dllm.samplers.rule import at_least, probability
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class SlowFast(PlannerBase):
     reach: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.block_length is not None:
-            at_least("block_length", self.block_length, 1, "a whole number")
-        at_least("explore", self.explore, 1, "a whole number")
-        probability("reach", self.reach)
+        check_whole("block_length", self.block_length, 1, none=True)
+        check_whole("explore", self.explore, 1)
+        check_probability("reach", self.reach)
 
     def windows(self, canvas: Canvas, state: State) -> Windows:
         """Slow: from the first hole to the end of the row or block. Fast: the span.

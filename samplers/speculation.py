@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.rule import CommitRule, at_least, commits
+from dllm.samplers.rule import CommitRule, commits
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class FreeDave:
     length: int = 4
 
     def __post_init__(self) -> None:
-        at_least("length", self.length, 1, "a whole number")
+        check_whole("length", self.length, 1)
 
     def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         """`rule` sees the view as it would be: fewer candidates, later steps, nothing changed."""
@@ -63,7 +64,7 @@ class SelfSpeculation:
     length: int = 4
 
     def __post_init__(self) -> None:
-        at_least("length", self.length, 1, "a whole number")
+        check_whole("length", self.length, 1)
 
     def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         left = view.valid & ~done

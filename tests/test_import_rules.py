@@ -13,7 +13,7 @@ import pytest
 
 TENSORS = ("torch", "numpy", "einops")
 GROUND = (  # tensors, dataclasses and files
-    *("dllm.errors", "dllm.options", "dllm.output", "dllm.files", "dllm.jsonlog"),
+    *("dllm.errors", "dllm.checks", "dllm.output", "dllm.files", "dllm.jsonlog"),
     *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.driving"),
     *("dllm.cache.plan", "dllm.cache.kv", "dllm.models.spec"),
     *("dllm.text.__init__", "dllm.text.prompts", "dllm.text.spelling"),
@@ -59,13 +59,13 @@ RULES: dict[str, May] = {
     "dllm.processes": May(("dllm.errors",), ("torch",)),
     "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     # no model, no tokenizer, no cache
-    "dllm.samplers": May(("dllm.samplers", "dllm.decoding.canvas", "dllm.options"), TENSORS),
+    "dllm.samplers": May(("dllm.samplers", "dllm.decoding.canvas", "dllm.checks"), TENSORS),
     "dllm.samplers.__init__": May(("dllm.registry", "dllm.samplers"), ()),
-    "dllm.samplers.pc": May(("dllm.samplers", "dllm.tensors"), TENSORS),
+    "dllm.samplers.pc": May(("dllm.checks", "dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.decoding.canvas", "dllm.options", "dllm.tensors"), TENSORS
+        ("dllm.samplers", "dllm.decoding.canvas", "dllm.checks", "dllm.tensors"), TENSORS
     ),
-    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.options", "dllm.registry"), TENSORS),
+    "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.checks", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache", "dllm.registry"), ()),
     "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
@@ -90,7 +90,7 @@ RULES: dict[str, May] = {
     ),
     "dllm.tuning": May((*ENGINE, "dllm.intervals", "dllm.tuning")),
     # drafting and verifying
-    "dllm.verify": May(("dllm.verify",), TENSORS),
+    "dllm.verify": May(("dllm.checks", "dllm.verify"), TENSORS),
     "dllm.verify.__init__": May(("dllm.verify", "dllm.integrations"), ()),  # lazily
     "dllm.verify.components": May(("dllm.registry", "dllm.verify"), TENSORS),
     "dllm.verify.config": May((*GROUND, "dllm.registry", "dllm.verify"), TENSORS),
@@ -100,7 +100,8 @@ RULES: dict[str, May] = {
     ),
     "dllm.verify.target.queries": May(("dllm.verify",), TENSORS),
     "dllm.verify.sources.datastore": May(
-        ("dllm.errors", "dllm.files", "dllm.tensors", "dllm.verify"), (*TENSORS, "safetensors")
+        ("dllm.checks", "dllm.errors", "dllm.files", "dllm.tensors", "dllm.verify"),
+        (*TENSORS, "safetensors"),
     ),
     "dllm.integrations": May((*BESIDE_ENGINE, "dllm.__init__", "dllm.integrations", "dllm.verify")),
     **dict.fromkeys(

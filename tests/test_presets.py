@@ -44,7 +44,7 @@ def test_every_preset_fills_the_canvas(name, shift):
 def test_prophets_preset_puts_the_released_suffix_into_the_answer(tmp_path):
     engine = echo(write_tiny(tmp_path))
     output = engine.generate("one two three", preset="prophet", max_new_tokens=220, history=True)
-    assert engine.config(preset="prophet").given == ("200:The answer is",)
+    assert engine.config(preset="prophet").prefilled == ("200:The answer is",)
     assert output.nfe >= 1
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from dllm.options import (
+from dllm.checks import (
+    LARGEST,
     ConfigError,
-    Number,
-    check_numbers,
+    check_number,
+    check_positive,
     check_switches,
-    check_top_p,
+    check_whole,
     checked_stop,
     replaced,
 )
@@ -21,14 +21,6 @@ if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.verify.loop import SpeculationComponents
     from dllm.verify.output import Round
 
-NUMBERS = {
-    "max_new_tokens": Number(Integral, 1, 2**20),
-    "temperature": Number(Real, 0),
-    "top_p": Number(Real, 0),
-    "top_k": Number(Integral, 0),
-    "seed": Number(Integral, 0),
-    "reuse": Number(Integral, 0),
-}
 OF_TARGET = ("temperature", "top_p", "top_k")  # None: as the target's checkpoint says
 
 # further options of the target's own decoding, by the names they have in transformers
@@ -109,10 +101,14 @@ class SpecConfig:
     logits_processor: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self, NUMBERS, OF_TARGET)
-        check_switches(self, "lossless")
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_number("temperature", self.temperature, 0, LARGEST, none=True)
         if self.top_p is not None:
-            check_top_p(self.top_p)
+            check_positive("top_p", self.top_p, 1)
+        check_whole("top_k", self.top_k, 0, none=True)
+        check_whole("seed", self.seed, 0)
+        check_whole("reuse", self.reuse, 0)
+        check_switches(self, "lossless")
         self._check_generation()
         object.__setattr__(self, "stop", checked_stop(self.stop))
         for name in ("search", "accept", "control"):

@@ -10,15 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dllm.checks import LARGEST, ConfigError, check_number, check_whole
 from dllm.errors import DllmError
-from dllm.options import ConfigError, Number, check_numbers
 
 IN_A_LAYER = re.compile(r"(^|\.)\d+\.")  # "layers.0.attn.q" and "model.layers.0.mlp.up_proj"
 NAME = "default"  # peft's for an adapter that is alone
@@ -37,7 +36,8 @@ class Lora:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self, {"rank": Number(Integral, 1), "alpha": Number(Real, -inf)})
+        check_whole("rank", self.rank, 1)
+        check_number("alpha", self.alpha, -inf, LARGEST)
         if self.alpha <= 0:
             raise ConfigError(f"alpha={self.alpha!r}: expected a number above 0")
         named = isinstance(self.targets, tuple)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dllm.checks import check_number, check_probability, check_whole
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
-from dllm.samplers.rule import at_least, probability
 from dllm.train.block import groups, nll
 from dllm.train.data import Batch
 from dllm.train.job import Job, TrainingRun
@@ -49,10 +49,10 @@ class ArToBlock:
     tail_hidden: float = 0.7
 
     def __post_init__(self) -> None:
-        at_least("block_length", self.block_length, 1, "a whole number")
-        at_least("tail_weight", self.tail_weight, 0)
-        probability("frontier", self.frontier)
-        probability("tail_hidden", self.tail_hidden)
+        check_whole("block_length", self.block_length, 1)
+        check_number("tail_weight", self.tail_weight, 0)
+        check_probability("frontier", self.frontier)
+        check_probability("tail_hidden", self.tail_hidden)
 
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The AR model with the attention of blocks, and answers to train it on."""

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_positive, check_probability, check_whole
 from dllm.config import DecodeConfig
 from dllm.models.decoder import Decoder
-from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
 from dllm.train.job import DIFFUSION, Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, USE, predict
@@ -43,12 +43,11 @@ class Certainty:
     tail_share: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least("weight", self.weight, 0)
-        at_least("block_length", self.block_length, 1, "a whole number")
-        at_least("tail", self.tail, 0, "a whole number")
-        probability("tail_share", self.tail_share)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a number above 0")
+        check_number("weight", self.weight, 0)
+        check_whole("block_length", self.block_length, 1)
+        check_whole("tail", self.tail, 0)
+        check_probability("tail_share", self.tail_share)
+        check_positive("temperature", self.temperature)
 
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The student answers the questions; then it is trained on that."""

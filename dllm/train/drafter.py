@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_number, check_probability, check_whole
 from dllm.models.decoder import Decoder
-from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
 from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, predict, weighted
@@ -52,13 +52,13 @@ class DrafterAlignment:
     mask_token: int | str | None = None
 
     def __post_init__(self) -> None:
-        at_least("reach", self.reach, 1, "a whole number")
-        at_least("boundary", self.boundary, 1, "a whole number")
-        at_least("decay", self.decay, 1)
-        at_least("block_length", self.block_length, 0, "a whole number")
-        probability("full", self.full)
-        probability("refine", self.refine)
-        probability("opening", self.opening)
+        check_whole("reach", self.reach, 1)
+        check_whole("boundary", self.boundary, 1)
+        check_number("decay", self.decay, 1)
+        check_whole("block_length", self.block_length, 0)
+        check_probability("full", self.full)
+        check_probability("refine", self.refine)
+        check_probability("opening", self.opening)
 
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """A student and answers of `job.distill_from` (or of the data), in two stages."""

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm.checks import check_whole
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.files import FileError
 from dllm.samplers.learn2pd import save_filter
-from dllm.samplers.rule import at_least
 from dllm.train.job import DIFFUSION, TOGETHER, Job, TrainingRun
 from dllm.train.oracle import OracleRollout, Traces
 from dllm.train.rollouts import Report
@@ -71,8 +71,8 @@ class Filter:
     cache: str = "none"
 
     def __post_init__(self) -> None:
-        at_least("block_length", self.block_length, 1, "a whole number")
-        at_least("hidden", self.hidden, 1, "a whole number")
+        check_whole("block_length", self.block_length, 1)
+        check_whole("hidden", self.hidden, 1)
         if not 0 < self.positive_weight < torch.inf:
             raise ValueError(f"positive_weight={self.positive_weight}: expected a number above 0")
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dllm.checks import check_probability, check_whole
 from dllm.errors import DllmError
 from dllm.models.decoder import Decoder
 from dllm.models.markov import MarkovHead, save_markov
-from dllm.samplers.rule import at_least, probability
 from dllm.train.data import Batch
 from dllm.train.drafter import USE, Masks, random_cut
 from dllm.train.job import DIFFUSION, Job, TrainingRun
@@ -114,9 +114,9 @@ class Markov:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        at_least("rank", self.rank, 1, "a whole number")
-        at_least("reach", self.reach, 1, "a whole number")
-        probability("tv_share", self.tv_share)
+        check_whole("rank", self.rank, 1)
+        check_whole("reach", self.reach, 1)
+        check_probability("tv_share", self.tv_share)
         if not self.decay > 0:
             raise ValueError(f"decay={self.decay}: expected a number of positions above 0")
 

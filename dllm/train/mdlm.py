@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dllm.cache.plan import ForwardPlan
+from dllm.checks import check_probability
 from dllm.models.decoder import Decoder
-from dllm.samplers.rule import probability
 from dllm.train.data import Batch
 from dllm.train.job import DIFFUSION, Job, TrainingRun
 from dllm.train.rollouts import Report
@@ -38,8 +38,8 @@ class Mdlm:
     frontier: float = 0.0
 
     def __post_init__(self) -> None:
-        probability("blockwise", self.blockwise)
-        probability("frontier", self.frontier)
+        check_probability("blockwise", self.blockwise)
+        check_probability("frontier", self.frontier)
 
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """Fine-tuning of `job.model` on answers; the bundled model's curriculum without one."""

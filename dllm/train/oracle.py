@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from dllm.checks import check_whole
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.accuracy import batches
@@ -18,7 +19,7 @@ from dllm.output import Output
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.samplers.learn2pd import by_offset, confidences
-from dllm.samplers.rule import Selection, at_least
+from dllm.samplers.rule import Selection
 from dllm.train.data import TrainingPair
 
 
@@ -88,7 +89,7 @@ class OracleRollout:
     cache: str = "none"
 
     def __post_init__(self) -> None:
-        at_least("batch_size", self.batch_size, 1, "a whole number")
+        check_whole("batch_size", self.batch_size, 1)
 
     @property
     def config(self) -> DecodeConfig:

@@ -193,8 +193,8 @@ def decode(
         needed = set(row.values())
         out = caches[0].step(len(found), ids, start, end, needed)
         if guidance:
-            masked = [MASK] * len(prompt) + ids[len(prompt) :]
-            no = caches[1].step(len(found), masked, start, end, needed)
+            blank = [MASK] * len(prompt) + ids[len(prompt) :]
+            no = caches[1].step(len(found), blank, start, end, needed)
             out = {p: no[p] + (guidance + 1) * (out[p] - no[p]) for p in out}
         token, doubt = {}, {}
         for p in open_now:

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm.checks import check_positive, check_probability, check_whole
 from dllm.verify.accept.rules import Match
-from dllm.verify.control.controllers import check_count
 from dllm.verify.rng import Rng
 from dllm.verify.tree import Tree
 
@@ -58,8 +58,7 @@ class Typical(Lossy):
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "delta"):
-            if not 0 < (value := getattr(self, name)) <= 1:
-                raise ValueError(f"{name}={value}: expected a number above 0, up to 1")
+            check_positive(name, getattr(self, name), 1)
 
     def least(self, probs: Tensor) -> float:
         return min(self.epsilon, self.delta * math.exp(-float(torch.special.entr(probs).sum())))
@@ -77,9 +76,8 @@ class Relaxed(Lossy):
     margin: float = 0.01
 
     def __post_init__(self) -> None:
-        check_count("top", self.top, 1)
-        if not 0 <= self.margin <= 1:
-            raise ValueError(f"margin={self.margin}: expected a probability from 0 to 1")
+        check_whole("top", self.top, 1)
+        check_probability("margin", self.margin)
 
     def least(self, probs: Tensor) -> float:
         best = probs.topk(min(self.top, len(probs))).values

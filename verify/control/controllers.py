@@ -12,6 +12,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm.checks import check_number, check_share, check_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -78,20 +80,6 @@ class ControlPart(Protocol):
     def open(self, rows: int) -> Control: ...
 
 
-def check_count(name: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise ValueError unless `value` is a whole number from `least` to `most`."""
-    if not (isinstance(value, int) and value >= least):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-    if most is not None and value > most:
-        raise ValueError(f"{name}={value!r}: expected at most {most}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
-
-
 class ControlBase:
     """Verifies all that was grown and learns nothing: what a control without a clock starts from.
 
@@ -126,9 +114,8 @@ class FixedController:
     nodes: int | None = None
 
     def __post_init__(self) -> None:
-        check_count("depth", self.depth, 0)
-        if self.nodes is not None:
-            check_count("nodes", self.nodes, 0)
+        check_whole("depth", self.depth, 0)
+        check_whole("nodes", self.nodes, 0, none=True)
 
     def open(self, rows: int) -> Control:
         return ControlBase([self.depth] * rows, self.nodes)
@@ -152,11 +139,10 @@ class Adl:
     rho: float = 0.5
 
     def __post_init__(self) -> None:
-        check_count("k_min", self.k_min, 1)
-        check_count("k_max", self.k_max, self.k_min)
+        check_whole("k_min", self.k_min, 1)
+        check_whole("k_max", self.k_max, self.k_min)
         check_share("rho", self.rho)
-        if not self.delta >= 0:
-            raise ValueError(f"delta={self.delta}: expected a number of tokens of at least 0")
+        check_number("delta", self.delta, 0, kind="a number of tokens")
 
     def open(self, rows: int) -> Control:
         return AdlControl(self, rows)
@@ -202,11 +188,10 @@ class ThresholdController:
 
     def __post_init__(self) -> None:
         check_share("reject", self.reject)
-        check_count("depth", self.depth, 1)
-        check_count("step", self.step, 0)
-        check_count("most", self.most, self.depth)
-        if self.nodes is not None:
-            check_count("nodes", self.nodes, 0)
+        check_whole("depth", self.depth, 1)
+        check_whole("step", self.step, 0)
+        check_whole("most", self.most, self.depth)
+        check_whole("nodes", self.nodes, 0, none=True)
 
     def open(self, rows: int) -> Control:
         return ThresholdControl(self, rows)

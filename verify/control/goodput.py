@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.verify.control.controllers import Control, Observed, Spent, check_count, check_share
+from dllm.checks import check_positive, check_whole
+from dllm.verify.control.controllers import Control, Observed, Spent
 from dllm.verify.control.costs import Calibration, CostModel, best_width, steps
 
 Mode = Literal["plain", "branches", "drafter"]
@@ -51,15 +52,13 @@ class CostController:
     learned: Learned = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_count("least", self.least, 1)
-        check_count("depth", self.depth, self.least)
-        check_count("most", self.most, self.depth, 4096)
-        check_count("nodes", self.nodes, 1)
-        check_count("memory", self.memory, 16)
+        check_whole("least", self.least, 1)
+        check_whole("depth", self.depth, self.least)
+        check_whole("most", self.most, self.depth, 4096)
+        check_whole("nodes", self.nodes, 1)
+        check_whole("memory", self.memory, 16)
         for name in ("threshold", "waste"):
-            check_share(name, getattr(self, name))
-            if not getattr(self, name):
-                raise ValueError(f"{name}=0: expected a number above 0")
+            check_positive(name, getattr(self, name), 1)
         object.__setattr__(self, "learned", Learned(self))
 
     def open(self, rows: int) -> Control:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dllm.verify.control.controllers import check_count
+from dllm.checks import check_probability, check_whole
 from dllm.verify.draft.lattice import TINY, Branch, Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources.memory import Memory
@@ -57,8 +57,7 @@ class Construction:
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence={self.confidence}: expected a probability from 0 to 1")
+        check_probability("confidence", self.confidence)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         """Slots in the first `depth` columns, heaviest first: parents before their children."""
@@ -216,7 +215,7 @@ class KSeqTree(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("chains", self.chains, 1, 1024)
+        check_whole("chains", self.chains, 1, 1024)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
@@ -244,7 +243,7 @@ class GreedyPlusOne(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("tops", self.tops, 0)
+        check_whole("tops", self.tops, 0)
 
     def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
         column, ends = chances(lattice), self.ends(lattice, depth)

@@ -12,11 +12,12 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from dllm.checks import check_choice, check_positive, check_share, check_whole
 from dllm.verify.draft.couple import MarkovChain, Place, chain, drafted, sharpened
 from dllm.verify.draft.heap import Both, Expand, Step, Twig, climb, fuse, heaviest, plant
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.rng import Rng
-from dllm.verify.sources.memory import Memory, at_least
+from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Tree
 
 
@@ -99,11 +100,6 @@ def line(path: Sequence[int], weights: Sequence[float]) -> Expand[Place]:
     return expand
 
 
-def positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}={value}: expected a number above 0")
-
-
 @dataclass(frozen=True)
 class Argmax(Heaviest):
     """The drafter's most likely token at each position, whatever stands beside it.
@@ -134,11 +130,10 @@ class Cps(Heaviest):
     lam: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least("beam", self.beam, 1)
-        at_least("width", self.width, 1)
-        positive("mass", self.mass)
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam={self.lam}: expected a number from 0 to 1")
+        check_whole("beam", self.beam, 1)
+        check_whole("width", self.width, 1)
+        check_positive("mass", self.mass)
+        check_share("lam", self.lam)
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         kept = lattice.prune(self.mass, self.width)
@@ -179,7 +174,7 @@ class Product(Heaviest):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive("gamma", self.gamma)
+        check_positive("gamma", self.gamma)
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         if lattice.pairs is not None:
@@ -218,13 +213,11 @@ class Coupled(Heaviest):
     smooth: float = 0.01
 
     def __post_init__(self) -> None:
-        at_least("width", self.width, 1)
-        at_least("sweeps", self.sweeps, 1, 10_000)
-        positive("gamma", self.gamma)
-        if self.order not in (2, 3):
-            raise ValueError(f"order={self.order}: expected 2 or 3")
-        if not 0 < self.smooth <= 1:
-            raise ValueError(f"smooth={self.smooth}: expected a number above 0, at most 1")
+        check_whole("width", self.width, 1)
+        check_whole("sweeps", self.sweeps, 1, 10_000)
+        check_positive("gamma", self.gamma)
+        check_choice("order", self.order, 2, 3)
+        check_positive("smooth", self.smooth, 1)
 
     def read(self, lattice: Lattice, memory: Memory) -> Expand[Place]:
         return chain(

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from dllm.checks import check_whole
 from dllm.errors import DllmError
 from dllm.files import replacing
 from dllm.tensors import read_tensors
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, SourceSession, at_least
+from dllm.verify.sources.memory import Array, Ids, SourceSession
 
 NAME = "datastore"
 FORMAT = "dllm datastore 1"
@@ -40,8 +41,8 @@ class Datastore:
     table: SuffixTable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        at_least("least", self.least, 1)
-        at_least("samples", self.samples, 0)
+        check_whole("least", self.least, 1)
+        check_whole("samples", self.samples, 0)
         object.__setattr__(self, "table", SuffixTable.load(self.path))
 
     @staticmethod

@@ -73,13 +73,6 @@ class SourceSession:
         return None
 
 
-def at_least(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise ValueError where a part's option is too small, or too large to come to an end."""
-    if value < low or (high is not None and value > high):
-        upto = "" if high is None else f" to {high}"
-        raise ValueError(f"{name}={value}: expected a whole number from {low}{upto}")
-
-
 class SourcePart(Protocol):
     """A source by name: a frozen dataclass of knobs."""
 

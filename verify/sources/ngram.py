@@ -8,8 +8,9 @@ from heapq import nlargest
 
 import numpy as np
 
+from dllm.checks import check_whole
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, SourceSession, at_least
+from dllm.verify.sources.memory import Array, Ids, SourceSession
 
 NAME = "ngram"
 FAINT = 0.01  # a branch less likely than this is not followed further
@@ -26,8 +27,8 @@ class NGram:
     paths: int = 4
 
     def __post_init__(self) -> None:
-        at_least("order", self.order, 2)
-        at_least("paths", self.paths, 0)
+        check_whole("order", self.order, 2)
+        check_whole("paths", self.paths, 0)
 
     def open(self) -> NGramCounts:
         return NGramCounts(self.order, self.paths)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dllm.checks import check_whole
 from dllm.verify.draft.heap import Step, heaviest
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Array, Ids, Rate, SourceSession, at_least
+from dllm.verify.sources.memory import Array, Ids, Rate, SourceSession
 
 NAME = "recycling"
 DECAY = 0.998  # of the average of how often the best token is the n-th of the last time
@@ -27,8 +28,8 @@ class Recycling:
     nodes: int = 16
 
     def __post_init__(self) -> None:
-        at_least("top", self.top, 1, 1024)
-        at_least("nodes", self.nodes, 0)
+        check_whole("top", self.top, 1, 1024)
+        check_whole("nodes", self.nodes, 0)
 
     def open(self) -> Adjacency:
         return Adjacency(self.top, self.nodes)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
+from dllm.checks import check_whole
 from dllm.verify.draft.lattice import Branch
-from dllm.verify.sources.memory import Rate, SourceSession, at_least
+from dllm.verify.sources.memory import Rate, SourceSession
 
 NAME = "suffix"
 LENGTHS = 32  # longer matches count as equally good
@@ -30,8 +31,8 @@ class Suffix:
     paths: int = 3
 
     def __post_init__(self) -> None:
-        at_least("least", self.least, 1)
-        at_least("paths", self.paths, 1, 1024)
+        check_whole("least", self.least, 1)
+        check_whole("paths", self.paths, 1, 1024)
 
     def open(self) -> Matches:
         return Matches(self.least, self.paths)

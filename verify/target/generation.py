@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.configuration_utils import GenerationMode
 
+from dllm.checks import ConfigError
 from dllm.errors import DllmError
-from dllm.options import ConfigError
 from dllm.verify.target.processors import OPTIONS, Processors
 
 SINGLE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)

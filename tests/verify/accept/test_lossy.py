@@ -70,7 +70,7 @@ def test_only_these_are_lossy():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("typical:epsilon=0", "epsilon=0.0: expected a number above 0, up to 1"),
+        ("typical:epsilon=0", "epsilon=0.0: expected a number above 0 and at most 1"),
         ("typical:delta=1.5", "delta=1.5"),
         ("relaxed:top=0", "top=0: expected a whole number of at least 1"),
         ("relaxed:margin=-0.1", "margin=-0.1: expected a probability"),

@@ -386,16 +386,16 @@ def test_a_search_leaves_the_lattice_as_it_is():
 @pytest.mark.parametrize(
     ("part", "knobs", "message"),
     [
-        (Cps, {"beam": 0}, "beam=0: expected a whole number from 1"),
-        (Cps, {"width": 0}, "width=0: expected a whole number from 1"),
+        (Cps, {"beam": 0}, "beam=0: expected a whole number of at least 1"),
+        (Cps, {"width": 0}, "width=0: expected a whole number of at least 1"),
         (Cps, {"mass": 0.0}, "mass=0.0: expected a number above 0"),
         (Cps, {"lam": -0.1}, "lam=-0.1: expected a number from 0 to 1"),
         (Product, {"gamma": 0.0}, "gamma=0.0: expected a number above 0"),
         (Coupled, {"gamma": float("nan")}, "gamma=nan: expected a number above 0"),
-        (Coupled, {"width": 0}, "width=0: expected a whole number from 1"),
-        (Coupled, {"sweeps": 0}, "sweeps=0: expected a whole number from 1"),
+        (Coupled, {"width": 0}, "width=0: expected a whole number of at least 1"),
+        (Coupled, {"sweeps": 0}, "sweeps=0: expected a whole number of at least 1"),
         (Coupled, {"order": 4}, "order=4: expected 2 or 3"),
-        (Coupled, {"smooth": 0.0}, "smooth=0.0: expected a number above 0, at most 1"),
+        (Coupled, {"smooth": 0.0}, "smooth=0.0: expected a number above 0 and at most 1"),
     ],
 )
 def test_a_knob_out_of_range(part, knobs, message):

@@ -134,7 +134,7 @@ def test_a_bad_file(write, message, tmp_path):
 def test_a_knob_out_of_range(knob, least, tmp_path):
     path = str(tmp_path / "store.safetensors")
     Datastore.build([[1, 2]], path)
-    expected = f"{knob}={least - 1}: expected a whole number from {least}"
+    expected = f"{knob}={least - 1}: expected a whole number of at least {least}"
     with pytest.raises(ValueError, match=expected):
         Datastore(path, **{knob: least - 1})
 

@@ -116,8 +116,8 @@ def test_the_latest_of_the_commonest_is_the_first():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"order": 1}, "order=1: expected a whole number from 2"),
-        ({"paths": -1}, "paths=-1: expected a whole number from 0"),
+        ({"order": 1}, "order=1: expected a whole number of at least 2"),
+        ({"paths": -1}, "paths=-1: expected a whole number of at least 0"),
     ],
 )
 def test_a_knob_out_of_range(knobs, message):

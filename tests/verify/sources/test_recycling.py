@@ -107,5 +107,7 @@ def test_ranks_learn_which_of_them_come():
 
 @pytest.mark.parametrize(("knob", "value", "low"), [("top", 0, 1), ("nodes", -1, 0)])
 def test_a_knob_out_of_range(knob, value, low):
-    with pytest.raises(ValueError, match=f"{knob}={value}: expected a whole number from {low}"):
+    with pytest.raises(
+        ValueError, match=f"{knob}={value}: expected a whole number of at least {low}"
+    ):
         Recycling(**{knob: value})

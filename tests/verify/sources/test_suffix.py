@@ -145,5 +145,5 @@ def test_reading_takes_time_in_proportion_to_the_text(text):
 
 @pytest.mark.parametrize("knob", ["least", "paths"])
 def test_a_knob_out_of_range(knob):
-    with pytest.raises(ValueError, match=f"{knob}=0: expected a whole number from 1"):
+    with pytest.raises(ValueError, match=f"{knob}=0: expected a whole number of at least 1"):
         Suffix(**{knob: 0})

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 import dllm.verify
+from dllm.checks import ConfigError
 from dllm.errors import DllmError
-from dllm.options import ConfigError
 from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
 from dllm.verify.rng import row_seed
