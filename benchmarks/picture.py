@@ -17,7 +17,7 @@ from rich.text import Text
 import dllm
 from dllm.cli.view import LiveView
 from dllm.output import Commit, Finished
-from dllm.text.streaming import Follower
+from dllm.text.following import Follower
 
 PROMPT = (
     "Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. "

@@ -1,4 +1,4 @@
-"""What a user holds: prompts in, events or Outputs out. The loop itself is in decoding.py.
+"""Public engine API: prompts in, events or Outputs out. The loop itself is dllm.decoding.step.
 
 stream_steps (ids) -> stream (text) -> generate (Outputs).
 """
@@ -6,7 +6,7 @@ stream_steps (ids) -> stream (text) -> generate (Outputs).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding.canvas import Prefilled
@@ -15,16 +15,8 @@ from dllm.decoding.step import DecodeError, Decoding
 from dllm.models.protocol import Model
 from dllm.output import Events, Output
 from dllm.presets import TUNED, preset_options
-from dllm.text.prompts import Chat, Message, as_batch, as_ids, as_row_ids, encode_prompt
-from dllm.text.spelling import Codec
-
-
-class TextCodec(Codec, Protocol):
-    """Text to ids and back, with a chat template; dllm.text.tokenizer.ChatTokenizer is one."""
-
-    @property
-    def has_chat_template(self) -> bool: ...
-    def chat(self, messages: Sequence[Message]) -> list[int]: ...
+from dllm.text.codec import TextCodec
+from dllm.text.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 
 
 class Engine:

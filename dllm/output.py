@@ -1,10 +1,10 @@
-"""What a generation gives back: events while it runs, an `Output` a row at the end."""
+"""Results of a generation: events while it runs, an `Output` for each row at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
 FinishReason = Literal["eos", "stop", "length", "interrupted"]
 Result = TypeVar("Result")
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 class Commit:
     """Tokens that one forward made known in one row; the parallel lists are in position order.
 
-    nfe: forwards of this row so far, this one included; 0 for tokens given with the request.
-    positions are absolute. remasked: committed positions that this step made holes again.
-    settled: nothing in front of this position changes any more: the first hole, or, with a rule
-    that makes holes again, the start of its first window, if that comes before.
+    nfe: forwards of this row so far, this one included; 0 for prefilled tokens.
+    positions are absolute. remasked: committed positions that this step masked again.
+    settled: nothing in front of this position changes any more: the first masked one, or, with
+    a rule that masks again, the start of its first window, if that comes before.
     """
 
     row: int
@@ -48,7 +48,7 @@ class Output:
 
     text: the answer, cut where a stop string begins. token_ids: its tokens, without the one that
     ended it or those that reach into the stop string. An interrupted answer holds what was
-    committed, in order, holes left out.
+    committed, in order, masked positions left out.
     nfe: forwards this row took part in; canvases: how many canvases they computed for it, more than
     nfe only where a speculator guesses ahead.
     slots: positions committed, end-of-text padding included;
@@ -76,10 +76,22 @@ class Output:
         """All committed positions per forward, padding behind the end token included."""
         return self.slots / self.nfe if self.nfe else 0.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values, the two ratios included; the history only if it was kept."""
+        values = asdict(self)
+        history, timings = values.pop("history"), values.pop("timings")
+        return {
+            **values,
+            "tokens_per_forward": round(self.tokens_per_forward, 4),
+            "committed_per_forward": round(self.committed_per_forward, 4),
+            "timings": timings,
+            **({} if history is None else {"history": history}),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A row entered the batch: its prompt and the number of holes behind it."""
+    """A row entered the batch: its prompt and the number of masked positions behind it."""
 
     row: int
     prompt_ids: list[int]

@@ -18,8 +18,7 @@ from dllm.files import FileError
 from dllm.jsonlog import ends_whole, new_log, read_records
 from dllm.output import Commit, Event, Finished, Output, Started, Timings
 from dllm.registry import describe, fits
-from dllm.text.spec_streaming import SpecFollower, SpecRow
-from dllm.text.streaming import AnswerSoFar, Follower
+from dllm.text.following import AnswerSoFar, Follower, SpecFollower, SpecRow
 from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 
 if TYPE_CHECKING:

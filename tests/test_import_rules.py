@@ -16,7 +16,7 @@ GROUND = (  # tensors, dataclasses and files
     *("dllm.errors", "dllm.checks", "dllm.output", "dllm.files", "dllm.jsonlog"),
     *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.driving"),
     *("dllm.cache.plan", "dllm.cache.kv", "dllm.models.spec"),
-    *("dllm.text.__init__", "dllm.text.prompts", "dllm.text.spelling"),
+    *("dllm.text.__init__", "dllm.text.codec", "dllm.text.prompts", "dllm.text.spelling"),
 )
 BELOW_LOOP = (
     *GROUND,
@@ -81,13 +81,8 @@ RULES: dict[str, May] = {
     "dllm.text": May((*BESIDE_ENGINE, "dllm.tensors")),
     "dllm.text.templates": May(("dllm.errors",), ()),
     "dllm.text.template_worker": May((), ("jinja2",)),
-    "dllm.text.spec_streaming": May((SPEC_OUTPUT, "dllm.output", "dllm.verify.engine")),
-    "dllm.recording": May(
-        (
-            *(*ENGINE, "dllm.text.spec_streaming", "dllm.text.streaming", "dllm.verify.config"),
-            *(SPEC_OUTPUT,),
-        )
-    ),
+    "dllm.text.following": May((*BESIDE_ENGINE, SPEC_OUTPUT, "dllm.verify.engine")),
+    "dllm.recording": May((*(*ENGINE, "dllm.text.following", "dllm.verify.config", SPEC_OUTPUT),)),
     "dllm.tuning": May((*ENGINE, "dllm.intervals", "dllm.tuning")),
     # drafting and verifying
     "dllm.verify": May(("dllm.checks", "dllm.verify"), TENSORS),
@@ -230,7 +225,7 @@ KNOWN = {
         ("dllm.engine", "from .text import Text"),
         ("dllm.verify.draft.search", "import dllm.engine"),
         ("dllm.eval.sweep", "from dllm.train import recipe"),
-        ("dllm.text.streaming", "from .. import cli"),
+        ("dllm.text.following", "from .. import cli"),
         ("dllm.__init__", "import torch"),
         ("dllm.newcomer", ""),
     ],

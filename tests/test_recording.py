@@ -15,7 +15,7 @@ from rich.console import Console
 from dllm.cli.view import LiveView
 from dllm.errors import DllmError
 from dllm.recording import RecordingError, read_recording, replay
-from dllm.text.streaming import Follower
+from dllm.text.following import Follower
 
 HEAD = {
     "dllm_recording": 2,

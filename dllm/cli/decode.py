@@ -59,7 +59,7 @@ from dllm.cli.terminal import unechoed
 from dllm.cli.view import DELAY, LiveView
 from dllm.decoding.driving import drive
 from dllm.errors import DllmError
-from dllm.text.streaming import Follower
+from dllm.text.following import Follower
 
 if TYPE_CHECKING:
     from dllm.config import DecodeConfig

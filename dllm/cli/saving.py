@@ -20,7 +20,7 @@ from dllm.cli.batch import Record
 from dllm.errors import DllmError
 from dllm.files import FileError, destination, is_stream, replacing, to_json
 from dllm.jsonlog import JsonLog, LineStream, read_records
-from dllm.text.streaming import output_to_dict
+from dllm.output import Output
 
 FORMAT = "dllm-answers-1"
 REMEDY = "give --overwrite to start anew, or another --output"
@@ -97,7 +97,7 @@ def answers_to(
     as_json: bool = False,
     silent: bool = False,
     overwrite: bool = False,
-    to_dict: Callable[[Any], dict[str, Any]] = output_to_dict,
+    to_dict: Callable[[Any], dict[str, Any]] = Output.as_dict,
 ) -> Iterator[AnswerSink]:
     """What takes the answers to `records`: JSON lines to a file or stdout, or texts to stdout.
 

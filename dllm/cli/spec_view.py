@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dllm.cli.view import CONTROLS
-from dllm.text.spec_streaming import SpecFollower, SpecRow
+from dllm.text.following import SpecFollower, SpecRow
 from dllm.verify.output import RowRound, SpecEvent, SpecOutput
 
 DRAFTED, OWN = "bright_green", "bold"

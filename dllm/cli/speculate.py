@@ -147,7 +147,7 @@ def speculate(
     with_view = as_text and (watch or len(records) == 1)
     config, engine = prepare(ctx.params, single=len(records) == 1)
     from dllm.cli.spec_view import SpecView, as_dict
-    from dllm.text.spec_streaming import SpecFollower
+    from dllm.text.following import SpecFollower
 
     def consumers(part: Sequence[Record]) -> Iterator[Any]:
         titles = [title(item) for item in part]

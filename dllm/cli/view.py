@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dllm.output import Commit, Event, Started
-from dllm.text.streaming import AnswerSoFar, Follower
+from dllm.text.following import AnswerSoFar, Follower
 
 DELAY = 0.15  # least seconds of a step on the screen: a tiny model takes ten milliseconds for one
 LONGEST = 30.0  # seconds that a step stays there because the engine, or a recording, took as long

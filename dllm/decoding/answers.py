@@ -9,14 +9,14 @@ from torch import Tensor
 
 from dllm.decoding.canvas import Canvas
 from dllm.output import Commit, FinishReason, Output, Timings
-from dllm.text.spelling import Codec
+from dllm.text.codec import TextCodec
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Reads answers; `stop` are the strings that end one, `stop_ids` the tokens that do."""
 
-    text: Codec | None
+    text: TextCodec | None
     stop_ids: tuple[int, ...]
     stop: tuple[str, ...]
 

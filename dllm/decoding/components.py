@@ -13,7 +13,7 @@ from dllm.decoding.canvas import Prefilled
 from dllm.models.protocol import TokenIds
 from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
 from dllm.samplers.rule import CommitRule
-from dllm.text.spelling import Codec
+from dllm.text.codec import TextCodec
 
 
 @lru_cache(maxsize=2)  # a vocabulary of 126,464 takes a second to spell
@@ -26,7 +26,7 @@ def _pieces(codec: Any, size: int) -> tuple[str, ...]:
 class Words:
     """The vocabulary as a part that binds to it sees it: samplers.parts.Vocabulary."""
 
-    text: Codec | None
+    text: TextCodec | None
     spec: TokenIds
 
     @property
@@ -53,7 +53,7 @@ class Words:
         return self._codec.encode(text)
 
     @property
-    def _codec(self) -> Codec:
+    def _codec(self) -> TextCodec:
         if self.text is None:
             raise ConfigError(
                 "a part that looks up text needs a tokenizer: load the engine with one"
@@ -73,7 +73,7 @@ class DecodingComponents:
     speculator: Speculator | None
 
     @classmethod
-    def of(cls, config: DecodeConfig, text: Codec | None, spec: TokenIds) -> DecodingComponents:
+    def of(cls, config: DecodeConfig, text: TextCodec | None, spec: TokenIds) -> DecodingComponents:
         """The parts that `config` names; ConfigError where two of them do not go together."""
         words = Words(text, spec)
         parts = cls(
@@ -127,7 +127,9 @@ class DecodingComponents:
         return needs | ({"best"} if "decoded" in needs else frozenset())
 
 
-def encode_prefilled(prefilled: Sequence[str], text: Codec | None) -> list[tuple[int, list[int]]]:
+def encode_prefilled(
+    prefilled: Sequence[str], text: TextCodec | None
+) -> list[tuple[int, list[int]]]:
     """Texts "OFFSET:TEXT" as (offset, ids)."""
     if prefilled and text is None:
         raise ConfigError("prefilled text needs a tokenizer: load the engine with one")

@@ -33,7 +33,7 @@ from dllm.samplers.candidates import (
     score,
 )
 from dllm.samplers.rule import Selection, commits
-from dllm.text.spelling import Codec
+from dllm.text.codec import TextCodec
 
 State = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ class Decoding:
     def __init__(
         self,
         model: Model,
-        text: Codec | None,
+        text: TextCodec | None,
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
         row_ids: Sequence[int] | None = None,

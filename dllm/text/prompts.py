@@ -1,13 +1,13 @@
-"""What a prompt may be (text, messages, token ids), and how each becomes token ids."""
+"""Prompts (text, messages or token ids, in whatever holds them) and their token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from dllm.errors import DllmError
+from dllm.text.codec import Message, TextCodec
 
-Message = Mapping[str, str]
 Prompt = str | Sequence[Message] | Sequence[int]
 Chat = bool | Literal["auto"]
 
@@ -20,15 +20,6 @@ TOKENIZED = {
     *("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask"),
     *("offset_mapping", "length", "overflow_to_sample_mapping"),
 }
-
-
-class ChatCodec(Protocol):
-    """Text to ids, with a chat template; dllm.text.tokenizer.ChatTokenizer is one."""
-
-    @property
-    def has_chat_template(self) -> bool: ...
-    def encode(self, text: str) -> list[int]: ...
-    def chat(self, messages: Sequence[Message]) -> list[int]: ...
 
 
 def as_batch(prompts: Any) -> tuple[list[Prompt], bool]:
@@ -98,7 +89,7 @@ def check_text(prompt: str) -> None:
         raise DllmError(f"prompt {prompt!r}: expected text, found none")
 
 
-def encode_prompt(text: ChatCodec | None, prompt: Any, chat: Chat = "auto") -> list[int]:
+def encode_prompt(text: TextCodec | None, prompt: Any, chat: Chat = "auto") -> list[int]:
     """Token ids of a prompt. chat: wrap text in the chat template ("auto": if there is one)."""
     if not (isinstance(chat, bool) or chat == "auto"):
         raise DllmError(f'{chat=}: expected True, False or "auto"')

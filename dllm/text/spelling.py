@@ -1,4 +1,4 @@
-"""How tokens read: the text of each of them inside a text, for everything that shows one by one.
+"""Speller: the text of single tokens as they read inside a text.
 
 Knows a codec; knows no model and no events.
 """
@@ -7,15 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Protocol, cast
+from typing import cast
 
-
-class Codec(Protocol):
-    """Text to ids and back."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-
+from dllm.text.codec import TextCodec
 
 BROKEN = "\ufffd"  # what decoders write for bytes that are no whole character
 
@@ -23,7 +17,7 @@ BROKEN = "\ufffd"  # what decoders write for bytes that are no whole character
 class Speller:
     """Text of single tokens as they read inside a text."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: TextCodec) -> None:
         self.codec = codec
         self.anchor = codec.encode("x")
         self.before = codec.decode(self.anchor)
@@ -37,7 +31,7 @@ class Speller:
         return self.codec.decode([*self.anchor, *ids]).removeprefix(self.before)
 
     def pieces(self, tokens: Sequence[int | None]) -> list[str]:
-        """The text of every token, nothing for a hole.
+        """The text of every token, nothing for a masked position.
 
         A character whose bytes are spread over neighbours is the piece of the last of them.
         """

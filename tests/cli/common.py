@@ -15,7 +15,7 @@ FIELDS = {
     "slots",
     "answer_tokens",
     "tokens_per_forward",
-    "slots_per_forward",
+    "committed_per_forward",
     "timings",
 }
 SUMMARY = r"forwards \d+ · tokens \d+ · tokens/forward [\d.]+ · tokens/s \d+ · finished: {}\n"

@@ -12,7 +12,7 @@ import dllm.cli.spec_view
 import dllm.verify.api
 from dllm.decoding.driving import drive
 from dllm.recording import read_recording
-from dllm.text.spec_streaming import SpecFollower
+from dllm.text.following import SpecFollower
 from tests.cli.common import fails, modules_after
 
 PROMPT = "Reverse the list: pear, fig, plum"

@@ -14,7 +14,7 @@ from dllm.config import DecodeConfig
 from dllm.decoding.driving import drive
 from dllm.output import Commit, Finished
 from dllm.recording import Recorder, RecordingError, read_recording, replay
-from dllm.text.streaming import Follower
+from dllm.text.following import Follower
 from tests.echo import echo, write_tiny
 
 SEVEN = "one two three four five six seven"

@@ -11,7 +11,8 @@ import torch
 from dllm.config import ConfigError
 from dllm.engine import Engine
 from dllm.output import Commit, Output
-from dllm.text.streaming import Follower, feed
+from dllm.text.following import Follower
+from dllm.text.streamers import feed
 from tests.fakes import FakeModel, FakeText
 from tests.guarantees import (
     Run,

@@ -1,4 +1,4 @@
-"""Consumers of events: following, driving, transformers streamers, JSON."""
+"""Consumers of events: followers, the driver, transformers streamers, JSON."""
 
 import json
 import re
@@ -16,7 +16,8 @@ from dllm.decoding.driving import drive
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.output import Commit, Output, Started, Timings
-from dllm.text.streaming import Follower, feed, output_to_dict
+from dllm.text.following import Follower
+from dllm.text.streamers import feed
 from tests.echo import echo, write_tiny
 from tests.fakes import EOS, FakeModel, FakeText, hashed, leaning
 
@@ -239,9 +240,9 @@ class TestFeed:
         feed(engine.stream("abc"), Check(), engine)
 
 
-def test_output_to_dict():
+def test_an_output_as_json():
     output = Output("a b", [3, 4], "eos", 2, 5, 8, 3, Timings(0.5, 0.25, 0.125))
-    assert json.loads(json.dumps(output_to_dict(output))) == {
+    assert json.loads(json.dumps(output.as_dict())) == {
         "text": "a b",
         "token_ids": [3, 4],
         "finish_reason": "eos",
@@ -250,6 +251,6 @@ def test_output_to_dict():
         "slots": 8,
         "answer_tokens": 3,
         "tokens_per_forward": 1.5,
-        "slots_per_forward": 4.0,
+        "committed_per_forward": 4.0,
         "timings": {"total": 0.5, "forward": 0.25, "prompt": 0.125},
     }
