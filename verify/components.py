@@ -7,9 +7,9 @@ from typing import Any
 
 from dllm.registry import Registry, SpecError
 from dllm.verify.accept.rules import AcceptanceRule, GreedyAcceptance
-from dllm.verify.control.controllers import ControlPart
+from dllm.verify.control.controllers import Controller
 from dllm.verify.draft.search import Search
-from dllm.verify.sources.memory import SourcePart
+from dllm.verify.sources.memory import Source
 
 HERE = "dllm.verify"
 SEARCHES: Registry[Search] = Registry(
@@ -40,17 +40,17 @@ RULES: Registry[AcceptanceRule] = Registry(
         "relaxed": f"{HERE}.accept.lossy:Relaxed",
     },
 )
-CONTROLS: Registry[ControlPart] = Registry(
+CONTROLS: Registry[Controller] = Registry(
     "control",
     "dllm.controls",
     {
         "fixed": f"{HERE}.control.controllers:FixedController",
-        "adl": f"{HERE}.control.controllers:Adl",
+        "adl": f"{HERE}.control.controllers:AdlController",
         "threshold": f"{HERE}.control.controllers:ThresholdController",
         "cost": f"{HERE}.control.goodput:CostController",
     },
 )
-SOURCES: Registry[SourcePart] = Registry(
+SOURCES: Registry[Source] = Registry(
     "draft source",
     "dllm.draft_sources",
     {
@@ -106,6 +106,13 @@ def rule_of(spec: str, search: Search, *, temperature: float, lossless: bool) ->
     return rule
 
 
-def sources_of(specs: Sequence[str]) -> tuple[SourcePart, ...]:
+def rule_name(rule: AcceptanceRule) -> str:
+    """The name of a rule's class in the table; of one from elsewhere the class's own."""
+    home = f"{type(rule).__module__}:{type(rule).__name__}"
+    names = (name for name, place in RULES.items() if place == home)
+    return next(names, type(rule).__name__.lower())
+
+
+def sources_of(specs: Sequence[str]) -> tuple[Source, ...]:
     """The model-free sources that specs name; "none" stands for none at all."""
     return tuple(SOURCES.build(spec) for spec in specs if spec != "none")

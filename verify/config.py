@@ -1,9 +1,9 @@
-"""Everything that can be chosen about one speculative generation, flat, frozen and checked."""
+"""Options of speculation, frozen and checked: each is declared here, with its only default."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from dllm.checks import (
@@ -18,7 +18,7 @@ from dllm.checks import (
 )
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
-    from dllm.verify.loop import SpeculationComponents
+    from dllm.verify.draft.rows import SpeculationComponents
     from dllm.verify.output import Round
 
 OF_TARGET = ("temperature", "top_p", "top_k")  # None: as the target's checkpoint says
@@ -67,66 +67,99 @@ GENERATION = (
 )
 
 COLDEST = 1e-6  # below it logits by temperature leave what floating-point numbers hold
-PARTS = ("search", "accept", "control", "sources", "reuse", "lossless")
+# control of a single drafted text, in the command line: too short to learn costs from
+ONE_TEXT = "fixed:depth=16,nodes=16"
 
 
-@dataclass(frozen=True, slots=True)
-class SpecConfig:
-    """How to draft, accept and stop. Parts are specs ("name:key=value").
+@dataclass(frozen=True)
+class DraftOptions:
+    """How to draft. Components are specs ("name:key=value").
 
-    max_new_tokens, temperature (0: greedy; above: sampled), top_p, top_k (0: off), seed, stop: of
-    the target's own decoding, which speculation does not change. None: as its checkpoint's
-    `generation_config` says, and where that says nothing as transformers does.  search: lattice to
-    tree.  accept: the acceptance rule ("auto": the search's usual one).  control: how much to draft
-    and to verify.  sources: model-free drafts, in addition to the drafter's.  reuse: the rest of a
-    draft is used again while it has that many columns (0: never).  lossless: False lets a rule
-    change the target's output.  generation: further options of the target's own decoding, by the
-    names of `GENERATION`; `replace` takes them as options like all others.  logits_processor:
-    further processors, put where transformers puts them.
+    search: lattice to tree.  control: how much to draft and to verify.  sources: model-free drafts,
+    in addition to the drafter's.  reuse: the rest of a draft is used again while it has that many
+    columns (0: never).
     """
 
-    max_new_tokens: int = 128
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
     search: str = "product"
-    accept: str = "auto"
     control: str = "cost"
     sources: tuple[str, ...] = ("ngram", "suffix")
     reuse: int = 0
-    lossless: bool = True
-    generation: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    logits_processor: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
-        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
-        check_number("temperature", self.temperature, 0, LARGEST, none=True)
-        if self.top_p is not None:
-            check_positive("top_p", self.top_p, 1)
-        check_whole("top_k", self.top_k, 0, none=True)
-        check_whole("seed", self.seed, 0)
         check_whole("reuse", self.reuse, 0)
-        check_switches(self, "lossless")
-        self._check_generation()
-        object.__setattr__(self, "stop", checked_stop(self.stop))
-        for name in ("search", "accept", "control"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: expected a spec, name:key=value"
-                )
+        check_specs(self, "search", "control")
         if isinstance(self.sources, str):
             object.__setattr__(self, "sources", (self.sources,))
         if not isinstance(self.sources, Sequence) or not all(
             isinstance(source, str) for source in self.sources
         ):
             raise ConfigError(f"sources={self.sources!r:.99}: expected specs, name:key=value")
+        object.__setattr__(self, "sources", tuple(self.sources))
+
+
+def check_specs(options: object, *names: str) -> None:
+    """ConfigError for an option that is no string."""
+    for name in names:
+        if not isinstance(value := getattr(options, name), str):
+            raise ConfigError(f"{name}={value!r}: expected a spec, name:key=value")
+
+
+@dataclass(frozen=True)
+class ChainOptions(DraftOptions):
+    """How to draft for a loop of others, which verifies one path of tokens (transformers, vLLM).
+
+    Nodes beside the path would be wasted, hence argmax. A pass serves texts that are not seen here,
+    so that the clock says little about one of them: hence no control by cost.
+    """
+
+    search: str = "argmax"
+    control: str = "threshold"
+
+    def components(self) -> SpeculationComponents:
+        """The components that the specs name; SpecError says what is wrong with one."""
+        return components_of(self, "match", temperature=1.0, lossless=True)
+
+
+@dataclass(frozen=True)
+class SpecConfig(DraftOptions):
+    """How to draft, accept and stop.
+
+    accept: the acceptance rule ("auto": the search's usual one).  lossless: False lets a rule
+    change the target's output.  max_new_tokens, temperature (0: greedy; above: sampled), top_p,
+    top_k (0: off), seed, stop: of the target's own decoding, which speculation does not change.
+    None: as its checkpoint's `generation_config` says, and where that says nothing as transformers
+    does.  generation: further options of the target's own decoding, by the names of `GENERATION`;
+    `replace` takes them as options like all others.  logits_processor: further processors, put
+    where transformers puts them.
+    """
+
+    accept: str = "auto"
+    lossless: bool = True
+    max_new_tokens: int = 128
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    logits_processor: tuple[Callable[..., Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        DraftOptions.__post_init__(self)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_number("temperature", self.temperature, 0, LARGEST, none=True)
+        if self.top_p is not None:
+            check_positive("top_p", self.top_p, 1)
+        check_whole("top_k", self.top_k, 0, none=True)
+        check_whole("seed", self.seed, 0)
+        check_specs(self, "accept")
+        check_switches(self, "lossless")
+        self._check_generation()
+        object.__setattr__(self, "stop", checked_stop(self.stop))
         if self.temperature and self.temperature < COLDEST:
             raise ConfigError(
                 f"temperature={self.temperature}: expected 0, or a number of at least {COLDEST}"
             )
-        object.__setattr__(self, "sources", tuple(self.sources))
 
     def _check_generation(self) -> None:
         if not isinstance(self.generation, Mapping):
@@ -168,47 +201,59 @@ class SpecConfig:
             options["top_k"] = self.top_k
         return {**options, **self.generation}
 
-    def parts(self) -> SpeculationComponents:
-        """The parts that the specs name, greedy ones if the temperature is left open; SpecError
-        says what is wrong with one.
+    def components(self) -> SpeculationComponents:
+        """The components that the specs name, greedy ones if the temperature is left open;
+        SpecError says what is wrong with one.
         """
-        from dllm.verify.components import CONTROLS, SEARCHES, rule_of, sources_of
-        from dllm.verify.loop import SpeculationComponents
-
-        search = SEARCHES.build(self.search)
         warm = self.temperature or 0.0
-        rule = rule_of(self.accept, search, temperature=warm, lossless=self.lossless)
-        control, sources = CONTROLS.build(self.control), sources_of(self.sources)
-        return SpeculationComponents(search, rule, control, sources, self.reuse)
+        return components_of(self, self.accept, temperature=warm, lossless=self.lossless)
 
 
-class PartsCache:
-    """The parts of configurations, each made once: a datastore stays open, and a controller and the
-    sources' rates go on learning how these parts do. Seeds and lengths make no difference.
+# options that say which components are used: the others are of one text or of the target
+OF_COMPONENTS = (*(each.name for each in fields(DraftOptions)), "accept", "lossless")
+
+
+def components_of(
+    options: DraftOptions, accept: str, *, temperature: float, lossless: bool
+) -> SpeculationComponents:
+    """The components that specs name, with the rule `accept` that fits them."""
+    from dllm.verify.components import CONTROLS, SEARCHES, rule_of, sources_of
+    from dllm.verify.draft.rows import SpeculationComponents
+
+    search = SEARCHES.build(options.search)
+    rule = rule_of(accept, search, temperature=temperature, lossless=lossless)
+    control, sources = CONTROLS.build(options.control), sources_of(options.sources)
+    return SpeculationComponents(search, rule, control, sources, options.reuse)
+
+
+class ComponentsCache:
+    """The components of configurations, each made once: a datastore stays open, and a controller
+    and the sources' rates go on learning how these components do. Seeds and lengths make no
+    difference.
     """
 
     def __init__(self) -> None:
-        self._parts: dict[SpecConfig, SpeculationComponents] = {}
+        self._made: dict[SpecConfig, SpeculationComponents] = {}
 
     def of(self, config: SpecConfig, sampled: bool) -> SpeculationComponents:
-        """The parts of a configuration; SpecError says what is wrong with one.
+        """The components of a configuration; SpecError says what is wrong with one.
 
         sampled: whether the target decodes so; it decides between greedy and drawing rules.
         """
-        chosen = {name: getattr(config, name) for name in PARTS}
+        chosen = {name: getattr(config, name) for name in OF_COMPONENTS}
         key = SpecConfig(temperature=float(sampled), **chosen)
-        if key not in self._parts:
-            self._parts[key] = key.parts()
-        return self._parts[key]
+        if key not in self._made:
+            self._made[key] = key.components()
+        return self._made[key]
 
-    def watched(self, parts: SpeculationComponents, rounds: Iterator[Round]) -> Iterator[Round]:
-        """`rounds` with `parts`. After one that Ctrl-C or an error cut these are made anew: what
-        they were learning then may be half written.
+    def watched(self, made: SpeculationComponents, rounds: Iterator[Round]) -> Iterator[Round]:
+        """`rounds` with components that were `made` here. After one that Ctrl-C or an error cut
+        these are made anew: what they were learning then may be half written.
         """
         try:
             yield from rounds
         except GeneratorExit:  # between two rounds
             raise
         except BaseException:
-            self._parts = {key: each for key, each in self._parts.items() if each is not parts}
+            self._made = {key: each for key, each in self._made.items() if each is not made}
             raise

@@ -17,7 +17,8 @@ from dllm.output import FinishReason
 from dllm.text.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
 from dllm.text.spelling import Speller
 from dllm.text.tokenizer import ChatTokenizer
-from dllm.verify.config import PartsCache, SpecConfig
+from dllm.verify.components import rule_name
+from dllm.verify.config import ComponentsCache, SpecConfig
 from dllm.verify.loop import Request, speculate
 from dllm.verify.output import Round, RowRound, SpecEvents, SpecOutput, StandingRounds
 from dllm.verify.protocol import Drafter
@@ -33,7 +34,7 @@ class SpecEngine:
         self, target: HFTarget, text: ChatTokenizer | None = None, drafter: Drafter | None = None
     ) -> None:
         self.target, self.text, self.drafter = target, text, drafter
-        self.parts = PartsCache()
+        self.components = ComponentsCache()
         self.speller = Speller(text) if text else None
 
     @property
@@ -78,15 +79,15 @@ class SpecEngine:
         prompts = as_ids(prompts)
         row_ids = as_row_ids(row_ids, len(prompts))
         found = decoding or self.decoding(prompts, config)
-        parts = self.parts.of(config, found.sampled)
+        components = self.components.of(config, found.sampled)
         if found.process is not None:
-            found.process.check(drafts=self.drafter is not None or len(parts.sources) > 0)
+            found.process.check(drafts=self.drafter is not None or len(components.sources) > 0)
         requests = [
             self.request(ids, config, found, row_id)
             for ids, row_id in zip(prompts, row_ids, strict=True)
         ]
-        rounds = speculate(self.target, self.drafter, requests, parts, found.process)
-        return self.parts.watched(parts, rounds)
+        rounds = speculate(self.target, self.drafter, requests, components, found.process)
+        return self.components.watched(components, rounds)
 
     def stream(
         self,
@@ -203,14 +204,14 @@ class SpecEngine:
         if reason == "stop":
             text = text[: min(at for s in decoding.stop if (at := text.find(s)) >= 0)]
             ids = self.within(ids, text)
-        rule = self.parts.of(config, decoding.sampled).rule
+        rule = self.components.of(config, decoding.sampled).rule
         return SpecOutput(
             text=text,
             token_ids=ids,
             finish_reason=reason or "interrupted",
             rounds=tuple(rounds),
             seconds=seconds,
-            rule=type(rule).__name__.lower(),
+            rule=rule_name(rule),
             lossless=rule.lossless,
             decoding=decoding.applied,
         )

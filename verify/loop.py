@@ -1,64 +1,33 @@
-"""The loop of speculative decoding: draft, search, verify in one pass, emit. All of it.
+"""Loop of speculative decoding: draft, search, verify in one pass, emit.
 
 It knows no model, tokenizer or method: a drafter proposes, a search grows a tree, a rule walks it
 by the target's own logits, a controller says how much of each. What is emitted has the target's
-own law whatever the parts do (see accept.py).
+own distribution whatever the components do (see accept/rules.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dllm.verify.accept.rules import (
-    AcceptanceRule,
-    AcceptedPath,
-    Emit,
-    GreedyAcceptance,
-    Scores,
-    go_on,
-)
-from dllm.verify.control.controllers import Control, ControlPart, Observed, Spent
-from dllm.verify.draft.lattice import Lattice
-from dllm.verify.draft.search import Search
+from dllm.verify.accept.rules import AcceptedPath, Emit, GreedyAcceptance, Scores, go_on
+from dllm.verify.draft.rows import DraftedRow, RowDrafter, SpeculationComponents
 from dllm.verify.output import Round, RowRound
-from dllm.verify.protocol import Drafter, DraftSession, Scored, Target, TargetSession
+from dllm.verify.protocol import Drafter, Scored, Target, TargetSession
 from dllm.verify.rng import Rng
-from dllm.verify.sources.memory import Memory, Rate, Rates, SourcePart
 from dllm.verify.tree import Tree
-
-LIMIT = 256  # drafts of a tree; a mask of trees is quadratic in it
-
-
-@dataclass(frozen=True, slots=True)
-class SpeculationComponents:
-    """The methods of a run.
-
-    reuse: instead of a new draft the rest of the last one is used while it has that many columns
-    (tail reuse; 0: never). Its columns know nothing of the token that replaced a draft's.
-    rates: how often the sources were right, over all texts of these parts.
-    """
-
-    search: Search
-    rule: AcceptanceRule
-    control: ControlPart
-    sources: tuple[SourcePart, ...] = ()
-    reuse: int = 0
-    rates: Rates = field(default_factory=lambda: defaultdict(Rate), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One text to go on with.
 
-    ids: the prompt, at least one token.  room: tokens to emit at most.  rng: of all draws.
+    ids: the prompt, at least one token.  budget: tokens to emit at most.  rng: of all draws.
     ended(emitted): the reason why the row is finished after these new tokens, or None.
     """
 
@@ -80,11 +49,6 @@ class Process(Protocol):
         ...
 
 
-def memory_of(parts: SpeculationComponents) -> Memory:
-    """The sources of a row that begins."""
-    return Memory([source.open() for source in parts.sources], rates=parts.rates)
-
-
 def looked_up(tokens: Sequence[int]) -> Emit:
     """The greedy choice at a node where the most likely token behind each is known already."""
     return lambda node, emitted: tokens[node]
@@ -92,27 +56,12 @@ def looked_up(tokens: Sequence[int]) -> Emit:
 
 @dataclass(slots=True)
 class SpeculatedRow:
-    """A text that is not finished."""
+    """A text that is not finished. number: of its request."""
 
     number: int
     request: Request
-    memory: Memory
     emitted: list[int] = field(default_factory=list)
-    left: Lattice | None = None  # columns of the last draft that are still ahead
     reason: str | None = None
-
-    @property
-    def context(self) -> list[int]:
-        return [*self.request.ids, *self.emitted]
-
-    @property
-    def last(self) -> int:
-        return self.emitted[-1] if self.emitted else self.request.ids[-1]
-
-    @property
-    def depth(self) -> int:
-        """Drafts that can still be accepted: a round emits one token more."""
-        return self.request.budget - len(self.emitted) - 1
 
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether the row is finished once it has emitted `tokens` in this round."""
@@ -144,14 +93,14 @@ def speculate(
     target: Target,
     drafter: Drafter | None,
     requests: Sequence[Request],
-    parts: SpeculationComponents,
+    components: SpeculationComponents,
     process: Process | None = None,
 ) -> Iterator[Round]:
     """Go on with all requests until each has ended; one `Round` per pass of the target.
 
     The requests are checked at once, before the first round is asked for.
     """
-    loop = Loop(target, drafter, requests, parts, process)
+    loop = Loop(target, drafter, requests, components, process)
     return loop.rounds()
 
 
@@ -163,23 +112,26 @@ class Loop:
         target: Target,
         drafter: Drafter | None,
         requests: Sequence[Request],
-        parts: SpeculationComponents,
+        components: SpeculationComponents,
         process: Process | None = None,
     ) -> None:
-        self.parts, self.process, self.vocab_size = parts, process, target.vocab_size
+        self.rule, self.process = components.rule, process
         self.rows = [
-            SpeculatedRow(number, request, memory_of(parts))
+            SpeculatedRow(number, request)
             for number, request in enumerate(requests)
             if request.budget > 0
         ]
-        for row in self.rows:
-            row.memory.extend(row.request.ids)
-        prompts = [row.request.ids for row in self.rows]
-        rooms = [row.request.budget for row in self.rows]
-        totals = [len(ids) + budget for ids, budget in zip(prompts, rooms, strict=True)]
-        self.target: TargetSession = target.open(prompts, rooms)
-        self.drafter: DraftSession | None = drafter.open(totals) if drafter else None
-        self.control: Control = parts.control.open(len(requests))
+        asked = [row.request for row in self.rows]
+        prompts = [request.ids for request in asked]
+        self.target: TargetSession = target.open(prompts, [request.budget for request in asked])
+        self.drafts = RowDrafter(
+            components,
+            drafter,
+            target.vocab_size,
+            prompts,
+            limits=[len(request.ids) + request.budget for request in asked],
+            rngs=[request.rng for request in asked],
+        )
 
     def rounds(self) -> Iterator[Round]:
         """One after another, while rows are left."""
@@ -188,75 +140,25 @@ class Loop:
 
     def round(self) -> Round:
         """Draft, grow, verify, emit; finished rows leave."""
-        started = time.perf_counter()
-        limits = [min(self.control.drafts(row.number), LIMIT) for row in self.rows]
-        lattices, depths = self.draft(limits)
-        drafted = time.perf_counter()
-        trees = self.grow(lattices, limits)
-        grown = time.perf_counter()
+        trees = self.drafts.propose()
         scored = self.target.score(trees)
         walks = self.walk(trees, scored)
         verified = time.perf_counter()
         self.target.commit([walk.nodes for walk in walks])
-        done = []
-        for i, (row, tree, walk) in enumerate(zip(self.rows, trees, walks, strict=True)):
-            if row.memory.top:
-                row.memory.learn(tree.tokens, scored.top(i, row.memory.top))
-            done.append(self.emit(row, lattices[i], depths[i], tree, walk))
-        rows = len(self.rows)
-        self.drop()
-        spent = Spent(
-            rows=rows,
-            width=max(map(len, trees)),
-            depth=max(depths),
-            draft=drafted - started,
-            verify=verified - grown,
-            host=grown - drafted + time.perf_counter() - verified,
-        )
-        self.control.spent(spent)
-        return Round(tuple(done), spent.draft, spent.verify, spent.host)
-
-    def draft(self, limits: Sequence[int]) -> tuple[list[Lattice], list[int]]:
-        """A lattice for every row, and how many columns the drafter was asked for (0: none)."""
-        rest = [self.rest(row) for row in self.rows]
-        depths = [
-            min(self.control.depth(row.number), row.depth) if limit and not left else 0
-            for row, limit, left in zip(self.rows, limits, rest, strict=True)
-        ]
-        if self.drafter is None or not any(depths):
-            depths = [0] * len(depths)
-            lattices = [Lattice.empty() for _ in depths]
-        else:
-            lattices = self.drafter.propose([row.context for row in self.rows], depths)
-        lattices = [left or new for left, new in zip(rest, lattices, strict=True)]
-        return [
-            lattice.checked(self.vocab_size, row.depth)
-            for row, lattice in zip(self.rows, lattices, strict=True)
-        ], depths
-
-    def rest(self, row: SpeculatedRow) -> Lattice | None:
-        """The columns of the last draft that are used again, if there are enough."""
-        enough = self.parts.reuse and row.left is not None and len(row.left) >= self.parts.reuse
-        return row.left if enough else None
-
-    def grow(self, lattices: Sequence[Lattice], limits: Sequence[int]) -> list[Tree]:
-        """The trees to verify: no deeper than there is room, as large as the controller says."""
-        search = self.parts.search
-        trees = []
-        for row, lattice, limit in zip(self.rows, lattices, limits, strict=True):
-            tree = Tree.root(row.last)
-            if limit and row.depth:
-                tree = search.grow(row.last, lattice, row.memory, limit, row.request.rng)
-            trees.append(tree.within(row.depth, self.vocab_size))
-        if search.samples:  # a size that looks at drawn tokens would bias what is emitted
-            return trees
-        sizes = self.control.sizes([np.array(tree.weights[1:]) for tree in trees])
-        return [tree.cut(size) for tree, size in zip(trees, sizes, strict=True)]
+        if top := self.drafts.top:
+            for i in range(len(trees)):
+                self.drafts.learn(i, scored.top(i, top))
+        rows, drafted = self.rows, self.drafts.rows
+        for row, walk in zip(rows, walks, strict=True):
+            row.emitted += walk.tokens
+        alive = self.drop()
+        spent = self.drafts.settle([walk.tokens for walk in walks], verified, alive)
+        done = tuple(map(row_round, rows, drafted, walks))
+        return Round(done, spent.draft, spent.verify, spent.host)
 
     def walk(self, trees: Sequence[Tree], scored: Scored) -> list[AcceptedPath]:
         """What each row emits."""
-        rule = self.parts.rule
-        if isinstance(rule, GreedyAcceptance) and self.process is None:
+        if isinstance(self.rule, GreedyAcceptance) and self.process is None:
             best = scored.best()  # for all rows at once
             return [
                 go_on(AcceptedPath([0], []), tree, looked_up(best[i]), row.ended)
@@ -264,7 +166,7 @@ class Loop:
             ]
         scores = self.scores(trees, scored)
         return [
-            rule.walk(tree, scores[i], row.request.rng, row.ended)
+            self.rule.walk(tree, scores[i], row.request.rng, row.ended)
             for i, (row, tree) in enumerate(zip(self.rows, trees, strict=True))
         ]
 
@@ -279,44 +181,23 @@ class Loop:
         changed = process.batch({row.number: row.emitted for row in self.rows}, logits)
         return [at_root(scores) for scores in changed]
 
-    def emit(
-        self, row: SpeculatedRow, lattice: Lattice, depth: int, tree: Tree, walk: AcceptedPath
-    ) -> RowRound:
-        """Append what was emitted, and tell sources and controller what became of the drafts."""
-        path = tree.follow(walk.tokens)
-        row.memory.extend(walk.tokens)
-        row.emitted += walk.tokens
-        if self.parts.reuse:
-            row.left = lattice.shift(len(walk.tokens), walk.tokens[-1])
-        kept = np.zeros(tree.drafts, bool)
-        kept[np.array(path, int) - 1] = True
-        self.control.observe(
-            row.number,
-            Observed(
-                depth=depth,
-                end=lattice.first_end(),
-                drafts=tree.drafts,
-                accepted=len(path),
-                weights=np.array(tree.weights[1:]),
-                kept=kept,
-            ),
-        )
-        return RowRound(
-            row=row.number,
-            tokens=tuple(walk.tokens),
-            sources=tuple(tree.sources[node] for node in path),
-            drafts=tree.drafts,
-            depth=depth,
-            finish_reason=row.reason,
-        )
-
-    def drop(self) -> None:
-        """Finished rows leave the batch."""
+    def drop(self) -> list[int]:
+        """Finished rows leave the target's batch; which ones go on."""
         alive = [i for i, row in enumerate(self.rows) if row.reason is None]
-        if len(alive) == len(self.rows):
-            return
-        self.rows = [self.rows[i] for i in alive]
-        if alive:
-            self.target.keep(alive)
-            if self.drafter is not None:
-                self.drafter.keep(alive)
+        if len(alive) < len(self.rows):
+            self.rows = [self.rows[i] for i in alive]
+            if alive:
+                self.target.keep(alive)
+        return alive
+
+
+def row_round(row: SpeculatedRow, drafted: DraftedRow, walk: AcceptedPath) -> RowRound:
+    """What a round came to in one row."""
+    return RowRound(
+        row=row.number,
+        tokens=tuple(walk.tokens),
+        sources=tuple(drafted.tree.sources[node] for node in drafted.accepted),
+        drafts=drafted.tree.drafts,
+        depth=drafted.depth,
+        finish_reason=row.reason,
+    )

@@ -1,4 +1,4 @@
-"""What the loop asks of its two models. Both keep their keys and values between rounds.
+"""Protocols of the two models of the loop. Both keep their keys and values between rounds.
 
 Rows are those that are still alive, in order; `keep` drops the finished ones.
 """
@@ -59,8 +59,8 @@ class Target(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def open(self, prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> TargetSession:
-        """Begin a batch: prompts of at least one token, each growing by up to its room."""
+    def open(self, prompts: Sequence[Sequence[int]], budgets: Sequence[int]) -> TargetSession:
+        """Begin a batch: prompts of at least one token, each growing by up to its token budget."""
         ...
 
 
@@ -82,6 +82,6 @@ class DraftSession(Protocol):
 class Drafter(Protocol):
     """Anything that proposes; whatever it says, the target's text stays the same."""
 
-    def open(self, rooms: Sequence[int]) -> DraftSession:
-        """Begin a batch whose texts will not be longer than `rooms` tokens, prompt included."""
+    def open(self, limits: Sequence[int]) -> DraftSession:
+        """Begin a batch whose texts will not be longer than `limits` tokens, prompt included."""
         ...

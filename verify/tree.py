@@ -99,6 +99,23 @@ class Tree:
             nodes.append(child)
         return nodes
 
+    def heaviest_path(self) -> Tree:
+        """A tree of one path: from the root to the heaviest child, and so on to a leaf.
+
+        Among equals the child that was added first. Draws are left out: who takes one path of a
+        tree by its weights, and compares it with what is emitted, has no use for them.
+        """
+        best: dict[int, int] = {}
+        for node in range(1, len(self)):
+            rival = best.get(self.parents[node])
+            if rival is None or self.weights[node] > self.weights[rival]:
+                best[self.parents[node]] = node
+        path, node = Tree.root(self.tokens[0]), 0
+        while node in best:
+            node = best[node]
+            path.add(path.drafts, self.tokens[node], self.weights[node], self.sources[node])
+        return path
+
     def path(self, node: int) -> list[int]:
         """Nodes from the root's child down to `node`; empty for the root."""
         nodes = []

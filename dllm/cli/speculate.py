@@ -41,13 +41,13 @@ from dllm.cli.view import DELAY
 from dllm.decoding.driving import drive
 from dllm.errors import DllmError
 from dllm.files import parse_json
+from dllm.verify.config import ONE_TEXT
 
 if TYPE_CHECKING:
     from dllm.verify.config import SpecConfig
     from dllm.verify.engine import SpecEngine
 
 PAIR = {"tiny-ar": "tiny"}  # bundled target -> its drafter
-SINGLE = "fixed:depth=16,nodes=16"  # control for one drafted text: too short to learn costs from
 
 Target = Annotated[str, option("The AR model: tiny-ar, a directory, or a hub id.", panel=MODEL)]
 DraftModel = Annotated[
@@ -67,7 +67,7 @@ Control = Annotated[
     str | None,
     option(
         f"How much to draft and to verify; by default cost, or with a drafter and one prompt "
-        f"{SINGLE}.",
+        f"{ONE_TEXT}.",
         metavar=PART,
     ),
 ]
@@ -212,10 +212,10 @@ def prepare(params: Mapping[str, Any], single: bool) -> tuple[SpecConfig, SpecEn
         drafter = params["drafter"] or PAIR.get(params["target"])
         drafter = None if drafter == "none" else drafter
         if single and drafter:
-            given = {"control": SINGLE, **given}
+            given = {"control": ONE_TEXT, **given}
         generation = dict(map(named_value, params["generation"] or []))
         config = SpecConfig(lossless=not params["lossy"], generation=generation).replace(**given)
-        config.parts()  # told at once, not after a long download
+        config.components()  # told at once, not after a long download
         options = {n: params[n] for n in ("dtype", "device") if params[n] is not None}
         if not params["markov"]:
             options["markov"] = False

@@ -1,12 +1,13 @@
 """Drafts for the assisted generation of transformers: its own loop, one text, chains.
 
-    candidates = Assist(chains)
-    model.generate(ids, max_new_tokens=100, custom_generate=candidates)
+    assist = Assist(drafter, sources=["ngram"])
+    model.generate(ids, max_new_tokens=100, custom_generate=assist)
 
 `generate` prepares processors, criteria and cache as always; then its own assisted decoding runs,
 with candidates from here. The output is the model's own: greedy text is the same token for token,
-sampled text has the same law. Nothing is patched, but methods of transformers that begin with an
-underscore are called: written for and tested with 5.23. A `streamer` does not reach any callable.
+sampled text has the same distribution. Nothing is patched, but methods of transformers that begin
+with an underscore are called: written for and tested with 5.23. A `streamer` does not reach any
+callable.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ from torch import LongTensor, Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from dllm.errors import DllmError
-from dllm.verify.draft.chain import Chains
+from dllm.options import replaced
+from dllm.verify.config import ChainOptions
+from dllm.verify.draft.chain import Chain
+from dllm.verify.draft.rows import SpeculationComponents
+from dllm.verify.protocol import Drafter
 from dllm.verify.target.capability import position_limit
 from dllm.verify.target.generation import check_mode
 
 
 class LatticeCandidates(CandidateGenerator):
-    """A candidate generator of transformers for one text of at most `max_length` tokens.
+    """A candidate generator of transformers for one text.
 
     Its candidates come without logits: transformers then takes tokens from the target, and keeps
     a candidate where it is the same.
     """
 
-    def __init__(self, chains: Chains, max_length: int) -> None:
-        self._chain = chains.open(max_length)
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
 
     def get_candidates(self, input_ids: LongTensor, **kwargs: Any) -> tuple[LongTensor, Any]:
         """input_ids [1, n], or with drafts [1, n + k]; k may be 0."""
         if len(input_ids) != 1:
             raise DllmError(f"{len(input_ids)} texts: assisted generation takes one at a time")
         context = input_ids[0].tolist()
-        drafts = self._chain.propose(context, most=self._chain.budget)
+        drafts = self._chain.propose(context, most=self._chain.limit)
         new = torch.tensor([drafts], dtype=input_ids.dtype, device=input_ids.device)
         return cast(LongTensor, torch.cat((input_ids, new), 1)), None
 
@@ -55,10 +60,24 @@ class LatticeCandidates(CandidateGenerator):
 
 
 class Assist:
-    """For `generate(..., custom_generate=)`: transformers' assisted decoding with our drafts."""
+    """For `generate(..., custom_generate=)`: transformers' assisted decoding with our drafts.
 
-    def __init__(self, chains: Chains) -> None:
-        self.chains = chains
+    drafter: what `load_drafter` gives, None for model-free sources alone.  options: those of
+    `ChainOptions`; or `components` that are made already.  seed: of a search that draws. What is
+    learned of sources and costs stays from one text to the next.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter | None = None,
+        components: SpeculationComponents | None = None,
+        *,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        made = replaced(ChainOptions(), options)
+        self.components = components or made.components()
+        self.drafter, self.seed = drafter, seed
 
     def __call__(
         self,
@@ -76,10 +95,11 @@ class Assist:
                 f"a prompt of {input_ids.shape[1]} tokens and {length - input_ids.shape[1]} new "
                 f"ones make {length} positions, but the model has {limit}"
             )
-        candidates = LatticeCandidates(self.chains, generation_config.max_length)
+        size = model.config.get_text_config().vocab_size
+        chain = Chain(self.components, self.drafter, size, length, self.seed)
         # The class's method on a stand-in, so that the model itself is never changed.
         return type(model)._assisted_decoding(
-            ModelWithCandidates(model, candidates),
+            ModelWithCandidates(model, LatticeCandidates(chain)),
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,

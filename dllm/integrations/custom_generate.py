@@ -6,6 +6,7 @@ below; no method is patched. The cache is our own. Tested with transformers 5.23
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import warnings
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dllm.errors import DllmError
-from dllm.verify.config import PARTS, PartsCache, SpecConfig
+from dllm.verify.config import OF_COMPONENTS, ComponentsCache, SpecConfig
 from dllm.verify.loop import Request, speculate
 from dllm.verify.output import Round
 from dllm.verify.protocol import Drafter
@@ -54,11 +55,11 @@ class KeptForModel:
     """
 
     probed: bool = False
-    parts: PartsCache = field(default_factory=PartsCache)
+    components: ComponentsCache = field(default_factory=ComponentsCache)
     drafters: dict[str, Drafter] = field(default_factory=dict)
 
 
-_known: WeakKeyDictionary[Any, KeptForModel] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Any, KeptForModel] = WeakKeyDictionary()
 
 
 def generate(
@@ -68,12 +69,6 @@ def generate(
     stopping_criteria: Any,
     generation_config: Any,
     drafter: Drafter | str | os.PathLike[str] | None = None,
-    search: str | None = None,
-    accept: str | None = None,
-    control: str | None = None,
-    sources: Sequence[str] | None = None,
-    reuse: int | None = None,
-    lossless: bool | None = None,
     on_tokens: OnTokens | None = None,
     on_round: Callable[[Round], None] | None = None,
     **prepared: Any,
@@ -82,11 +77,11 @@ def generate(
 
     For `model.generate(..., custom_generate=generate, drafter=...)`. drafter: what `load_drafter`
     gives, or the name of a checkpoint that shall be loaded beside the target's (and kept as long as
-    the model is), None for model-free sources alone.  search, accept, control, sources, reuse,
-    lossless: as in `SpecConfig`.  on_tokens(row, ids): called after every forward with a row's new
-    tokens (transformers keeps its own `streamer` from custom loops); an object with `put` and
-    `end`, as a streamer has them, does for a single row.  on_round: is given the statistics of
-    every forward.
+    the model is), None for model-free sources alone.  Options of `OF_COMPONENTS` (search=,
+    control=, ...) are `SpecConfig`'s, with its defaults.  on_tokens(row, ids): called after every
+    forward with a row's new tokens (transformers keeps its own `streamer` from custom loops); an
+    object with `put` and `end`, as a streamer has them, does for a single row.  on_round: is given
+    the statistics of every forward.
 
     Stop strings: pass a `StopStringCriteria` in `stopping_criteria`, since transformers keeps the
     tokenizer back too. A logits processor that is not known to be stateless (see processors.py)
@@ -99,31 +94,30 @@ def generate(
     _warn_of_withheld(model, sys._getframe(1).f_locals)
     _check(generation_config, prepared.get("past_key_values"))
     masks = _masks(input_ids, prepared.get("attention_mask"))
+    config = SpecConfig().replace(**{k: prepared.pop(k) for k in OF_COMPONENTS if k in prepared})
     _check_inputs(prepared, masks)
-    given = dict(zip(PARTS, (search, accept, control, sources, reuse, lossless), strict=True))
-    config = SpecConfig().replace(**{k: v for k, v in given.items() if v is not None})
-    known = _known.setdefault(model, KeptForModel())
-    parts = known.parts.of(config, bool(generation_config.do_sample))
+    kept = _kept.setdefault(model, KeptForModel())
+    components = kept.components.of(config, bool(generation_config.do_sample))
     target = HFTarget(model)
-    target.probed = known.probed
+    target.probed = kept.probed
     if isinstance(drafter, str | os.PathLike):
-        drafter = _named_drafter(target, os.fspath(drafter), known)
+        drafter = _named_drafter(target, os.fspath(drafter), kept)
     elif not (drafter is None or hasattr(drafter, "open")):
         raise DllmError(f"drafter={drafter!r}: expected a name, or what load_drafter gives")
     process = None
     if len(logits_processor):
         pad = generation_config.pad_token_id
         process = Processors.of_batch(input_ids, logits_processor, pad)
-        process.check(drafts=drafter is not None or len(parts.sources) > 0)
+        process.check(drafts=drafter is not None or len(components.sources) > 0)
     requests = [
         _request(row, *each, len(input_ids), stopping_criteria, generation_config)
         for row, each in enumerate(zip(input_ids, masks, strict=True))
     ]
     emitted: list[list[int]] = [[] for _ in requests]
     put = _listener(on_tokens, len(requests))
-    rounds = speculate(target, drafter, requests, parts, process)
-    for each in known.parts.watched(parts, rounds):
-        known.probed = True
+    rounds = speculate(target, drafter, requests, components, process)
+    for each in kept.components.watched(components, rounds):
+        kept.probed = True
         for row in each.rows:
             emitted[row.row] += row.tokens
             put(row.row, list(row.tokens))
@@ -135,6 +129,23 @@ def generate(
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
     return sequences
+
+
+def _with_options(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function whose options of `SpecConfig` come as further ones by name.
+
+    transformers reads there which arguments of `model.generate` a custom loop wants.
+    """
+    found = inspect.signature(function)
+    *first, rest = found.parameters.values()
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(SpecConfig(), name))
+        for name in OF_COMPONENTS
+    ]
+    return found.replace(parameters=[*first, *named, rest])
+
+
+generate.__signature__ = _with_options(generate)  # type: ignore[attr-defined]
 
 
 def _warn_of_withheld(model: Any, caller: Mapping[str, Any]) -> None:
@@ -169,13 +180,13 @@ def _check_inputs(prepared: Mapping[str, Any], masks: Tensor) -> None:
         raise DllmError("position_ids: expected 0, 1, 2, ... from a prompt's first token on")
 
 
-def _named_drafter(target: HFTarget, name: str, known: KeptForModel) -> Drafter:
+def _named_drafter(target: HFTarget, name: str, kept: KeptForModel) -> Drafter:
     """The drafter that a name stands for, loaded once; its drafts are for the target's tokenizer,
     which is looked for where the target came from.
     """
     from dllm.verify.api import load_drafter
 
-    if name not in known.drafters:
+    if name not in kept.drafters:
         model = target.model
         loader: Any = AutoTokenizer
         try:
@@ -187,14 +198,14 @@ def _named_drafter(target: HFTarget, name: str, known: KeptForModel) -> Drafter:
                 f"drafter={name!r}: no tokenizer of the target to draft for ({brief(error)}): "
                 "expected what load_drafter(name, tokenizer) gives"
             ) from error
-        known.drafters[name] = load_drafter(
+        kept.drafters[name] = load_drafter(
             name,
             tokenizer,
             vocab_size=target.vocab_size,
             dtype=model.dtype,
             device=model.device,
         )
-    return known.drafters[name]
+    return kept.drafters[name]
 
 
 def _masks(ids: Tensor, mask: Tensor | None) -> Tensor:

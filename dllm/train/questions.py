@@ -9,10 +9,9 @@ from math import inf
 
 from dllm.cli.batch import read_prompts
 from dllm.errors import DllmError
-from dllm.eval.tasks import TASKS, Example
 from dllm.eval.tasks.datasets import TASKS, Example
 from dllm.text.codec import Message
-from dllm.text.prompts import Message, encode_prompt
+from dllm.text.prompts import encode_prompt
 from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import GENERATORS
 from dllm.train.data import draw

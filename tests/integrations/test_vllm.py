@@ -107,7 +107,7 @@ def test_a_row_that_sampled_nothing_has_no_draft_and_loses_nothing():
     server.step([[3], []])
     assert server.step([[], [31]]) == [[], [32, 33, 34, 35]]
     assert server.step([[4], [32]]) == [[5, 6, 7, 8], [33, 34, 35, 36]]
-    assert len(drafter.rooms) == 2
+    assert len(drafter.limits) == 2
 
 
 def test_requests_that_move_come_and_go_are_found_by_their_text():
@@ -116,8 +116,8 @@ def test_requests_that_move_come_and_go_are_found_by_their_text():
     server.step([[2], [12], [22]])
     server.texts = [server.texts[2], server.texts[0], [41]]  # one went, two moved, one came
     assert [draft[0] for draft in server.step([[23], [3], [42]])] == [24, 4, 43]
-    assert len(drafter.rooms) == 4
-    assert all(budget == LENGTH for budget in drafter.rooms)
+    assert len(drafter.limits) == 4
+    assert all(budget == LENGTH for budget in drafter.limits)
 
 
 def test_requests_with_the_same_prompt_keep_apart():
@@ -127,7 +127,7 @@ def test_requests_with_the_same_prompt_keep_apart():
     server.step([[4], [9]])
     server.texts.reverse()
     assert [draft[0] for draft in server.step([[10], [5]])] == [11, 6]
-    assert len(drafter.rooms) == 2
+    assert len(drafter.limits) == 2
 
 
 def test_a_new_text_does_not_take_that_of_another_row():
@@ -136,9 +136,9 @@ def test_a_new_text_does_not_take_that_of_another_row():
     server.step([[3]])
     server.texts.append([1, 2, 3, 4])  # goes on where the first row now is
     server.step([[4], [5]])
-    assert len(drafter.rooms) == 2
+    assert len(drafter.limits) == 2
     server.step([[9], [6]])
-    assert len(drafter.rooms) == 2
+    assert len(drafter.limits) == 2
 
 
 def test_of_texts_that_begin_alike_the_longest_goes_on():
@@ -161,7 +161,7 @@ def test_a_text_that_changed_is_a_new_one():
     server.step([[3]])
     server.texts = [[1, 9]]
     assert server.step([[5]]) == [[6, 7, 8, 9]]
-    assert len(drafter.rooms) == 2
+    assert len(drafter.limits) == 2
 
 
 def test_texts_that_are_gone_are_forgotten():
@@ -219,15 +219,27 @@ def test_a_control_hears_what_was_accepted():
     assert server.step([[6, 9]]) == [[10, 11]]
 
 
+def test_what_a_text_shows_of_a_source_serves_the_next():
+    """A source that is always wrong is heard no more, whatever it claims: also in a new text."""
+    options = {"sources": ["tests.verify.chains:Wrong"], "control": "threshold:reject=0.5"}
+    proposer = Proposer(config(**options))
+    drafted = []
+    for text in ([1], [2]):
+        server = Server(proposer, [list(text)])
+        drafted.append([server.step([[5]])[0] for _ in range(20)])
+    assert drafted == [[[9]] * drafted[0].count([9]) + [[]] * drafted[0].count([]), [[]] * 20]
+    assert [9] in drafted[0]
+
+
 def test_the_drafter_that_the_options_name_is_loaded(monkeypatch):
     loaded = []
 
-    def load(name, model_config, vocab_size, knobs):
-        loaded.append((name, vocab_size, dict(knobs)))
+    def load(name, model_config, vocab_size, options):
+        loaded.append((name, vocab_size, dict(options)))
         return FakeDrafter(count)
 
     monkeypatch.setattr(vllm, "load", load)
-    proposer = Proposer(config(**FIXED, drafter="tiny", knobs={"width": 4}))
+    proposer = Proposer(config(**FIXED, drafter="tiny", drafter_options={"width": 4}))
     assert loaded == []
     proposer.load_model(None)
     assert loaded == [("tiny", VOCAB, {"width": 4})]
@@ -238,7 +250,10 @@ def test_the_drafter_that_the_options_name_is_loaded(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "x"}, "has no option 'model'; known: drafter (a checkpoint, or none), search"),
+        (
+            {"model": "x"},
+            "['dllm']: unknown option 'model'; known: search, control, sources, reuse",
+        ),
         ({"search": "none-such"}, "'none-such': expected one of argmax"),
         ({"control": "fixed:depth=x"}, "depth='x': expected a whole number"),
     ],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.rng import Rng
-from dllm.verify.sources.memory import Memory
+from dllm.verify.sources.memory import Memory, SourceSession
 from dllm.verify.tree import Tree
 
 # (context, depth) -> draft tokens
@@ -24,11 +24,11 @@ class FakeDrafter:
     says: Says
     prob: float = 0.9
     eos: frozenset[int] = frozenset()
-    rooms: list[int] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
     contexts: list[list[int]] = field(default_factory=list)
 
-    def open(self, rooms: Sequence[int]) -> FakeDrafter:
-        self.rooms += rooms
+    def open(self, limits: Sequence[int]) -> FakeDrafter:
+        self.limits += limits
         return self
 
     def propose(self, contexts: Sequence[Sequence[int]], depths: Sequence[int]) -> list[Lattice]:
@@ -60,6 +60,29 @@ class FirstPath:
             for token, weight in zip(branch.tokens, branch.weights):
                 node = tree.add(node, token, tree.weights[node] * weight, branch.source)
         return tree
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Source that claims to know the next token; what it says stands at that place of `text`."""
+
+    text: Sequence[int] = (9,) * 99
+
+    def open(self) -> WrongSession:
+        return WrongSession(self.text)
+
+
+class WrongSession(SourceSession):
+    name = "wrong"
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self.text, self.place = text, 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.place += len(tokens)
+
+    def branches(self, depth: int) -> list[Branch]:
+        return [Branch((token,), (0.9,), self.name) for token in self.text[self.place :][:1]]
 
 
 @dataclass

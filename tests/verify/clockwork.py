@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.verify.control.controllers import Control, Observed, Spent
+from dllm.verify.control.controllers import ControlSession, Observed, Spent
 
 
 def chance(right: float) -> Callable[[int], float]:
@@ -43,11 +43,11 @@ class World:
         length = depth or (16 if self.branches else 0)
         return self.claim ** np.arange(1, min(length, drafts) + 1)
 
-    def play(self, control: Control, rounds: int, rows: int = 1) -> None:
+    def play(self, control: ControlSession, rounds: int, rows: int = 1) -> None:
         for _ in range(rounds):
             self.round(control, rows)
 
-    def round(self, control: Control, rows: int) -> None:
+    def round(self, control: ControlSession, rows: int) -> None:
         now = len(self.log)
         depths = [control.depth(row) for row in range(rows)]
         weights = [self.grow(depths[row], control.drafts(row)) for row in range(rows)]
@@ -61,7 +61,7 @@ class World:
         self.log.append((max(depths), 1 + max(sizes), sum(accepted)))
 
     def observe(
-        self, control: Control, row: int, depth: int, weights: NDArray[np.float64], now: int
+        self, control: ControlSession, row: int, depth: int, weights: NDArray[np.float64], now: int
     ) -> int:
         source = self.drafter if depth else self.branches
         right = self.rng.random(len(weights)) < (source(now) if source else 0)
@@ -71,7 +71,7 @@ class World:
         return accepted
 
     def settle(
-        self, control: Control, depths: Sequence[int], sizes: Sequence[int], searched: bool
+        self, control: ControlSession, depths: Sequence[int], sizes: Sequence[int], searched: bool
     ) -> None:
         rows, width, depth = len(sizes), 1 + max(sizes), max(depths)
         draft = self.draft(depth) if depth else 0.0

@@ -14,8 +14,7 @@ from dllm.verify.draft.conditional import lattices
 from dllm.verify.draft.lattice import Branch, Lattice
 from dllm.verify.draft.search import Search
 from dllm.verify.rng import Rng
-from dllm.verify.sources.memory import Memory
-from dllm.verify.sources.memory import SourceSession as Source
+from dllm.verify.sources.memory import Memory, SourceSession
 from dllm.verify.tree import Tree
 from tests.verify.exact import Table, chained, image, lattice_of
 
@@ -23,7 +22,7 @@ Text = tuple[int, ...]
 Grow = Callable[[Text, Lattice, Rng], Tree]
 
 
-class Copies(Source):
+class Copies(SourceSession):
     """A model-free source: its branch depends on the text alone."""
 
     name = "copies"

@@ -13,7 +13,7 @@ class Scripted:
     def __init__(self, say, eos=()):
         self.say, self.eos = say, eos
 
-    def open(self, rooms):
+    def open(self, limits):
         return self
 
     def keep(self, rows):

@@ -106,6 +106,11 @@ def test_a_seed_has_63_bits(pair, seed):
         pair.generate(PROMPTS[0], seed=seed)
 
 
+def test_an_unknown_option_of_a_drafter_is_named():
+    with pytest.raises(DllmError, match=r"'widht' of a drafter; known: markov, width, temperature"):
+        dllm.verify.load_drafter("tiny", None, widht=3)
+
+
 def test_row_ids_are_as_many_as_the_prompts(pair):
     with pytest.raises(DllmError, match="2 row_ids for 3 prompts"):
         pair.generate(PROMPTS, row_ids=[0, 1])
@@ -206,7 +211,7 @@ def test_lossy_rules_are_named():
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"nfe": 3}, "unknown option 'nfe'; known: max_new_tokens"),
+        ({"nfe": 3}, "unknown option 'nfe'; known: search, control"),
         ({"search": "best"}, "'best': expected one of argmax"),
         ({"accept": "block"}, "accept='block' does not fit.*for the searches sample; .*, match;"),
         ({"accept": "ratio"}, "'ratio'.*searches sample, rsd, kseq, greedy-plus-one;.*relaxed$"),
@@ -246,7 +251,7 @@ def test_names_that_do_not_load():
 def test_a_configuration_is_checked_without_a_model():
     config = SpecConfig(search="cps:beam=5", sources="ngram")
     assert config.sources == ("ngram",)
-    assert config.parts().search.beam == 5
+    assert config.components().search.beam == 5
     with pytest.raises(DllmError, match="lossles"):
         config.replace(lossles=True)
 
@@ -257,12 +262,12 @@ def test_parts_are_made_once_whatever_the_seed_and_the_length():
     for seed in range(3):
         engine.generate([9, 4, 9, 4, 9], max_new_tokens=12 + seed, seed=seed)
     config = SpecConfig()
-    parts = engine.parts.of(config, sampled=False)
-    assert parts.control.learned.seen > 12
+    made = engine.components.of(config, sampled=False)
+    assert made.control.learned.seen > 12
     others = config.replace(seed=9, max_new_tokens=3, stop="x", min_p=0.1)
-    assert parts is engine.parts.of(others, sampled=False)
-    warm = engine.parts.of(config.replace(temperature=0.7), sampled=True)
-    assert warm is engine.parts.of(config.replace(temperature=1.2, top_k=5), sampled=True)
-    assert warm.rule != parts.rule
+    assert made is engine.components.of(others, sampled=False)
+    warm = engine.components.of(config.replace(temperature=0.7), sampled=True)
+    assert warm is engine.components.of(config.replace(temperature=1.2, top_k=5), sampled=True)
+    assert warm.rule != made.rule
     for changes in ({"search": "coupled"}, {"control": "adl"}, {"sources": ()}, {"reuse": 2}):
-        assert engine.parts.of(config.replace(**changes), sampled=False) is not parts
+        assert engine.components.of(config.replace(**changes), sampled=False) is not made

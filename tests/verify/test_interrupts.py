@@ -104,7 +104,7 @@ def emitted(rounds):
 def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypatch, error):
     """Half of a measure would be an error in every later run."""
     engine = engine_of(target, plain, spoil=3)
-    parts = engine.parts.of(engine.config(), False)
+    made = engine.components.of(engine.config(), False)
 
     def half(arm, tokens, seconds):
         arm.rounds += 1
@@ -113,10 +113,10 @@ def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypa
     with monkeypatch.context() as patch, suppress(DllmError):
         patch.setattr("dllm.verify.control.goodput.Arm.add", half)
         while (
-            engine.parts.of(engine.config(), False) is parts
+            engine.components.of(engine.config(), False) is made
         ):  # until there is something to compare with
             decode(engine, {})
-    assert any(arm.rounds and not arm.seconds for arm in parts.control.learned.arms.values())
+    assert any(arm.rounds and not arm.seconds for arm in made.control.learned.arms.values())
     for _ in range(3):
         _, done, _ = decode(engine, {})
         assert [emitted(done[row].rounds) for row in range(3)] == plain
@@ -125,8 +125,8 @@ def test_what_was_learned_is_made_anew_after_a_cut_round(target, plain, monkeypa
 def test_what_was_learned_stays_where_rounds_were_whole(target, plain):
     engine = engine_of(target, plain, spoil=3)
     config = engine.config(max_new_tokens=SIZE)
-    parts = engine.parts.of(config, False)
+    made = engine.components.of(config, False)
     events = engine.stream(PROMPTS, config)
     next(event for event in events if isinstance(event, RowRound))
     events.close()
-    assert engine.parts.of(config, False) is parts
+    assert engine.components.of(config, False) is made

@@ -47,7 +47,7 @@ class Spent:
     host: float
 
 
-class Control(Protocol):
+class ControlSession(Protocol):
     """State of one request; a part's `open(rows)` makes it. Rows keep their first numbers.
 
     A round asks depth and drafts of each live row, then sizes; it ends with observe for each of
@@ -74,13 +74,13 @@ class Control(Protocol):
     def spent(self, seen: Spent) -> None: ...
 
 
-class ControlPart(Protocol):
+class Controller(Protocol):
     """A frozen dataclass of knobs; `open` begins a batch of `rows` texts."""
 
-    def open(self, rows: int) -> Control: ...
+    def open(self, rows: int) -> ControlSession: ...
 
 
-class ControlBase:
+class FixedSession:
     """Verifies all that was grown and learns nothing: what a control without a clock starts from.
 
     depths [rows]: positions to ask for.  nodes: most nodes of a tree, None: as many as positions.
@@ -117,12 +117,12 @@ class FixedController:
         check_whole("depth", self.depth, 0)
         check_whole("nodes", self.nodes, 0, none=True)
 
-    def open(self, rows: int) -> Control:
-        return ControlBase([self.depth] * rows, self.nodes)
+    def open(self, rows: int) -> ControlSession:
+        return FixedSession([self.depth] * rows, self.nodes)
 
 
 @dataclass(frozen=True)
-class Adl:
+class AdlController:
     """Adaptive draft length as published: averages of drafted and of accepted lengths.
 
     The next length is the average of what was drafted before the first end token, rounded down,
@@ -144,14 +144,14 @@ class Adl:
         check_share("rho", self.rho)
         check_number("delta", self.delta, 0, kind="a number of tokens")
 
-    def open(self, rows: int) -> Control:
-        return AdlControl(self, rows)
+    def open(self, rows: int) -> ControlSession:
+        return AdlSession(self, rows)
 
 
-class AdlControl(ControlBase):
+class AdlSession(FixedSession):
     """The averages of every row. averages [rows, 2]: of drafted and of accepted tokens."""
 
-    def __init__(self, part: Adl, rows: int) -> None:
+    def __init__(self, part: AdlController, rows: int) -> None:
         super().__init__([part.k_max] * rows, None)
         self.part = part
         self.averages = np.zeros((rows, 2))
@@ -193,11 +193,11 @@ class ThresholdController:
         check_whole("most", self.most, self.depth)
         check_whole("nodes", self.nodes, 0, none=True)
 
-    def open(self, rows: int) -> Control:
-        return ThresholdControl(self, rows)
+    def open(self, rows: int) -> ControlSession:
+        return ThresholdSession(self, rows)
 
 
-class ThresholdControl(ControlBase):
+class ThresholdSession(FixedSession):
     """The depth of every row."""
 
     def __init__(self, part: ThresholdController, rows: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.checks import check_positive, check_whole
-from dllm.verify.control.controllers import Control, Observed, Spent
+from dllm.verify.control.controllers import ControlSession, Observed, Spent
 from dllm.verify.control.costs import Calibration, CostModel, best_width, steps
 
 Mode = Literal["plain", "branches", "drafter"]
@@ -61,8 +61,8 @@ class CostController:
             check_positive(name, getattr(self, name), 1)
         object.__setattr__(self, "learned", Learned(self))
 
-    def open(self, rows: int) -> Control:
-        return CostControl(self, rows)
+    def open(self, rows: int) -> ControlSession:
+        return CostSession(self, rows)
 
 
 class Arm:
@@ -174,7 +174,7 @@ class Learned:
         arm.due = self.round + arm.wait
 
 
-class CostControl:
+class CostSession:
     """One request. It asks what was learned what to do, and adds to it."""
 
     def __init__(self, part: CostController, rows: int) -> None:

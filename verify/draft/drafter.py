@@ -1,6 +1,6 @@
 """A masked-diffusion model as a drafter: one pass over what is new and K masks gives K columns.
 
-The prefix stays in a key/value store, so a round computes the tokens of the last round and the
+The prefix stays in a KV cache, so a round computes the tokens of the last round and the
 masks. In a model that looks both ways a prefix key is as old as the round that wrote it; that
 makes drafts a little worse, never the text wrong.
 """
@@ -65,22 +65,22 @@ class ModelDrafter:
                     f"{self.model.spec.vocab_size}, as the drafter has"
                 )
 
-    def open(self, rooms: Sequence[int]) -> ModelSession:
-        """Begin a batch whose texts will not be longer than `rooms` tokens, prompt included."""
-        return ModelSession(self, rooms)
+    def open(self, limits: Sequence[int]) -> ModelSession:
+        """Begin a batch whose texts will not be longer than `limits` tokens, prompt included."""
+        return ModelSession(self, limits)
 
 
 class ModelSession:
-    """The store of one batch and how far each row's prefix is in it."""
+    """The KV cache of one batch and how far each row's prefix is in it."""
 
-    def __init__(self, drafter: ModelDrafter, rooms: Sequence[int]) -> None:
+    def __init__(self, drafter: ModelDrafter, limits: Sequence[int]) -> None:
         self.drafter, self.model = drafter, drafter.model
         self.spec = drafter.model.spec
-        self.seen: list[list[int]] = [[] for _ in rooms]  # what the store was written from
-        self.known = [0] * len(rooms)  # how many of those are in it
-        length = max(rooms, default=0) + max(drafter.limit, drafter.horizon) + 1
-        self.kv = self.model.new_kv(len(rooms), length)
-        shape, mask = (len(rooms), length), self.spec.mask_id
+        self.seen: list[list[int]] = [[] for _ in limits]  # what the cache was written from
+        self.known = [0] * len(limits)  # how many of those are in it
+        length = max(limits, default=0) + max(drafter.limit, drafter.horizon) + 1
+        self.kv = self.model.new_kv(len(limits), length)
+        shape, mask = (len(limits), length), self.spec.mask_id
         self.canvas = torch.full(shape, mask, device=self.model.device)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -127,7 +127,7 @@ class ModelSession:
         ]
 
     def begin(self, row: int, context: list[int]) -> None:
-        """Note the row's tokens; what the store has of another text is forgotten."""
+        """Note the row's tokens; what the cache has of another text is forgotten."""
         known = min(self.known[row], len(context))
         if context[:known] != self.seen[row][:known]:
             known = next(i for i, (a, b) in enumerate(zip(context, self.seen[row])) if a != b)
@@ -167,7 +167,7 @@ class ModelSession:
         return logits
 
     def forward(self, asked: Mapping[int, int]) -> Tensor:
-        """One pass over what the store lacks, the masks and the separator: logits [n, K, V]."""
+        """One pass over what the cache lacks, the masks and the separator: logits [n, K, V]."""
         device = self.model.device
         starts = [self.start(row) for row in asked]
         lengths = [len(self.seen[row]) for row in asked]
@@ -204,7 +204,7 @@ class ModelSession:
         return (self.canvas[rows, at] == self.spec.mask_id) & (ahead < depth)
 
     def fill(self, asked: Mapping[int, int], logits: Tensor, masked: Tensor, left: int) -> None:
-        """Put the surest tokens into 1 / (left + 1) of each row's holes [n, K]."""
+        """Put the surest tokens into 1 / (left + 1) of each row's masked positions [n, K]."""
         logits = logits.clone()
         logits[..., self.spec.mask_id] = -torch.inf
         sure, token = logits.float().softmax(-1).max(-1)

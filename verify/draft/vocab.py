@@ -63,8 +63,8 @@ class Translated:
     draft: ChatTokenizer
     target: ChatTokenizer
 
-    def open(self, rooms: Sequence[int]) -> TranslatedSession:
-        return TranslatedSession(self, self.drafter.open([2 * budget for budget in rooms]))
+    def open(self, limits: Sequence[int]) -> TranslatedSession:
+        return TranslatedSession(self, self.drafter.open([2 * limit for limit in limits]))
 
 
 @dataclass
@@ -80,7 +80,7 @@ class TranslatedSession:
     def propose(self, contexts: Sequence[Sequence[int]], depths: Sequence[int]) -> list[Lattice]:
         """Columns in the target's ids while tokens are one to one, and the best path in any case.
 
-        The context is tokenized anew: the store keeps what its beginning has in common with the
+        The context is tokenized anew: the KV cache keeps what its beginning has in common with the
         last one's.
         """
         draft, target = self.whole.draft, self.whole.target

@@ -1,7 +1,7 @@
 """What can be drafted without a model: continuations and conditional probabilities from text.
 
-A `Source` reads one row's tokens as they come, and answers from them: which continuations it has
-(`branches`) and how likely a token is behind others (`logp`, `pairs`: a proxy, which couples a
+A `SourceSession` reads one row's tokens as they come, and answers from them: which continuations it
+has (`branches`) and how likely a token is behind others (`logp`, `pairs`: a proxy, which couples a
 lattice's columns). `Memory` holds the sources of one row, and calibrates their weights by what
 came.
 """
@@ -21,15 +21,14 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
-class Source(Protocol):
-    """One row's view of a model-free drafter. A part's `open()` gives a fresh one for each row."""
+class SourceSession(Protocol):
+    """One row's view of a source; a base, for one that learns nothing and is no proxy.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def top(self) -> int:
-        """How many of the target's most likely tokens behind a node `learn` wants; 0: none."""
-        ...
+    top: how many of the target's most likely tokens behind a node `learn` wants; 0: none.
+    """
+
+    name: str
+    top: int = 0
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed: first the whole prompt, then what each round emits."""
@@ -37,7 +36,7 @@ class Source(Protocol):
 
     def learn(self, tokens: Sequence[int], top: Ids) -> None:
         """What the target finds most likely behind each verified token: top [n, k], best first."""
-        ...
+        return
 
     def branches(self, depth: int) -> list[Branch]:
         """Continuations of the committed text, of at most `depth` tokens."""
@@ -48,35 +47,20 @@ class Source(Protocol):
 
         None: this source is no proxy.
         """
-        ...
+        return None
 
     def pairs(self, left: Ids, right: Ids) -> Array | None:
         """g(v|u) [K, M, M] of candidates u of left [K, M] and v of right [K, M]; -1 is no token.
 
         None: this source is no proxy.
         """
-        ...
-
-
-class SourceSession:
-    """Base of sources: one that learns nothing from the target and is no proxy."""
-
-    top = 0
-
-    def learn(self, tokens: Sequence[int], top: Ids) -> None:
-        pass
-
-    def logp(self, context: Sequence[int], candidates: Ids) -> Array | None:
-        return None
-
-    def pairs(self, left: Ids, right: Ids) -> Array | None:
         return None
 
 
-class SourcePart(Protocol):
-    """A source by name: a frozen dataclass of knobs."""
+class Source(Protocol):
+    """A model-free drafter: a frozen dataclass of options; `open` begins a row."""
 
-    def open(self) -> Source: ...
+    def open(self) -> SourceSession: ...
 
 
 class Rate:
@@ -112,7 +96,7 @@ class Memory:
 
     def __init__(
         self,
-        sources: Sequence[Source] = (),
+        sources: Sequence[SourceSession] = (),
         *,
         rates: Rates | None = None,
         decay: float = 0.98,

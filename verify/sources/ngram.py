@@ -88,7 +88,7 @@ class NGramCounts(SourceSession):
         return np.log([self.prob(before, token) for token in candidates.tolist()])
 
     def pairs(self, left: Ids, right: Ids) -> Array:
-        """See `Source`: one pass of the host over all pairs, the arithmetic at once."""
+        """See `SourceSession`: one pass of the host over all pairs, the arithmetic at once."""
         behind = right.tolist()
         base = [[self.prob((), v) for v in column] for column in behind]
         none, unknown = [0] * right.shape[-1], Followers()

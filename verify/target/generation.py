@@ -87,7 +87,7 @@ def own_decoding(
     processors: Sequence[Any] = (),
     stop: Sequence[str] = (),
 ) -> TargetDecoding:
-    """How `model.generate(prompt, max_new_tokens=room, **options)` decodes each of the prompts.
+    """How `model.generate(prompt, max_new_tokens=budget, **options)` decodes each of the prompts.
 
     processors: of the caller, put where `logits_processor` puts them.  stop: in place of the
     checkpoint's stop strings. ConfigError for an option

@@ -79,9 +79,9 @@ class HFTarget:
         """Its end tokens."""
         return end_tokens(self.model.generation_config)
 
-    def open(self, prompts: Sequence[Sequence[int]], rooms: Sequence[int]) -> HFSession:
-        """Begin a batch: prompts of at least one token, each growing by up to its room."""
-        for row, (prompt, budget) in enumerate(zip(prompts, rooms, strict=True)):
+    def open(self, prompts: Sequence[Sequence[int]], budgets: Sequence[int]) -> HFSession:
+        """Begin a batch: prompts of at least one token, each growing by up to its token budget."""
+        for row, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
             self._check(row, prompt, budget)
         if not self.probed:
             probe(self.model, self.vocab_size, lambda texts: HFSession(self, texts))

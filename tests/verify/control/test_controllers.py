@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dllm.registry import SpecError
 from dllm.verify.components import CONTROLS
 from dllm.verify.control.controllers import (
-    Adl,
+    AdlController,
     FixedController,
     Observed,
     Spent,
@@ -55,7 +55,7 @@ def test_adl_is_the_published_rule(data):
     k_max = data.draw(st.integers(k_min, 60))
     delta = data.draw(st.sampled_from([0, 3, 10]))
     rho = data.draw(st.sampled_from([0.25, 0.5, 0.75, 1.0]))
-    control = Adl(k_min, k_max, delta, rho).open(3)
+    control = AdlController(k_min, k_max, delta, rho).open(3)
     literal = [LiteralAdl(k_min, k_max, delta, rho) for _ in range(3)]
     lengths = [k_max] * 3
     for row in data.draw(st.lists(st.integers(0, 2), max_size=30)):
@@ -71,7 +71,7 @@ def test_adl_is_the_published_rule(data):
 
 
 def test_adl_stays_short_unless_whole_drafts_are_accepted():
-    control = Adl().open(2)
+    control = AdlController().open(2)
     for accepted in (29, 19, 19, 19, 19, 19):
         control.observe(0, seen(control.depth(0), control.depth(0), accepted))
         control.observe(1, seen(control.depth(1), control.depth(1), control.depth(1)))
@@ -79,7 +79,7 @@ def test_adl_stays_short_unless_whole_drafts_are_accepted():
 
 
 def test_a_round_without_the_drafter_says_nothing_about_its_length():
-    for part in (Adl(), ThresholdController(step=5)):
+    for part in (AdlController(), ThresholdController(step=5)):
         control = part.open(1)
         before = control.depth(0)
         control.observe(0, seen(0, 0, 0, drafts=4))

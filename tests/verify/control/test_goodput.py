@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dllm.verify.control.controllers import Control, Observed, Spent
-from dllm.verify.control.goodput import FIRST, LONGEST, CostController
+from dllm.verify.control.controllers import ControlSession, Observed, Spent
+from dllm.verify.control.goodput import FIRST, LONGEST, CostController, CostSession
 from tests.verify.clockwork import World, chance
 
 CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
@@ -165,7 +165,7 @@ def test_weights_that_claim_too_much_or_too_little_are_corrected(claim):
 
 def warm(
     part: CostController, curve: Callable[[int, int], float], rows: int, draft: float
-) -> CostController:
+) -> CostSession:
     """A control that knows all costs, has fair calibration and found the drafter best."""
     learned = part.learned
     for width in (1, 2, 4, 8, 16, 32, 64):
@@ -177,7 +177,7 @@ def warm(
         arm.due = 10**9
     learned.arms["drafter"].add(5.0, 1.0)
     control = part.open(rows)
-    assert isinstance(control, CostController)
+    assert isinstance(control, CostSession)
     assert (control.mode, control.trying) == ("drafter", False)
     return control
 
@@ -257,7 +257,9 @@ def test_a_drafter_that_costs_more_makes_wider_passes():
     assert cheap < dear
 
 
-def see(control: Control, row: int, depth: int, accepted: int, end: int | None = None) -> int:
+def see(
+    control: ControlSession, row: int, depth: int, accepted: int, end: int | None = None
+) -> int:
     kept = np.arange(depth) < accepted
     weights = np.full(depth, 0.5)
     end = depth if end is None else end
@@ -388,7 +390,7 @@ def test_clocks_that_stand_still_are_no_error():
 def test_decisions_do_not_see_tokens():
     """Non-anticipation: no argument of a decision holds a token or what one was drawn from."""
     asked = {
-        name: list(inspect.signature(getattr(CostController, name)).parameters)[1:]
+        name: list(inspect.signature(getattr(CostSession, name)).parameters)[1:]
         for name in ("depth", "drafts", "sizes")
     }
     assert asked == {"depth": ["row"], "drafts": ["row"], "sizes": ["weights"]}

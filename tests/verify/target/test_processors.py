@@ -31,7 +31,7 @@ class TableTarget:
     def __init__(self, table):
         self.table, self.vocab_size = table, table.vocab
 
-    def open(self, prompts, rooms):
+    def open(self, prompts, budgets):
         self.text = tuple(prompts[0][:-1])
         return self
 
@@ -67,8 +67,8 @@ def distribution(table, process, **options):
 
     def program(rng):
         request = Request(PROMPT, LENGTH, rng, lambda emitted: None)
-        parts = config.parts()
-        rounds = speculate(TableTarget(table), drafter, [request], parts, process)
+        components = config.components()
+        rounds = speculate(TableTarget(table), drafter, [request], components, process)
         return tuple(token for each in rounds for token in each.rows[0].tokens)
 
     return law_of(program)
