@@ -26,10 +26,11 @@ from rich.progress import track
 
 import dllm
 import dllm.verify
-from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.engine import Engine
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
@@ -59,7 +60,7 @@ class Tally:
 
     seconds: list[float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TASKS, 0))
+    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DATASETS, 0))
 
 
 Contender = Callable[[list[int]], Answer]
@@ -101,10 +102,10 @@ def settings(size: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def prompts(count: int) -> list[tuple[str, Example]]:
+def prompts(count: int) -> list[tuple[str, Sample]]:
     """(task, example): the same number of held-out prompts of every task."""
-    each = -(-count // len(TASKS))
-    return [(name, example) for name in TASKS for example in unseen(name, each, SEED)]
+    each = -(-count // len(DATASETS))
+    return [(name, example) for name in DATASETS for example in unseen(name, each, SEED)]
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,12 +135,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             tally = tallies[name]
             tally.seconds.append(spent)
             tally.answers.append(answer)
-            tally.right[task] += TASKS[task].grade(example, engine.text.decode(answer.ids)) == "ok"
+            tally.right[task] += is_right(task, example, engine.text.decode(answer.ids))
     result: dict[str, Any] = {
         "dtype": args.dtype,
         "target": args.target,
         "block_length": size,
-        "prompts_per_task": len(questions) // len(TASKS),
+        "prompts_per_task": len(questions) // len(DATASETS),
         "max_new_tokens": NEW_TOKENS,
         "rows": [row(name, tally, tallies) for name, tally in tallies.items()],
     }

@@ -16,7 +16,6 @@ import json
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -29,12 +28,12 @@ from rich.progress import track
 
 import dllm
 from benchmarks.cache_cost import BLOCK, PER_STEP, PROMPT, Contender, measure, slope
-from benchmarks.common import RESULTS, environment, unseen, write_result
+from benchmarks.common import RESULTS, environment, is_right, unseen, write_result
 from dllm.cache import POLICIES
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.staleness import Meter
-from dllm.eval.tasks.datasets import TASKS
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.tuning.memo import MemoModel
 
 # How a policy is measured where that is not with its defaults; for speed vicinity's first forwards
@@ -87,7 +86,7 @@ def long(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
 
 def quality(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
     """Sums over all prompts; a policy that refuses the bundled model is left out."""
-    names = sorted(TASKS, key=lambda name: TASKS[name].group == "structured", reverse=True)
+    names = sorted(DATASETS, key=lambda name: DATASETS[name].group == "structured", reverse=True)
     wanted = [p for p in policies if p != "none"]
     # spawned: a fork would inherit the threads of the timed sections
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
@@ -117,14 +116,13 @@ def decode_task(name: str, count: int, policies: list[str]) -> list[dict[str, An
                 raise
             reference = reference or outputs
             pairs = list(zip(chosen, outputs, reference, strict=True))
-            grades = Counter(TASKS[name].grade(e, o.text) for e, o, _ in pairs)
             row = {
                 "task": name,
                 "policy": policy,
                 "cache": spec(policy),
                 "sampler": sampler,
                 "count": len(chosen),
-                "right": grades["ok"],
+                "right": sum(is_right(name, e, o.text) for e, o, _ in pairs),
                 "same": sum(o.token_ids == r.token_ids for _, o, r in pairs),
                 "nfe": sum(o.nfe for o in outputs),
                 "answer_tokens": sum(o.answer_tokens for o in outputs),

@@ -19,8 +19,9 @@ import dllm
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.accuracy import evaluate
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.run import evaluate
+from dllm.eval.tasks import Sample, scorer_of
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.tuning.memo import MemoModel
 
 NAME = "certainty"
@@ -36,7 +37,7 @@ RULES = (
 
 def measure(models: tuple[str, ...], count: int) -> list[dict[str, Any]]:
     """One row for each model, rule and task."""
-    prompts = {name: fresh(name, count) for name in TASKS}
+    prompts = {name: fresh(name, count) for name in DATASETS}
     rows = []
     for name in models:
         engine = dllm.load(name)
@@ -44,22 +45,22 @@ def measure(models: tuple[str, ...], count: int) -> list[dict[str, Any]]:
         for task, examples in track(prompts.items(), description=name):
             for rule in RULES:
                 config = DecodeConfig(sampler=rule, max_new_tokens=HOLES, block_length=BLOCK)
-                score = evaluate(engine, TASKS[task], examples, config)
+                score = evaluate(engine, scorer_of(task), examples, config)
                 rows.append(
                     {
                         "model": name,
                         "rule": rule,
                         "task": task,
                         "count": score.count,
-                        "right": score.reasons["ok"],
+                        "right": score.strict,
                         "nfe": score.nfe,
-                        "answer_tokens": score.answer_tokens,
+                        "answer_tokens": score.tokens,
                     }
                 )
     return rows
 
 
-def fresh(task: str, count: int) -> list[Example]:
+def fresh(task: str, count: int) -> list[Sample]:
     """Held-out prompts that nobody looked at while the distilled model was made."""
     seed, taken = LOOKED_AT
     return unseen(task, count, SEED, {example.prompt for example in unseen(task, taken, seed)})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm.environment import environment
-from dllm.eval.accuracy import held_out
-from dllm.eval.tasks.datasets import TASKS, Example, Task
+from dllm.eval.tasks import Sample, scorer_of
+from dllm.eval.tasks.datasets import DATASETS, GeneratedDataset, held_out
 from dllm.files import read_text, write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,8 +18,8 @@ LIST_SIZES = (3, 4, 5, 6)  # what is promised: lists of up to 6 items
 WATCHED = (1, 2, 5, 7, 8)  # seeds whose prompts were decoded while the model was being trained
 
 
-def sizes_of(task: Task) -> tuple[int, ...]:
-    return LIST_SIZES if task.group in ("lists", "random") else task.sizes
+def sizes_of(dataset: GeneratedDataset) -> tuple[int, ...]:
+    return LIST_SIZES if dataset.group in ("lists", "random") else dataset.sizes
 
 
 def unseen(
@@ -28,17 +28,22 @@ def unseen(
     seed: int,
     taken: Collection[str] = (),
     sizes: tuple[int, ...] | None = None,
-) -> list[Example]:
-    """Held-out examples of a task, none of them `taken` or watched during training.
+) -> list[Sample]:
+    """Held-out questions of a dataset, none of them `taken` or watched during training.
 
-    A task that has no more than what was watched (single calculations) gives of that.
+    A dataset that has no more than what was watched (single calculations) gives of that.
     """
-    task = TASKS[name]
-    sizes = sizes or sizes_of(task)
-    watched = {e.prompt for s in WATCHED for e in held_out(task, 500, seed=s, sizes=sizes)}
-    drawn = held_out(task, count + len(watched) + len(taken), seed=seed, sizes=sizes)
+    dataset = DATASETS[name]
+    sizes = sizes or sizes_of(dataset)
+    watched = {e.prompt for s in WATCHED for e in held_out(dataset, 500, seed=s, sizes=sizes)}
+    drawn = held_out(dataset, count + len(watched) + len(taken), seed=seed, sizes=sizes)
     free = [e for e in drawn if e.prompt not in taken]
     return ([e for e in free if e.prompt not in watched] or free)[:count]
+
+
+def is_right(dataset: str, sample: Sample, reply: str) -> bool:
+    """Whether a reply is right, in exactly the form that the bundled models were trained on."""
+    return scorer_of(dataset).grade(sample, reply).strict
 
 
 def write_result(name: str, content: dict[str, Any], directory: Path = RESULTS) -> Path:

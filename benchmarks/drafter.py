@@ -20,7 +20,7 @@ from rich.progress import track
 import dllm.verify
 from benchmarks.common import RESULTS, fill, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
-from dllm.eval.tasks.datasets import TASKS
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
@@ -42,7 +42,7 @@ def measure(drafters: dict[str, str], count: int) -> dict[str, Any]:
     outputs: dict[Any, list[SpecOutput]] = {each: [] for each in settings}
     by_task: dict[Any, dict[str, list[int]]] = {each: {} for each in settings}
     seconds, same = dict.fromkeys(settings, 0.0), dict.fromkeys(settings, 0)
-    questions = [(task, e) for task in TASKS for e in unseen(task, count, SEED)]
+    questions = [(task, e) for task in DATASETS for e in unseen(task, count, SEED)]
     plain, lengths = 0.0, []
     for number, (task, example) in enumerate([questions[0], *track(questions)]):
         warm = number == 0  # the first prompt is decoded once before the clock counts

@@ -28,13 +28,14 @@ from rich.progress import track
 from torch import Tensor
 
 import dllm
-from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
 from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
 from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.intervals import wilson
 from dllm.models.protocol import Model
 from dllm.models.spec import ModelSpec
@@ -103,19 +104,23 @@ def rules(filters: Sequence[Path]) -> list[Rule]:
     return [Rule("one by one", "", "quota"), *swept, *learned]
 
 
-def by_rule(engine: Engine, chosen: list[Example], filters: Sequence[Path]) -> Iterator[Row]:
+def by_rule(
+    engine: Engine, task: str, chosen: list[Sample], filters: Sequence[Path]
+) -> Iterator[Row]:
     """Counts of every rule, and of EGP."""
     prompts = [e.prompt for e in chosen]
     one: list[Output] = []
     for rule in rules(filters):
         outputs = decode(engine, prompts, {"history": True, "sampler": rule.spec})
         one = one or outputs
-        yield counts(engine, ("rules", rule.method, rule.knob), chosen, outputs, one)
+        yield counts(engine, task, ("rules", rule.method, rule.knob), chosen, outputs, one)
     egp = decode(engine, prompts, {"history": True, "sampler": oracle(engine, one)})
-    yield counts(engine, ("rules", "egp", "oracle"), chosen, egp, one)
+    yield counts(engine, task, ("rules", "egp", "oracle"), chosen, egp, one)
 
 
-def by_end(engine: Engine, chosen: list[Example], filters: Sequence[Path]) -> Iterator[Row]:
+def by_end(
+    engine: Engine, task: str, chosen: list[Sample], filters: Sequence[Path]
+) -> Iterator[Row]:
     """Counts of the usual rules with both engines, and with EoTP."""
     prompts = [e.prompt for e in chosen]
     engines = {STOPS: engine, FILLS: Engine(Endless(engine.model), engine.text)}
@@ -128,7 +133,7 @@ def by_end(engine: Engine, chosen: list[Example], filters: Sequence[Path]) -> It
                 outputs = decode(engines[name], prompts, options)
                 one = one or outputs
                 knob = f"{rule.method} {rule.knob}".strip()
-                yield counts(engine, (name, knob, eotp_name(cut)), chosen, outputs, one)
+                yield counts(engine, task, (name, knob, eotp_name(cut)), chosen, outputs, one)
 
 
 def eotp_name(cut: float | None) -> str:
@@ -140,12 +145,20 @@ def measure(name: str, count: int, ends: int, filters: Sequence[Path]) -> list[R
     plain = dllm.load("tiny")
     engine = Engine(MemoModel(plain.model, 2**31), plain.text)
     chosen = unseen(name, count, SEED)
-    found = [*by_rule(engine, chosen, filters), *by_end(engine, chosen[:ends], filters)]
-    return [{"task": name, "group": TASKS[name].group, **each} for each in found]
+    found = [
+        *by_rule(engine, name, chosen, filters),
+        *by_end(engine, name, chosen[:ends], filters),
+    ]
+    return [{"task": name, "group": DATASETS[name].group, **each} for each in found]
 
 
 def counts(
-    engine: Engine, key: Key, chosen: list[Example], outputs: list[Output], one: list[Output]
+    engine: Engine,
+    task: str,
+    key: Key,
+    chosen: list[Sample],
+    outputs: list[Output],
+    one: list[Output],
 ) -> Row:
     """Totals of one setting over the prompts of a task; `one` are the answers one by one."""
     assert engine.text is not None
@@ -155,7 +168,7 @@ def counts(
         reply = engine.text.decode(answer)
         end = len(engine.encode(example.prompt)) + len(answer)
         totals["count"] += 1
-        totals["right"] += TASKS[example.task].grade(example, reply) == "ok"
+        totals["right"] += is_right(task, example, reply)
         totals["same_as_one_by_one"] += answer == reference.token_ids
         totals["nfe"] += output.nfe
         totals["nfe_to_end"] += max(c.nfe for c in output.history or () if min(c.positions) <= end)
@@ -274,7 +287,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [
         r
-        for name in track(TASKS, "decoding")
+        for name in track(DATASETS, "decoding")
         for r in measure(name, args.count, args.ends, args.filters)
     ]
     header = {

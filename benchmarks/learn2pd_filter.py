@@ -27,7 +27,7 @@ from torch import Tensor
 import dllm
 from benchmarks.common import sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.samplers.learn2pd import save_filter
 from dllm.train.data import TrainingPair
 from dllm.train.filter import Filter, FilterMLP
@@ -46,8 +46,8 @@ CONFIG = replace(RECIPE.config, decay=1)
 def training_prompts() -> list[str]:
     """COUNT different prompts of every task's training split, task by task."""
     found = []
-    for task in TASKS.values():
-        drawn = examples(task, SEED, held_out=False, sizes=sizes_of(task))
+    for dataset in DATASETS.values():
+        drawn = examples(dataset, SEED, held_out=False, sizes=sizes_of(dataset))
         mine = dict.fromkeys(e.prompt for e in itertools.islice(drawn, 50 * COUNT))
         found += list(mine)[:COUNT]
     return found

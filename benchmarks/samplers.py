@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,10 +25,11 @@ from rich.console import Console
 from rich.progress import track
 
 import dllm
-from benchmarks.common import RESULTS, unseen, write_result
+from benchmarks.common import RESULTS, is_right, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.output import Output
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.tuning.memo import MemoModel
@@ -171,22 +171,21 @@ def row(
     name: str,
     block: str,
     setting: Setting,
-    chosen: list[Example],
+    chosen: list[Sample],
     outputs: list[Output],
     reference: list[Output],
 ) -> Row:
-    task = TASKS[name]
-    grades = Counter(task.grade(e, o.text) for e, o in zip(chosen, outputs, strict=True))
+    right = sum(is_right(name, e, o.text) for e, o in zip(chosen, outputs, strict=True))
     same = sum(o.token_ids == r.token_ids for o, r in zip(outputs, reference, strict=True))
     return {
         "task": name,
-        "group": task.group,
+        "group": DATASETS[name].group,
         "block": block,
         "method": setting.method,
         "knob": setting.knob,
         "paper": setting.paper,
         "count": len(chosen),
-        "right": grades["ok"],
+        "right": right,
         "same_as_one_by_one": same,
         "nfe": sum(o.nfe for o in outputs),
         "canvases": sum(o.canvases for o in outputs),
@@ -203,7 +202,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = [s for s in SETTINGS if not args.methods or s.method in args.methods]
     # the longest first, so that the workers end together
-    names = sorted(TASKS, key=lambda name: TASKS[name].group == "structured", reverse=True)
+    names = sorted(DATASETS, key=lambda name: DATASETS[name].group == "structured", reverse=True)
     header = {
         "holes": HOLES,
         "seed": SEED,

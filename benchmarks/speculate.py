@@ -22,8 +22,9 @@ import torch
 from rich.progress import track
 
 import dllm.verify
-from benchmarks.common import RESULTS, fill, unseen, write_result
-from dllm.eval.tasks.datasets import TASKS, Example, examples
+from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
@@ -78,16 +79,16 @@ def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
     return found
 
 
-def prompts(count: int) -> list[tuple[str, Example]]:
+def prompts(count: int) -> list[tuple[str, Sample]]:
     """(task, example): the same number of held-out prompts of every task."""
-    each = -(-count // len(TASKS))
-    return [(name, example) for name in TASKS for example in unseen(name, each, SEED)]
+    each = -(-count // len(DATASETS))
+    return [(name, example) for name in DATASETS for example in unseen(name, each, SEED)]
 
 
 def store(engine: SpecEngine, path: Path) -> None:
     """Answers of the training split as a datastore."""
     texts = []
-    for task in TASKS.values():
+    for task in DATASETS.values():
         drawn = examples(task, 0, held_out=False)
         for _, example in zip(range(STORED), drawn):
             turn = [{"role": "user", "content": example.prompt}]
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {"transformers generate": []} | {n: [] for n in table}
     outputs: dict[str, list[SpecOutput]] = {name: [] for name in table}
     same = dict.fromkeys(table, 0)
-    tokens, right = 0, dict.fromkeys(TASKS, 0)
+    tokens, right = 0, dict.fromkeys(DATASETS, 0)
     questions = prompts(args.prompts)
     for number, (task, example) in enumerate([questions[0], *track(questions)]):
         warm = number == 0  # the first prompt is decoded once before the clock counts
@@ -132,7 +133,7 @@ def measure(args: argparse.Namespace) -> None:
             seconds["transformers generate"].append(spent)
             tokens += len(expected)
             text = engine.text.decode(expected)  # type: ignore[union-attr]
-            right[task] += TASKS[task].grade(example, text) == "ok"
+            right[task] += is_right(task, example, text)
         for name, options in table.items():
             options = dict(options)
             chosen = free if options.pop("drafter", True) is False else engine

@@ -23,17 +23,20 @@ from rich.table import Table
 import dllm
 from benchmarks.common import RESULTS, fill, sizes_of, unseen, write_result
 from dllm.config import DecodeConfig
-from dllm.eval.accuracy import Score, evaluate
-from dllm.eval.tasks.datasets import TASKS
+from dllm.eval.records import Cell
+from dllm.eval.run import evaluate
+from dllm.eval.tasks import scorer_of
+from dllm.eval.tasks.datasets import DATASETS
+from dllm.intervals import wilson
 
 SAMPLERS = {"sequential": "quota", "parallel": "threshold:threshold=0.9"}
 README = RESULTS.parent.parent / "README.md"
 SEED, COUNT = 3, 500
 BLOCKS = (4, 8, 32)
-ROWS = [(name, sizes_of(task)) for name, task in TASKS.items() if name != "sort"]
+ROWS = [(name, sizes_of(task)) for name, task in DATASETS.items() if name != "sort"]
 ROWS[2:2] = [("sort", (3, 4, 5)), ("sort", (6,))]
 # Holes behind a prompt: enough for the longest answer and its end.
-CANVAS = dict.fromkeys(TASKS, 16) | {"latin": 20, "sudoku": 20, "function": 32}
+CANVAS = dict.fromkeys(DATASETS, 16) | {"latin": 20, "sudoku": 20, "function": 32}
 CANVAS |= {"word_problem": 40, "json": 36, "records": 84, "table": 96}
 HALF = ("structured", "puzzles")  # groups of several tasks, where half the prompts do
 
@@ -43,7 +46,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the result: both samplers on the same prompts of one task."""
     torch.set_num_threads(1)
-    engine, task = dllm.load(model), TASKS[name]
+    engine, task = dllm.load(model), scorer_of(name)
     chosen = unseen(name, count, SEED, sizes=sizes)
     base = DecodeConfig(max_new_tokens=CANVAS[name], block_length=block_length)
     scores = {
@@ -52,7 +55,7 @@ def measure(
     }
     forwards = {way: score.nfe / score.count for way, score in scores.items()}
     return {
-        "group": task.group,
+        "group": DATASETS[name].group,
         "task": name,
         "block_length": block_length,
         "sizes": sizes,
@@ -62,13 +65,13 @@ def measure(
     }
 
 
-def summary(score: Score) -> dict[str, Any]:
-    low, high = score.interval()
+def summary(score: Cell) -> dict[str, Any]:
+    low, high = wilson(score.strict, score.count)
     return {
-        "accuracy": round(score.accuracy, 4),
+        "accuracy": round(score.strict / score.count, 4),
         "interval_95": [round(low, 4), round(high, 4)],
         "forwards_per_prompt": round(score.nfe / score.count, 3),
-        "tokens_per_forward": round(score.answer_tokens / score.nfe, 3),
+        "tokens_per_forward": round(score.tokens / score.nfe, 3),
         "reasons": dict(score.reasons),
     }
 
@@ -139,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=COUNT, help="prompts per task (see HALF)")
     parser.add_argument("--model", default="tiny", help="tiny, or a checkpoint directory")
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="*", default=list(DATASETS), choices=list(DATASETS))
     parser.add_argument("--block-lengths", type=int, nargs="*", default=BLOCKS, choices=BLOCKS)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--report", action="store_true", help="write the README's table")
@@ -149,7 +152,7 @@ def main() -> None:
         return
 
     def count(name: str, sizes: tuple[int, ...]) -> int:
-        half = TASKS[name].group in HALF or sizes == (6,)
+        half = DATASETS[name].group in HALF or sizes == (6,)
         return int(args.count // (2 if half else 1))
 
     with ProcessPoolExecutor(args.workers) as pool:

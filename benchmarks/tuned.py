@@ -20,12 +20,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dllm
-from benchmarks.common import RESULTS, unseen, write_result
+from benchmarks.common import RESULTS, is_right, unseen, write_result
 from benchmarks.samplers import HOLES
 from benchmarks.samplers import SEED as JUDGED_SEED
 from benchmarks.samplers_report import summed
 from dllm.config import DecodeConfig
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.intervals import wilson
 from dllm.output import Output
 from dllm.presets import TUNED, preset_options
@@ -35,15 +36,15 @@ from dllm.tuning.tune import tune
 COUNT, SEED, MAX_LOSS = 19, 21, 0.005
 
 
-def tuned(engine: dllm.Engine, chosen: list[Example], log: Path | None) -> Report:
+def tuned(engine: dllm.Engine, chosen: list[tuple[str, Sample]], log: Path | None) -> Report:
     def right(row: int, output: Output) -> bool:
-        return TASKS[chosen[row].task].grade(chosen[row], output.text) == "ok"
+        return is_right(*chosen[row], output.text)
 
     with Progress() as bar:
         task = bar.add_task("tuning", total=None)
         return tune(
             engine,
-            [e.prompt for e in chosen],
+            [sample.prompt for _, sample in chosen],
             config=DecodeConfig(max_new_tokens=HOLES),
             max_loss=MAX_LOSS,
             log=log,
@@ -59,20 +60,19 @@ def main() -> None:
     log = parser.parse_args().log
     torch.set_num_threads(1)
     engine = dllm.load("tiny")
-    judged = [example for name in TASKS for example in unseen(name, COUNT, JUDGED_SEED)]
-    taken = {example.prompt for example in judged}
-    report = tuned(engine, [e for name in TASKS for e in unseen(name, COUNT, SEED, taken)], log)
+    judged = [(name, each) for name in DATASETS for each in unseen(name, COUNT, JUDGED_SEED)]
+    taken = {sample.prompt for _, sample in judged}
+    chosen = [(name, each) for name in DATASETS for each in unseen(name, COUNT, SEED, taken)]
+    report = tuned(engine, chosen, log)
     assets = Path(dllm.__file__).parent / "assets" / "tiny"
     report.write(assets / TUNED)
     options = preset_options(str(assets / TUNED))
     right = nfe = 0
     for at in range(0, len(judged), COUNT):
         batch = judged[at : at + COUNT]
-        outputs: list[Output] = engine.generate([e.prompt for e in batch], **options)
+        outputs: list[Output] = engine.generate([each.prompt for _, each in batch], **options)
         nfe += sum(output.nfe for output in outputs)
-        right += sum(
-            TASKS[e.task].grade(e, o.text) == "ok" for e, o in zip(batch, outputs, strict=True)
-        )
+        right += sum(is_right(*asked, o.text) for asked, o in zip(batch, outputs, strict=True))
     mine = {"right": right, "count": len(judged), "nfe": nfe}
     others = json.loads((RESULTS / "samplers.json").read_text())["rows"]
     papers = [

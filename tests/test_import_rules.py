@@ -134,7 +134,7 @@ RULES: dict[str, May] = {
         (),
     ),
     **dict.fromkeys(LAWS, May(LAWS, ())),
-    "dllm.eval.tasks.datasets": May(("dllm.eval.tasks",), ()),
+    "dllm.eval.tasks.datasets": May(("dllm.eval.closed_forms", "dllm.eval.tasks"), ()),
     "dllm.eval.sandbox": May(("dllm.errors", "dllm.eval.sandbox"), ()),
     "dllm.train": May(
         (

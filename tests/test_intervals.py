@@ -10,6 +10,14 @@ from dllm.intervals import weighted, wilson
 counts = st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
+@pytest.mark.parametrize(
+    ("ok", "count", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (485, 500, 0.9511, 0.9817)],
+)
+def test_published_values_of_the_wilson_interval(ok, count, low, high):
+    assert wilson(ok, count) == pytest.approx((low, high), abs=2e-4)
+
+
 @given(counts)
 def test_one_part_is_wilson(part):
     assert weighted([(1.0, *part)]) == pytest.approx(wilson(*part))

@@ -31,10 +31,10 @@ from dllm.cli.options import (
 from dllm.errors import DllmError
 
 if TYPE_CHECKING:
-    from dllm.eval.models import Subject
+    from dllm.eval.models import ModelUnderTest
     from dllm.eval.records import EvalSetting
     from dllm.eval.run import Unable
-    from dllm.eval.tasks import SuiteTask
+    from dllm.eval.tasks import Task
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
 Texts = list[str] | None
@@ -213,7 +213,7 @@ def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[s
     return specs
 
 
-def notes(tasks: Iterable[SuiteTask]) -> list[str]:
+def notes(tasks: Iterable[Task]) -> list[str]:
     """What the user has to know about tasks before they run."""
     found = [(task.name, task.note) for task in tasks]
     return list(dict.fromkeys(f"{name}: {note}" for name, note in found if note))
@@ -227,14 +227,14 @@ def check(settings: Sequence[EvalSetting]) -> None:
         DecodeConfig().replace(**setting.options).check_components()
 
 
-def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> Subject:
+def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> ModelUnderTest:
     import dllm
     from dllm.engine import Engine
-    from dllm.eval.models import ORACLE, Checkpoint, OracleSubject
+    from dllm.eval.models import ORACLE, Checkpoint, OracleModel
     from dllm.tuning.memo import MemoModel
 
     if model == ORACLE:
-        return OracleSubject()
+        return OracleModel()
     engine = dllm.load(model, **options)
     if memo:
         engine = Engine(MemoModel(engine.model, int(memo * 2**30)), engine.text, engine.tuned)

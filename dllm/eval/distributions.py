@@ -1,4 +1,4 @@
-"""What is known of the law of each task's answers, as a table."""
+"""Table of what is known of the distribution of each task's answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dllm.eval.ceiling import chance
 from dllm.eval.closed_forms import correlation_bits, slots
 from dllm.eval.curves import label
 from dllm.eval.tables import NONE, TextTable, number, percent
-from dllm.eval.tasks import SuiteTask, task_of
+from dllm.eval.tasks import Task, closed_form, task_of
 
 NOTES = (
     "bits: total correlation of the answer's items given the question, which one forward for all "
@@ -23,8 +23,8 @@ def distributions(specs: Sequence[str]) -> TextTable:
     return TextTable("Tasks", ("task", "n", "bits", "at once, %"), tuple(rows), NOTES)
 
 
-def _row(task: SuiteTask) -> tuple[str, str, str]:
-    known = [form for n in task.n if (form := task.form(n)) is not None]
+def _row(task: Task) -> tuple[str, str, str]:
+    known = [form for n in task.n if (form := closed_form(task, n)) is not None]
     bits = [number(correlation_bits(*form)) for form in known]
     once = [chance(*form, [range(slots(*form))]) for form in known]
     return (

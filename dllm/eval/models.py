@@ -1,7 +1,7 @@
-"""Who answers the suite's questions: a checkpoint, or the oracle, which knows the true law.
+"""Models under test: a checkpoint, or the oracle, which knows the true distribution.
 
-A subject turns samples into token ids for an engine, and an engine's Output back into text and
-into the order in which the answer's items were committed.
+One turns samples into token ids for an engine, and an engine's Output back into text and into the
+order in which the answer's items were committed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import ONE_ANSWER
 from dllm.eval.oracle import Joint, Oracle
-from dllm.eval.tasks import Sample, SuiteTask, draw
+from dllm.eval.tasks import ExactDistribution, Sample, Task, closed_form, draw
 from dllm.eval.tasks.base import Span
 from dllm.models.fingerprint import fingerprint
 from dllm.output import Output
@@ -57,21 +57,21 @@ class DecodedAnswer:
     slots: list[int] | None
 
 
-class Subject(Protocol):
-    """Something that can be evaluated."""
+class ModelUnderTest(Protocol):
+    """Something that answers questions."""
 
     def identity(self) -> dict[str, Any]:
         """JSON values: what answers depend on beside the settings."""
         ...
 
-    def ask(self, task: SuiteTask, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
+    def ask(self, task: Task, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
         """Questions for `samples` by number. DllmError where the task cannot be put."""
         ...
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer: ...
+    def read(self, task: Task, sample: Sample, output: Output) -> DecodedAnswer: ...
 
 
-def row_id(task: SuiteTask, n: int, i: int) -> int:
+def row_id(task: Task, n: int, i: int) -> int:
     """What tells a row's random draws apart, beside the seed."""
     return zlib.crc32(f"{task.name}/{n}/{i}".encode())
 
@@ -90,7 +90,7 @@ class Checkpoint:
         if not isinstance(self.engine.text, ChatTokenizer):
             raise DllmError(f"{self.name}: no tokenizer, so that it cannot be asked anything")
         self.text, self.speller = self.engine.text, Speller(self.engine.text)
-        self.rooms: dict[tuple[SuiteTask, int], int] = {}
+        self.budgets: dict[tuple[Task, int], int] = {}
 
     def identity(self) -> dict[str, Any]:
         model = self.engine.model
@@ -103,38 +103,39 @@ class Checkpoint:
             "chat": self.chat,
         }
 
-    def ask(self, task: SuiteTask, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
+    def ask(self, task: Task, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
         each = list(samples.values())
-        prompts = [self._prompt(task, sample) for sample in each]
+        prompts = [self.prompt(task, sample) for sample in each]
         row_ids = [row_id(task, n, i) for i in samples]
         if task.surface == "free":
-            budget = task.budget or self._room(task, n)
+            budget = task.budget or self._budget(task, n)
             return Questions(self.engine, each, prompts, row_ids, budget=budget)
         skeletons = [self._skeleton(task, sample) for sample in each]
-        rooms = {size for _, size in skeletons}
-        if len(rooms) > 1:
-            raise ConfigError(f"{task}: answers of size {n} differ in tokens: {sorted(rooms)}")
+        budgets = {size for _, size in skeletons}
+        if len(budgets) > 1:
+            raise ConfigError(f"{task}: answers of size {n} differ in tokens: {sorted(budgets)}")
         return Questions(
             self.engine,
             each,
             prompts,
             row_ids,
             [prefilled for prefilled, _ in skeletons],
-            rooms.pop(),
+            budgets.pop(),
         )
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
+    def read(self, task: Task, sample: Sample, output: Output) -> DecodedAnswer:
         pieces = self.speller.pieces(output.token_ids)
         spans = task.items(sample, output.text) if "".join(pieces) == output.text else []
         return DecodedAnswer(output.text, places(pieces, spans, output.text) if spans else None)
 
-    def _messages(self, task: SuiteTask, sample: Sample) -> list[dict[str, str]] | None:
+    def _messages(self, task: Task, sample: Sample) -> list[dict[str, str]] | None:
         """The conversation; None where the prompt is plain text."""
         with_template = self.text.has_chat_template
         chat = self.chat if task.chat == "auto" else task.chat
         return sample.messages if chat is True or (chat == "auto" and with_template) else None
 
-    def _prompt(self, task: SuiteTask, sample: Sample) -> list[int]:
+    def prompt(self, task: Task, sample: Sample) -> list[int]:
+        """Token ids up to where the answer begins."""
         messages = self._messages(task, sample)
         if messages is not None:
             return self.text.chat(messages)
@@ -142,18 +143,18 @@ class Checkpoint:
         # behind shots an answer begins on a line of its own, as theirs do
         return self.text.encode(f"{shots}{sample.prompt}" + "\n" * bool(shots))
 
-    def _answer(self, task: SuiteTask, sample: Sample) -> list[int]:
+    def _answer(self, task: Task, sample: Sample) -> list[int]:
         return self.text.answer(self._messages(task, sample), sample.answer)
 
-    def _room(self, task: SuiteTask, n: int) -> int:
+    def _budget(self, task: Task, n: int) -> int:
         """Tokens that answers of other samples need, with their end, and some more."""
-        if (task, n) not in self.rooms:
+        if (task, n) not in self.budgets:
             count = min(task.count(n) or MEASURED, MEASURED)
             sizes = (len(self._answer(task, draw(task, n, -1, i))) + 1 for i in range(count))
-            self.rooms[task, n] = math.ceil(max(sizes) * SPARE / ROUND) * ROUND
-        return self.rooms[task, n]
+            self.budgets[task, n] = math.ceil(max(sizes) * SPARE / ROUND) * ROUND
+        return self.budgets[task, n]
 
-    def _skeleton(self, task: SuiteTask, sample: Sample) -> tuple[Prefilled, int]:
+    def _skeleton(self, task: Task, sample: Sample) -> tuple[Prefilled, int]:
         """What stands between the answer's items, the end behind them, and the size of all."""
         ids = self._answer(task, sample)
         text = self.text.decode(ids)
@@ -183,8 +184,8 @@ def places(pieces: Sequence[str], spans: Sequence[Span], text: str) -> list[int]
     return known if len(known) == len(spans) else None
 
 
-class OracleSubject:
-    """The exact model of every task whose law is known (see oracle.py), one per task and size.
+class OracleModel:
+    """The exact model of every task with an exact distribution (oracle.py), one per task and size.
 
     jitter: as in Oracle. Only the items are decoded, as on the infill surface.
     """
@@ -195,10 +196,10 @@ class OracleSubject:
     def identity(self) -> dict[str, Any]:
         return {"name": ORACLE, "family": ORACLE, "jitter": self.jitter}
 
-    def ask(self, task: SuiteTask, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
-        form = task.form(n)
+    def ask(self, task: Task, n: int, seed: int, samples: Mapping[int, Sample]) -> Questions:
+        form = closed_form(task, n)
         if form is None:
-            raise ConfigError(f"{task.name}: its exact law is not known, so it has no oracle")
+            raise ConfigError(f"{task.name}: no exact distribution is known, so it has no oracle")
         if form[0] == "shuffle" and form[1] > LARGEST_SHUFFLE:
             raise ConfigError(f"{task.name}: n={n}: expected at most {LARGEST_SHUFFLE} items")
         engine = oracle_engine(*form, self.jitter)
@@ -210,7 +211,8 @@ class OracleSubject:
         prompts = [[name // base**k % base for k in range(PROMPT)] for name in names]
         return Questions(engine, list(samples.values()), prompts, row_ids, budget=joint.slots)
 
-    def read(self, task: SuiteTask, sample: Sample, output: Output) -> DecodedAnswer:
+    def read(self, task: Task, sample: Sample, output: Output) -> DecodedAnswer:
+        assert isinstance(task, ExactDistribution)  # else it was never asked
         words = task.symbols(sample)
         text = task.write(sample, [words[token] for token in output.token_ids])
         return DecodedAnswer(text, list(range(len(output.token_ids))))

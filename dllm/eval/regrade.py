@@ -10,7 +10,7 @@ from dllm.errors import DllmError
 from dllm.eval.records import SampleRecord
 from dllm.eval.store import Store, write_summary
 from dllm.eval.summary import summarize
-from dllm.eval.tasks import Grade, Sample, SuiteTask, tasks_of
+from dllm.eval.tasks import Grade, Sample, Task, tasks_of
 
 
 def regrade(path: Path, said: Collection[str] = ()) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def regrade(path: Path, said: Collection[str] = ()) -> tuple[int, int]:
     return changed, len(rows)
 
 
-def graded(task: SuiteTask, sample: Sample, reply: str, where: str) -> Grade:
+def graded(task: Task, sample: Sample, reply: str, where: str) -> Grade:
     """The grade of a reply to a sample that may be none of this task's."""
     try:
         return task.grade(sample, reply)

@@ -1,4 +1,4 @@
-"""Running the suite: every task and size with every setting, in batches, resumable, by ranks.
+"""Runs of the suite: every task and size with every setting, in batches, resumable, by ranks.
 
 A batch is fixed by task, size, seed and sample numbers alone, so that neither the number of
 processes nor an interruption changes what is computed together.
@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dllm.config import DecodeConfig
+from dllm.engine import Engine
 from dllm.environment import environment
 from dllm.errors import DllmError
-from dllm.eval.models import Questions, Subject
-from dllm.eval.records import EvalSetting, RunPlan, SampleRecord, Skipped, Summary
+from dllm.eval.models import Checkpoint, ModelUnderTest, Questions
+from dllm.eval.records import Cell, EvalSetting, RunPlan, SampleRecord, Skipped, Summary
 from dllm.eval.store import Store, write_summary
-from dllm.eval.summary import summarize
-from dllm.eval.tasks import SUITE, SuiteTask, draw, task_of, tasks_of
+from dllm.eval.summary import add, summarize
+from dllm.eval.tasks import SUITE, Sample, Task, draw, task_of, tasks_of
 from dllm.output import Commit, Finished, Output
 from dllm.processes import Ranks
 
+T = TypeVar("T")
 Progress = Callable[[int, int, EvalSetting], None]
 Unable = tuple[
     EvalSetting, str, int, str
@@ -63,10 +65,10 @@ class Sweep:
             if not 1 <= (value := getattr(self, name)) <= MOST:
                 raise DllmError(f"{name}={value}: expected at least 1 and at most {MOST}")
 
-    def plan(self, subject: Subject) -> RunPlan:
+    def plan(self, model: ModelUnderTest) -> RunPlan:
         return RunPlan(
             suite=SUITE,
-            model=subject.identity(),
+            model=model.identity(),
             tasks=tuple(dict.fromkeys(self.tasks)),
             settings=tuple({setting.identity: setting for setting in self.settings}.values()),
             seeds=tuple(self.seeds),
@@ -78,7 +80,7 @@ class Sweep:
 
 
 def run(
-    subject: Subject,
+    model: ModelUnderTest,
     sweep: Sweep,
     out: Path,
     *,
@@ -96,8 +98,8 @@ def run(
     ranks = ranks or Ranks()
     store = Store(out, ranks.rank)
     tasks = {spec: task_of(spec) for spec in sweep.tasks}
-    wanted = sweep.plan(subject)
-    skipped = list(unable(subject, tasks, wanted.settings))
+    wanted = sweep.plan(model)
+    skipped = list(unable(model, tasks, wanted.settings))
     if len(skipped) == len(wanted.settings) * sum(len(task.n) for task in tasks.values()):
         raise DllmError(f"nothing can be run: {skipped[0][3]}")
     if ranks.rank == 0:
@@ -105,15 +107,15 @@ def run(
         if skipped and on_skipped is not None:
             on_skipped(skipped)
     with store:
-        return _run(subject, sweep, store, wanted, tasks, skipped, ranks, on_progress)
+        return _run(model, sweep, store, wanted, tasks, skipped, ranks, on_progress)
 
 
 def _run(
-    subject: Subject,
+    model: ModelUnderTest,
     sweep: Sweep,
     store: Store,
     wanted: RunPlan,
-    tasks: Mapping[str, SuiteTask],
+    tasks: Mapping[str, Task],
     skipped: Sequence[Unable],
     ranks: Ranks,
     on_progress: Progress | None,
@@ -131,7 +133,7 @@ def _run(
     }
     settings = [(index[setting.identity], setting) for setting in wanted.settings]
     work = ranks.share(list(pieces(plan, tasks, sweep)))
-    decode(subject, store, plan, tasks, work, settings, without, on_progress)
+    decode(model, store, plan, tasks, work, settings, without, on_progress)
     ranks.wait()
     if ranks.rank > 0:
         return None
@@ -143,10 +145,10 @@ def _run(
 
 
 def decode(
-    subject: Subject,
+    model: ModelUnderTest,
     store: Store,
     plan: RunPlan,
-    tasks: Mapping[str, SuiteTask],
+    tasks: Mapping[str, Task],
     work: Sequence[Work],
     settings: Sequence[tuple[int, EvalSetting]],
     without: Collection[Skipped],
@@ -166,17 +168,18 @@ def decode(
             at for at in keys if (at, piece.task, piece.n) not in skipped and keys[at] - known
         }
         began = time.perf_counter()
-        questions = subject.ask(task, piece.n, piece.seed, samples) if missing else None
+        questions = model.ask(task, piece.n, piece.seed, samples) if missing else None
         asking = time.perf_counter() - began
         for at, setting in settings:
             if questions is not None and at in missing:
-                store.append(answer(subject, task, questions, piece, at, setting, asking))
+                config = configure(task, questions, setting, piece.seed)
+                store.append(answer(model, task, questions, piece, at, config, asking))
             done += len(samples)
             if on_progress is not None:
                 on_progress(done, total, setting)
 
 
-def pieces(plan: RunPlan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Iterator[Work]:
+def pieces(plan: RunPlan, tasks: Mapping[str, Task], sweep: Sweep) -> Iterator[Work]:
     """The batches of a sweep: its count of samples, shared out among the sizes of each task."""
     for spec, task in tasks.items():
         for at, n in enumerate(task.n):
@@ -190,13 +193,13 @@ def pieces(plan: RunPlan, tasks: Mapping[str, SuiteTask], sweep: Sweep) -> Itera
 
 
 def unable(
-    subject: Subject, tasks: Mapping[str, SuiteTask], settings: Sequence[EvalSetting]
+    model: ModelUnderTest, tasks: Mapping[str, Task], settings: Sequence[EvalSetting]
 ) -> Iterator[Unable]:
     """(setting, task spec, n, reason) of what cannot be run; no forward is made."""
     for spec, task in tasks.items():
         for n in task.n:
             try:
-                questions = subject.ask(task, n, 0, {0: draw(task, n, 0, 0)})
+                questions = model.ask(task, n, 0, {0: draw(task, n, 0, 0)})
             except DllmError as error:
                 yield from ((setting, spec, n, str(error)) for setting in settings)
                 continue
@@ -207,9 +210,7 @@ def unable(
                     yield setting, spec, n, str(error)
 
 
-def configure(
-    task: SuiteTask, questions: Questions, setting: EvalSetting, seed: int
-) -> DecodeConfig:
+def configure(task: Task, questions: Questions, setting: EvalSetting, seed: int) -> DecodeConfig:
     """A setting for one task: the size of its canvas, unless the setting has its own."""
     config = DecodeConfig(stop=task.stop, seed=seed, history=True)
     if questions.prefilled is not None or "max_new_tokens" not in setting.options:
@@ -224,25 +225,24 @@ def begin(questions: Questions, config: DecodeConfig) -> Iterator[object]:
 
 
 def answer(
-    subject: Subject,
-    task: SuiteTask,
+    model: ModelUnderTest,
+    task: Task,
     questions: Questions,
     piece: Work,
     at: int,
-    setting: EvalSetting,
-    asking: float,
+    config: DecodeConfig,
+    asking: float = 0.0,
 ) -> list[SampleRecord]:
-    """Decode one batch with the setting number `at` and grade it; `asking`: seconds that putting
-    the questions took. KeyboardInterrupt where Ctrl-C cut it short.
+    """Decode one batch with the setting number `at`, which is `config`, and grade it; `asking`:
+    seconds that putting the questions took. KeyboardInterrupt where Ctrl-C cut it short.
     """
     began = time.perf_counter()
-    config = configure(task, questions, setting, piece.seed)
     events = list(begin(questions, config))
     outputs = {event.row: event.output for event in events if isinstance(event, Finished)}
     if any(output.finish_reason == "interrupted" for output in outputs.values()):
         raise KeyboardInterrupt
     read = [
-        (subject.read(task, sample, outputs[row]), outputs[row])
+        (model.read(task, sample, outputs[row]), outputs[row])
         for row, sample in enumerate(questions.samples)
     ]
     grades = [
@@ -280,6 +280,34 @@ def answer(
         )
         for row, ((found, output), grade) in enumerate(zip(read, grades, strict=True))
     ]
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    samples: Sequence[Sample],
+    config: DecodeConfig,
+    *,
+    batch_size: int = 32,
+) -> Cell:
+    """The counts of `samples` of any size, decoded with `config` in batches of like length; nothing
+    is stored.
+    """
+    model, config = Checkpoint(engine, task.name), config.replace(history=True)
+    cell, ordered = Cell(0, 0, 0), sorted(samples, key=lambda sample: len(sample.prompt))
+    for batch in batches(ordered, batch_size):
+        prompts = [model.prompt(task, sample) for sample in batch]
+        questions = Questions(engine, batch, prompts, list(range(len(batch))))
+        piece = Work(0, 0, config.seed, 0, len(batch))
+        for row in answer(model, task, questions, piece, 0, config):
+            add(cell, row)
+    return cell
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`items` in order, `size` at a time."""
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
 
 
 def made(output: Output, prompt: int) -> list[int]:

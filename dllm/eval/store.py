@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 from dllm.errors import DllmError
 from dllm.eval.records import RunPlan, SampleRecord, Summary
 from dllm.eval.shapes import shaped
-from dllm.eval.tasks import Sample, SuiteTask, draw
+from dllm.eval.tasks import Sample, Task, draw
 from dllm.files import FileError, read_json, replacing, to_json, write_json
 from dllm.jsonlog import JsonLog, read_records
 
@@ -91,7 +91,7 @@ class Store:
                     seen.add(row.key)
                     yield row
 
-    def merge(self, plan: RunPlan, tasks: Sequence[SuiteTask]) -> None:
+    def merge(self, plan: RunPlan, tasks: Sequence[Task]) -> None:
         """The plan, the samples that all rows answer, and one results.jsonl in order. tasks: the
         plan's.
         """

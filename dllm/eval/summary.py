@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dllm.eval.ceiling import chance
 from dllm.eval.records import Cell, OracleCell, RunPlan, SampleRecord, Summary
-from dllm.eval.tasks import SuiteTask, tasks_of
+from dllm.eval.tasks import Task, closed_form, tasks_of
 
 
 class Best(NamedTuple):
@@ -22,7 +22,7 @@ class Best(NamedTuple):
 
 
 def summarize(
-    plan: RunPlan, rows: Iterable[SampleRecord], tasks: Sequence[SuiteTask] | None = None
+    plan: RunPlan, rows: Iterable[SampleRecord], tasks: Sequence[Task] | None = None
 ) -> Summary:
     """Count `rows` by setting, task and size. tasks: the plan's, None: as `tasks_of` makes them."""
     tasks = tasks_of(plan.tasks) if tasks is None else tasks
@@ -32,7 +32,7 @@ def summarize(
         key = row.setting, row.task, row.n
         setting = plan.settings[row.setting]
         add(cells.setdefault(key, Cell(*key)), row)
-        form = tasks[row.task].form(row.n)
+        form = closed_form(tasks[row.task], row.n)
         if form is not None and row.sets is not None:
             temperature = float(setting.options.get("temperature", 0.0))
             add_ceiling(cells[key], row, form, temperature)

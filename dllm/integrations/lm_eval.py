@@ -28,8 +28,8 @@ import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.accuracy import batches
 from dllm.eval.likelihood import LikelihoodRequest, forwards, is_greedy, log_likelihoods
+from dllm.eval.run import batches
 from dllm.integrations.lm_eval_options import Options, generation, stable_id
 from dllm.jsonlog import JsonLog
 from dllm.processes import Ranks

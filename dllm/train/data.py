@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dllm.eval.tasks.datasets import TASKS, Example, is_held_out
+from dllm.eval.tasks import Sample
+from dllm.eval.tasks.datasets import DATASETS, is_held_out
 from dllm.train.tokenizer import ASSISTANT, USER
 
 POOL = 4  # batches cut from one length-sorted pool: little padding, still mixed
@@ -159,10 +160,10 @@ def encode_example(tokenizer: Tokenizer, prompt: str, answer: str) -> TrainingPa
     return TrainingPair(head, tokenizer.encode(f" {answer}").ids)
 
 
-def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> Example:
-    """A training example of a task."""
-    task = TASKS[name]
+def draw(rng: random.Random, name: str, sizes: Sequence[int] | None = None) -> Sample:
+    """A training example of a dataset."""
+    dataset = DATASETS[name]
     while True:
-        example = task.make(rng, rng.choice(sizes or task.sizes))
-        if not is_held_out(example.prompt):
-            return example
+        sample = dataset.make(rng, rng.choice(sizes or dataset.sizes))
+        if not is_held_out(sample.prompt):
+            return sample

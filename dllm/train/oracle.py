@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm.checks import check_whole
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.accuracy import batches
+from dllm.eval.run import batches
 from dllm.output import Output
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy

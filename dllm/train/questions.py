@@ -9,7 +9,8 @@ from math import inf
 
 from dllm.cli.batch import read_prompts
 from dllm.errors import DllmError
-from dllm.eval.tasks.datasets import TASKS, Example
+from dllm.eval.tasks import Sample, scorer_of
+from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.codec import Message
 from dllm.text.prompts import encode_prompt
 from dllm.text.tokenizer import ChatTokenizer
@@ -21,16 +22,20 @@ DRAWN = 4096  # questions drawn from the generators if nobody says how many
 
 @dataclass(frozen=True)
 class Question:
-    """Messages or text, the answer if the data has one, and the example if a task made it."""
+    """Messages or text, the answer if the data has one, and where a dataset made it, its name and
+    the sample.
+    """
 
     asked: Sequence[Message] | str
     answer: str | None = None
-    example: Example | None = None
+    dataset: str = ""
+    sample: Sample | None = None
 
     def is_wrong(self, reply: str) -> bool:
-        """Whether the task's grader refuses a reply; False where nobody knows."""
-        example = self.example
-        return example is not None and TASKS[example.task].grade(example, reply) != "ok"
+        """Whether the dataset's scorer refuses a reply; False where nobody knows."""
+        if self.sample is None:
+            return False
+        return not scorer_of(self.dataset).grade(self.sample, reply).strict
 
     def prompt(self, text: ChatTokenizer) -> list[int]:
         """Token ids up to where the answer begins; text goes into the chat template, if any."""
@@ -65,8 +70,8 @@ def shares(tasks: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for each in filter(None, tasks.split("+")):
         name, star, weight = each.partition("*")
-        if name not in TASKS:
-            raise DllmError(f"no task {name!r}: expected some of {', '.join(TASKS)}")
+        if name not in DATASETS:
+            raise DllmError(f"no task {name!r}: expected some of {', '.join(DATASETS)}")
         try:
             found[name] = float(weight) if star else EVERYTHING[name]
         except ValueError:
@@ -80,5 +85,5 @@ def drawn(weights: Mapping[str, float], count: int, seed: int) -> list[Question]
     """Training examples of tasks with these weights."""
     rng = random.Random(f"{seed}/{'+'.join(weights)}")
     names = rng.choices(list(weights), list(weights.values()), k=count)
-    examples = [draw(rng, name) for name in names]
-    return [Question(example.prompt, example.answer, example) for example in examples]
+    samples = [(name, draw(rng, name)) for name in names]
+    return [Question(sample.prompt, sample.answer, name, sample) for name, sample in samples]

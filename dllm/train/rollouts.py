@@ -16,7 +16,7 @@ import torch
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.errors import DllmError
-from dllm.eval.accuracy import batches
+from dllm.eval.run import batches
 from dllm.jsonlog import JsonLog, check_header, read_records
 from dllm.output import Commit, Finished
 from dllm.train.data import TrainingPair

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
@@ -137,8 +137,8 @@ CURRICULUM: tuple[tuple[int, Mixture], ...] = (  # steps of each mixture
 def tokenizer() -> Tokenizer:
     """The tokenizer of all task families; a word's id depends only on the tasks before its own."""
     draws = (
-        itertools.islice(examples(task, 0, held_out=False), EXAMPLES_PER_TASK)
-        for task in TASKS.values()
+        itertools.islice(examples(dataset, 0, held_out=False), EXAMPLES_PER_TASK)
+        for dataset in DATASETS.values()
     )
     return build_tokenizer(
         text

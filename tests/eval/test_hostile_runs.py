@@ -15,7 +15,7 @@ import pytest
 
 from dllm.errors import DllmError
 from dllm.eval.figures import draw
-from dllm.eval.models import OracleSubject
+from dllm.eval.models import OracleModel
 from dllm.eval.records import EvalSetting
 from dllm.eval.regrade import regrade
 from dllm.eval.report import read_summary, report
@@ -65,7 +65,7 @@ VALUES = (
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     out = tmp_path_factory.mktemp("good") / "run"
-    run(OracleSubject(), SWEEP, out)
+    run(OracleModel(), SWEEP, out)
     return out
 
 
@@ -83,7 +83,7 @@ def verbs(folder, target=None):
         if target is not None:
             draw([("run", summary)], target)
 
-    for verb in (shown, lambda: regrade(folder), lambda: run(OracleSubject(), SWEEP, folder)):
+    for verb in (shown, lambda: regrade(folder), lambda: run(OracleModel(), SWEEP, folder)):
         try:
             verb()
         except DllmError as error:
@@ -211,7 +211,7 @@ def test_a_last_line_torn_inside_a_character_is_decoded_again(folder):
     whole = "\n".join([*before[:-1], json.dumps(row, ensure_ascii=False)]).encode()
     (folder / "results.jsonl").unlink()
     (folder / "results.0.jsonl").write_bytes(whole[: whole.index("\u754c".encode()) + 1])
-    run(OracleSubject(), SWEEP, folder)
+    run(OracleModel(), SWEEP, folder)
     after = (folder / "results.jsonl").read_text().splitlines()
     without = [{**json.loads(line), "seconds": 0} for line in after]
     assert without == [{**json.loads(line), "seconds": 0} for line in before]
@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_row_is_said(folder, change, said):
     lines = path.read_text().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | change)
     path.write_text("\n".join(lines) + "\n")
-    for verb in (regrade, lambda at: run(OracleSubject(), SWEEP, at)):
+    for verb in (regrade, lambda at: run(OracleModel(), SWEEP, at)):
         with pytest.raises(DllmError, match=r"results\.jsonl") as error:
             verb(folder)
         assert said in str(error.value)
@@ -305,11 +305,11 @@ def test_an_answer_may_be_long(folder):
 
 def test_another_process_with_the_same_directory_is_refused(folder):
     with Store(folder), pytest.raises(DllmError, match="another process is writing it"):
-        run(OracleSubject(), SWEEP, folder)
+        run(OracleModel(), SWEEP, folder)
     with Store(folder), pytest.raises(DllmError, match="another process is writing it"):
         regrade(folder)
     with Store(folder, rank=1):  # one of the same run
-        assert run(OracleSubject(), SWEEP, folder) is not None
+        assert run(OracleModel(), SWEEP, folder) is not None
 
 
 @pytest.fixture
@@ -326,16 +326,16 @@ def test_a_full_disk_is_one_error_and_a_rerun_goes_on(tmp_path, largest_file):
     for size in (3000, 6000):
         largest_file(size)
         with pytest.raises(DllmError, match=r"results\.0\.jsonl: File too large; what is in it"):
-            run(OracleSubject(), sweep, out)
+            run(OracleModel(), sweep, out)
         largest_file(resource.RLIM_INFINITY)
         rows = list(Store(out).rows())
         assert len(rows) > kept
         kept = len(rows)
     largest_file((out / "results.0.jsonl").stat().st_size + 2000)
     with pytest.raises(DllmError, match="File too large"):
-        run(OracleSubject(), sweep, out)  # now or as the files are merged
+        run(OracleModel(), sweep, out)  # now or as the files are merged
     largest_file(resource.RLIM_INFINITY)
     assert len(list(Store(out).rows())) >= kept
-    run(OracleSubject(), sweep, out)
+    run(OracleModel(), sweep, out)
     assert len(list(Store(out).rows())) == 2 * 2 * 8
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)

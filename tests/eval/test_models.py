@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import dllm
 from dllm.config import ConfigError
-from dllm.eval.models import Checkpoint, DecodedAnswer, OracleSubject, places
+from dllm.eval.models import Checkpoint, DecodedAnswer, OracleModel, places
 from dllm.eval.records import EvalSetting
 from dllm.eval.run import Work, answer
 from dllm.eval.tasks import draw, task_of
@@ -107,7 +107,7 @@ def test_items_are_looked_for_in_the_text_of_the_tokens(tiny):
 
 
 def test_an_oracle_answers_in_the_words_of_the_sample():
-    subject = OracleSubject()
+    subject = OracleModel()
     task, questions = asked(subject, "replace_random:n=4")
     setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
     rows = answer(subject, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0)
@@ -117,14 +117,14 @@ def test_an_oracle_answers_in_the_words_of_the_sample():
 
 def test_an_oracle_says_what_it_does_not_know():
     with pytest.raises(ConfigError, match="its exact law is not known"):
-        asked(OracleSubject(), "words_to_sentence", n=3)
+        asked(OracleModel(), "words_to_sentence", n=3)
     with pytest.raises(ConfigError, match="n=12: expected at most 8 items"):
-        asked(OracleSubject(), "shuffle:n=12", n=12)
+        asked(OracleModel(), "shuffle:n=12", n=12)
 
 
 def test_oracle_prompts_differ_by_seed_and_sample():
     prompts = [
-        tuple(p) for s in (0, 1) for p in asked(OracleSubject(), "copy:n=2", 2, 9, s)[1].prompts
+        tuple(p) for s in (0, 1) for p in asked(OracleModel(), "copy:n=2", 2, 9, s)[1].prompts
     ]
     assert len(set(prompts)) == 18
 

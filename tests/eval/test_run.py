@@ -11,7 +11,7 @@ import pytest
 
 import dllm
 from dllm.errors import DllmError
-from dllm.eval.models import Checkpoint, OracleSubject
+from dllm.eval.models import Checkpoint, OracleModel
 from dllm.eval.records import EvalSetting, SampleRecord, Summary
 from dllm.eval.regrade import regrade
 from dllm.eval.run import Sweep, configure, made, pieces, run
@@ -232,7 +232,7 @@ def test_torchrun_equals_one_process(root, whole, tmp_path):
 
 def test_a_run_of_another_model_is_refused(subject, whole):
     with pytest.raises(DllmError, match=r"a run with model=.*choose another directory"):
-        run(OracleSubject(), SWEEP, whole)
+        run(OracleModel(), SWEEP, whole)
     with pytest.raises(DllmError, match="model"):
         run(Checkpoint(dllm.load("tiny", dtype="bfloat16"), "tiny"), SWEEP, whole)
 
@@ -394,7 +394,7 @@ def test_the_oracle_loses_what_its_commits_say(tmp_path, task, n, order, tempera
         for k in (1, 2, 3)
     ]
     sweep = Sweep([f"{task}:n={n}"], settings, count=400, batch_size=400)
-    for cell in run(OracleSubject(), sweep, tmp_path / "run").cells:
+    for cell in run(OracleModel(), sweep, tmp_path / "run").cells:
         chance = cell.ceiling / cell.ceiled
         assert cell.ceiled == cell.count == 400
         sigma = math.sqrt(chance * (1 - chance) / cell.count)

@@ -22,7 +22,7 @@ import dllm
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.eval.likelihood import LikelihoodRequest, log_likelihoods
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.integrations.lm_eval import DiffusionLM
 from dllm.integrations.lm_eval_options import stable_id
 from tests.fakes import EOS, EOT, PAD, FakeModel, FakeText, Out, hashed, leaning
@@ -280,7 +280,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A task of lm-eval on 8 held-out prompts of the bundled model, offline."""
-    found = examples(TASKS["reverse"], 0, held_out=True, sizes=(4,))
+    found = examples(DATASETS["reverse"], 0, held_out=True, sizes=(4,))
     rows = [next(found) for _ in range(8)]
     lines = [json.dumps({"prompt": row.prompt, "answer": row.answer}) for row in rows]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")

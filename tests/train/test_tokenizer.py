@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.text.tokenizer import load_text
 from dllm.train.tokenizer import ASSISTANT, USER, save_tokenizer
 from tests.train.words import TOKENIZER
@@ -28,7 +28,7 @@ def test_ids_do_not_change_when_later_families_grow():
     from dllm.train.tokenizer import build_tokenizer
 
     texts = [
-        [e.prompt for e in itertools.islice(examples(TASKS[n], 0, held_out=False), 50)]
+        [e.prompt for e in itertools.islice(examples(DATASETS[n], 0, held_out=False), 50)]
         for n in ("copy", "json")
     ]
     short = build_tokenizer(texts[0]).get_vocab()

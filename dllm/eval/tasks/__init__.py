@@ -1,11 +1,22 @@
-"""The tasks that decoding methods are compared on, by name, and named lists of them."""
+"""Tasks that decoding methods are compared on, by name, and named lists of them."""
 
 from collections.abc import Collection, Sequence
+from functools import cache
 
-from dllm.eval.tasks.base import REASONS, SUITE, Grade, Sample, SuiteTask, TaskBase, draw
+from dllm.eval.tasks.base import (
+    REASONS,
+    SUITE,
+    ExactDistribution,
+    Grade,
+    Sample,
+    Task,
+    TaskBase,
+    closed_form,
+    draw,
+)
 from dllm.registry import Registry
 
-TASKS: Registry[SuiteTask] = Registry(
+TASKS: Registry[Task] = Registry(
     "task",
     "dllm.tasks",
     {
@@ -26,10 +37,10 @@ TASKS: Registry[SuiteTask] = Registry(
         "word_problem": "dllm.eval.tasks.generated:WordProblem",
         "calculation": "dllm.eval.tasks.generated:Calculation",
         "latin_fill": "dllm.eval.tasks.generated:LatinFill",
-        "json": "dllm.eval.tasks.generated:Json",
-        "records": "dllm.eval.tasks.generated:Records",
-        "table": "dllm.eval.tasks.generated:TableTask",
-        "function": "dllm.eval.tasks.generated:Function",
+        "json": "dllm.eval.tasks.structured:Json",
+        "records": "dllm.eval.tasks.structured:Records",
+        "table": "dllm.eval.tasks.structured:TableTask",
+        "function": "dllm.eval.tasks.structured:Function",
         "gsm8k": "dllm.eval.tasks.gsm8k:Gsm8k",
         "humaneval": "dllm.eval.tasks.humaneval:HumanEval",
     },
@@ -49,7 +60,7 @@ LISTS = (
 )
 SUITES: dict[str, tuple[str, ...]] = {
     "full": (*LISTS, "latin_square", "sudoku", "cumulative_sums", "words_to_sentence"),
-    # what the exact law is known of, in sizes that it can be computed for
+    # those with an exact distribution, in sizes that it can be computed for
     "oracle": (*(f"{name}:n=3+4+6+8" for name in LISTS), "latin_square", "cumulative_sums"),
     # what the bundled model was trained on, in its own words
     "tiny": (
@@ -59,31 +70,44 @@ SUITES: dict[str, tuple[str, ...]] = {
         "json",
     ),
 }
+# dataset -> task, where that is not of the same name or not by default in the same form
+SCORERS = {name: f"{name}:wording=short" for name in (*LISTS, "sudoku")} | {"latin": "latin_fill"}
 
 __all__ = [
     "REASONS",
     "SUITE",
     "SUITES",
     "TASKS",
+    "ExactDistribution",
     "Grade",
     "Sample",
-    "SuiteTask",
+    "Task",
     "TaskBase",
+    "closed_form",
     "draw",
+    "scorer_of",
     "task_of",
     "tasks_of",
 ]
 
 
-def task_of(spec: str) -> SuiteTask:
+def task_of(spec: str) -> Task:
     """The task that `spec` ("name" or "name:key=value,key=value") describes; SpecError."""
     return TASKS.build(spec)
 
 
-def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[SuiteTask]:
+def tasks_of(specs: Sequence[str], said: Collection[str] = ()) -> list[Task]:
     """The tasks of a plan that a file holds. Only the specs in `said`, which the user gave as well,
     may import code ("module:Class"): see dllm/registry.py. SpecError.
     """
     for spec in specs:
         TASKS.resolve(spec, imports=spec in said)
     return [task_of(spec) for spec in specs]
+
+
+@cache
+def scorer_of(dataset: str) -> Task:
+    """The task that grades the questions of a dataset (`dllm.eval.tasks.datasets`); strict grades
+    are the form of answer that the bundled models were trained on. SpecError.
+    """
+    return task_of(SCORERS.get(dataset, dataset))

@@ -1,8 +1,9 @@
-"""What a task of the suite is: seeded questions with a right answer, and a grader of replies.
+"""Interfaces of a task: dataset (questions), scorer (grades of replies), exact distribution.
 
-Text only: no model, no tokenizer, no torch. A task is a dataclass whose fields are its options, so
-that a user names it as "shuffle:n=4+6,surface=infill" (dllm.registry). Sample i is a function of
-(SUITE, task, n, seed, i) alone, whatever the options that only change its wording.
+Text only: no model, no tokenizer, no torch. A task has the first two and may have the third. It is
+a dataclass whose fields are its options, so that a user names it as "shuffle:n=4+6,surface=infill"
+(dllm.registry). Sample i is a function of (SUITE, task, n, seed, i) alone, whatever the options
+that only change its wording.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from dllm.eval.shapes import shaped
 
@@ -94,13 +95,27 @@ class Grade:
         return cls(reason == "ok", reason == "ok" and strict, reason)
 
 
-class SuiteTask(Protocol):
-    """A task; see `TaskBase` for what its members mean and for defaults."""
-
-    name: ClassVar[str]
+class Dataset(Protocol):
+    """Questions of several sizes. See `TaskBase` for what the members of a task mean."""
 
     @property
     def n(self) -> tuple[int, ...]: ...
+    def count(self, n: int) -> int | None: ...
+    def sample(self, rng: random.Random, n: int, i: int) -> Sample: ...
+
+
+class Scorer(Protocol):
+    """Judgement of replies to a dataset's questions."""
+
+    def grade(self, sample: Sample, reply: str) -> Grade: ...
+    def items(self, sample: Sample, reply: str) -> list[Span]: ...
+
+
+class Task(Dataset, Scorer, Protocol):
+    """A dataset, its scorer, and how a question is put."""
+
+    name: ClassVar[str]
+
     @property
     def surface(self) -> Surface: ...
     @property
@@ -111,21 +126,38 @@ class SuiteTask(Protocol):
     def stop(self) -> tuple[str, ...]: ...
     @property
     def note(self) -> str: ...
-    def count(self, n: int) -> int | None: ...
-    def sample(self, rng: random.Random, n: int, i: int) -> Sample: ...
-    def grade(self, sample: Sample, reply: str) -> Grade: ...
-    def items(self, sample: Sample, reply: str) -> list[Span]: ...
-    def form(self, n: int) -> tuple[str, int] | None: ...
-    def symbols(self, sample: Sample) -> Sequence[str]: ...
-    def write(self, sample: Sample, words: Sequence[str]) -> str: ...
+
+
+@runtime_checkable
+class ExactDistribution(Protocol):
+    """The known distribution of a task's right answers, of tasks that have one: an exact model can
+    answer those, and losses are split into the method's and the model's.
+    """
+
+    def form(self, n: int) -> tuple[str, int]:
+        """The task of `closed_forms` (and of `oracle.Joint`) that size `n` is; its size there."""
+        ...
+
+    def symbols(self, sample: Sample) -> Sequence[str]:
+        """The words behind the symbols 0, 1, ... of `oracle.Joint` for this sample."""
+        ...
+
+    def write(self, sample: Sample, words: Sequence[str]) -> str:
+        """An answer in the asked form that consists of the items `words`."""
+        ...
+
+
+def closed_form(task: Task, n: int) -> tuple[str, int] | None:
+    """`ExactDistribution.form`; None for a task without an exact distribution."""
+    return task.form(n) if isinstance(task, ExactDistribution) else None
 
 
 @dataclass(frozen=True)
 class TaskBase:
-    """Defaults of a `SuiteTask`. The class attribute `name` is the task's name in tables.
+    """Defaults of a `Task`. The class attribute `name` is the task's name in tables.
 
     n: sizes (items, steps, blanks); each is a cell of its own. surface: "free", the model writes
-    the whole answer; "infill", its punctuation is given and each item is one hole.
+    the whole answer; "infill", its punctuation is prefilled and each item is one masked position.
     """
 
     name: ClassVar[str] = ""
@@ -162,19 +194,7 @@ class TaskBase:
         """Where the items of an answer stand in `reply`, as lenient grading reads it; else []."""
         return []
 
-    def form(self, n: int) -> tuple[str, int] | None:
-        """The task of `closed_forms` (and of `oracle.Joint`) that this is, and its size there."""
-        return None
 
-    def symbols(self, sample: Sample) -> Sequence[str]:
-        """The words behind the symbols 0, 1, ... of `oracle.Joint` for this sample."""
-        return ()
-
-    def write(self, sample: Sample, words: Sequence[str]) -> str:
-        """An answer in the asked form that consists of the items `words`."""
-        raise NotImplementedError
-
-
-def draw(task: SuiteTask, n: int, seed: int, i: int) -> Sample:
+def draw(task: Task, n: int, seed: int, i: int) -> Sample:
     """Sample `i` of size `n`: a function of its arguments and the suite's version alone."""
     return task.sample(random.Random(f"{SUITE}/{task.name}/{n}/{seed}/{i}"), n, i)

@@ -1,27 +1,23 @@
-"""Families of the bundled model as tasks: its own prompts, of which it has seen none.
+"""Tasks on the datasets of the bundled models, with prompts of which they have seen none.
 
-Strict grading is the family's own grader on the reply; lenient grading is the same on the reply
-without what stands around the answer. Reasons are the family's.
+Strict grading judges the whole reply, lenient grading the answer that can be read in it.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from dllm.eval.tasks.base import Grade, Sample, TaskBase
-from dllm.eval.tasks.datasets import TASKS, Example, Task, draw_held_out
+from dllm.eval.tasks.datasets import DATASETS, GeneratedDataset, draw_held_out
 from dllm.eval.tasks.options import check_sizes
-from dllm.eval.tasks.puzzles import read_grid
+from dllm.eval.tasks.puzzles import LATIN_RULES, grid_reason, read_grid
 
 CALCULATION = r"[0-9]+ [-+*] [0-9]+ = [0-9]+"
 STEP = re.compile(rf"^[ \t]*({CALCULATION})[ \t]*$", re.MULTILINE)
 RESULT = re.compile(r"^[ \t*]*Answer:[ \t*]*([0-9]+)(?: [a-z]+)?[.* \t]*$", re.MULTILINE)
-OPENING = re.compile(r"[\[{]")
-FUNCTION = re.compile(r"^def .*(?:\n(?:[ \t].*|$))*", re.MULTILINE)  # up to a line at its margin
 
 
 def last(found: list[str]) -> str | None:
@@ -29,30 +25,32 @@ def last(found: list[str]) -> str | None:
 
 
 @dataclass(frozen=True)
-class FamilyTask(TaskBase):
-    """A family of `dllm.eval.tasks` as a task. n: by default all of the family's sizes."""
+class GeneratedTask(TaskBase):
+    """Held-out questions of a dataset. n: by default all of the dataset's sizes."""
 
-    family: ClassVar[Task]
+    dataset: ClassVar[GeneratedDataset]
 
     def __post_init__(self) -> None:
+        sizes = self.dataset.sizes
         if not self.n:
-            object.__setattr__(self, "n", self.family.sizes)
-        check_sizes(self.n, self.family.sizes[0], self.family.sizes[-1])
+            object.__setattr__(self, "n", sizes)
+        check_sizes(self.n, sizes[0], sizes[-1])
         if self.surface != "free":
             raise ValueError(f"surface={self.surface!r}: expected free, {self.name} has no items")
 
     def sample(self, rng: random.Random, n: int, i: int) -> Sample:
-        example = draw_held_out(self.family, rng, n)
-        facts = json.loads(json.dumps(example.facts))  # as they come back from a file
-        return Sample(example.prompt, example.answer, facts)
+        return draw_held_out(self.dataset, rng, n)
 
     def grade(self, sample: Sample, reply: str) -> Grade:
-        example = Example(self.family.name, sample.prompt, sample.answer, sample.facts)
-        if self.family.grade(example, reply) == "ok":
+        if self.reason(sample, reply) == "ok":
             return Grade.of("ok", strict=True)
         answer = self.read(reply)
-        reason = "parse" if answer is None else self.family.grade(example, answer)
+        reason = "parse" if answer is None else self.reason(sample, answer)
         return Grade.of(reason, strict=False)
+
+    def reason(self, sample: Sample, answer: str) -> str:
+        """The reason code of an answer that nothing but blanks may stand around."""
+        raise NotImplementedError
 
     def read(self, reply: str) -> str | None:
         """The answer that stands in `reply`, without what is around it; None where none does."""
@@ -60,11 +58,20 @@ class FamilyTask(TaskBase):
 
 
 @dataclass(frozen=True)
-class WordProblem(FamilyTask):
+class WordProblem(GeneratedTask):
     """A word problem in 1 to 4 steps, each of which the answer has to show."""
 
     name: ClassVar[str] = "word_problem"
-    family: ClassVar[Task] = TASKS["word_problem"]
+    dataset: ClassVar[GeneratedDataset] = DATASETS["word_problem"]
+
+    def reason(self, sample: Sample, answer: str) -> str:
+        """Every line must be right; the code says where the first fault lies."""
+        if answer.strip() == sample.answer:
+            return "ok"
+        final = re.search(r"Answer: (\d+)\s*$", answer)
+        if final is None:
+            return "parse"
+        return "arithmetic" if int(final[1]) != sample.facts["result"] else "steps"
 
     def read(self, reply: str) -> str | None:
         results = list(RESULT.finditer(reply))
@@ -75,85 +82,28 @@ class WordProblem(FamilyTask):
 
 
 @dataclass(frozen=True)
-class Calculation(FamilyTask):
+class Calculation(GeneratedTask):
     """One calculation, written down with its result."""
 
     name: ClassVar[str] = "calculation"
-    family: ClassVar[Task] = TASKS["calculation"]
+    dataset: ClassVar[GeneratedDataset] = DATASETS["calculation"]
+
+    def reason(self, sample: Sample, answer: str) -> str:
+        return "ok" if answer.strip() == sample.answer else "arithmetic"
 
     def read(self, reply: str) -> str | None:
         return last(re.findall(CALCULATION, reply))
 
 
 @dataclass(frozen=True)
-class LatinFill(FamilyTask):
+class LatinFill(GeneratedTask):
     """A Latin square of 4 by 4 to complete."""
 
     name: ClassVar[str] = "latin_fill"
-    family: ClassVar[Task] = TASKS["latin"]
+    dataset: ClassVar[GeneratedDataset] = DATASETS["latin"]
+
+    def reason(self, sample: Sample, answer: str) -> str:
+        return grid_reason(sample.facts["puzzle"], answer, LATIN_RULES)
 
     def read(self, reply: str) -> str | None:
         return read_grid(reply) or None
-
-
-@dataclass(frozen=True)
-class Json(FamilyTask):
-    """A sentence to a JSON object."""
-
-    name: ClassVar[str] = "json"
-    family: ClassVar[Task] = TASKS["json"]
-
-    def read(self, reply: str) -> str | None:
-        return last_json(reply, dict)
-
-
-@dataclass(frozen=True)
-class Records(FamilyTask):
-    """Sentences to a JSON list of objects."""
-
-    name: ClassVar[str] = "records"
-    family: ClassVar[Task] = TASKS["records"]
-
-    def read(self, reply: str) -> str | None:
-        return last_json(reply, list)
-
-
-def last_json(reply: str, kind: type) -> str | None:
-    """The text of the last JSON value of a `kind` in `reply` that is no part of another one."""
-    found, at = None, 0
-    while opening := OPENING.search(reply, at):
-        at = opening.start()
-        try:
-            value, end = json.JSONDecoder().raw_decode(reply, at)
-        except ValueError:
-            at += 1
-            continue
-        except RecursionError:  # to try every bracket of a very deep nest would take minutes
-            break
-        found = reply[at:end] if isinstance(value, kind) else found
-        at = end
-    return found
-
-
-@dataclass(frozen=True)
-class TableTask(FamilyTask):
-    """Sentences to a markdown table."""
-
-    name: ClassVar[str] = "table"
-    family: ClassVar[Task] = TASKS["table"]
-
-    def read(self, reply: str) -> str | None:
-        lines = reply.split("\n")
-        marked = [at for at, line in enumerate(lines) if line.lstrip().startswith("|")]
-        return "\n".join(lines[marked[0] : marked[-1] + 1]) if marked else None
-
-
-@dataclass(frozen=True)
-class Function(FamilyTask):
-    """A description to a Python function, compared by its syntax tree and never run."""
-
-    name: ClassVar[str] = "function"
-    family: ClassVar[Task] = TASKS["function"]
-
-    def read(self, reply: str) -> str | None:
-        return last(FUNCTION.findall(reply))

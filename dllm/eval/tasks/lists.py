@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from dllm.eval.tasks.base import Grade, Sample, Span, TaskBase
 from dllm.eval.tasks.datasets import is_held_out, lists
@@ -59,7 +59,7 @@ class ListTask(TaskBase):
     def items(self, sample: Sample, reply: str) -> list[Span]:
         return list_spans(reply)
 
-    def form(self, n: int) -> tuple[str, int] | None:
+    def form(self, n: int) -> tuple[str, int]:
         return "copy", n + self.name.startswith("insert") - self.name.startswith("remove")
 
     def symbols(self, sample: Sample) -> Sequence[str]:
@@ -73,32 +73,22 @@ class ListTask(TaskBase):
 
     def _draw(self, rng: random.Random, n: int) -> Sample:
         """A question of `n` items, without examples."""
-        while True:
+        if self.wording == "short":
+            while not is_held_out((found := lists.question(rng, self.name, n))[0]):
+                pass
+            prompt, items, i, new = found
+        else:
             letters = self.vocabulary == "letters"
             items = rng.sample(ascii_uppercase, n + 1) if letters else lists.draw(rng, n + 1)
             new = items.pop()
             i = rng.randrange(lists.places(self.name, n))
-            if self.wording == "full":
-                prompt = self._ask(items, i, new)
-                break
-            prompt = lists.ask(rng, self.name, items, i, new)
-            if is_held_out(prompt):
-                break
-        facts = {"items": items, **self._facts(i, new)}
-        return Sample(prompt, self._write(self._result(rng, items, i, new)), facts)
+            prompt = self._ask(items, i, new)
+        answer = self._write(self._result(rng, items, i, new))
+        return Sample(prompt, answer, lists.facts(self.name, items, i, new))
 
     def _ask(self, items: list[str], i: int, new: str) -> str:
         asks = self.asks.format(i=i + 1, x=json.dumps(new))
         return f"{asks}\n\n{json.dumps(items)}\n\n{CLOSING}"
-
-    def _facts(self, i: int, new: str) -> dict[str, Any]:
-        """What the question says beside the list: never the place of a random operation."""
-        facts: dict[str, Any] = {}
-        if self.name.startswith(("replace", "insert")):
-            facts["new"] = new
-        if self.name.endswith("_index"):
-            facts["index"] = i + 1
-        return facts
 
     def _result(self, rng: random.Random, items: list[str], i: int, new: str) -> list[str]:
         return lists.apply(self.name, items, i, new)
@@ -185,7 +175,7 @@ class RemoveIndex(ListTask):
 class RandomTask(ListTask):
     """A list operation at any place: its answer is one uniform draw of the right ones."""
 
-    def form(self, n: int) -> tuple[str, int] | None:
+    def form(self, n: int) -> tuple[str, int]:
         return self.name, n
 
     def symbols(self, sample: Sample) -> Sequence[str]:
@@ -201,7 +191,7 @@ class RandomTask(ListTask):
 
 
 class Shuffle(RandomTask):
-    """The same items in any order but their own."""
+    """The same items in any order but their own, which only the bundled dataset's facts allow."""
 
     name = "shuffle"
     asks = "Shuffle this list: the same items in a different order."
@@ -214,7 +204,8 @@ class Shuffle(RandomTask):
 
     def _accepts(self, sample: Sample, got: list[str]) -> bool:
         items = sample.facts["items"]
-        return got != items and sorted(got) == sorted(items)
+        changed = got != items or sample.facts.get("same", False)
+        return changed and sorted(got) == sorted(items)
 
 
 class ReplaceRandom(RandomTask):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from string import ascii_uppercase, digits
 from typing import ClassVar, Literal
 
 from dllm.eval.tasks.base import Grade, Sample, Span, TaskBase
-from dllm.eval.tasks.datasets import TASKS, Example, draw_held_out, puzzles
+from dllm.eval.tasks.datasets import DATASETS, draw_held_out, puzzles
 from dllm.eval.tasks.options import ask, check_shots, check_sizes
 
 SYMBOLS = ascii_uppercase + digits
-SUDOKU = TASKS["sudoku"]
+SUDOKU = DATASETS["sudoku"]
+LATIN_RULES = {"row": puzzles.ROWS, "column": puzzles.COLUMNS}
+SUDOKU_RULES = LATIN_RULES | {"box": puzzles.BOXES}
+SOLVED = re.compile(r"[1-4]( [1-4]){3}(\n[1-4]( [1-4]){3}){3}")
 CELL = re.compile(r"""[^\s,;|()\[\]{}"'`*]+""")
 LATIN_QUESTION = """\
 Write a Latin square of {n} rows and {n} columns with these {n} symbols: {symbols}
@@ -55,6 +58,20 @@ def grid_text(cells: Sequence[str], n: int) -> str:
 def read_grid(reply: str) -> str:
     """The last grid of 4 by 4 in `reply` as the bundled model's families write it; else ""."""
     return grid_text([reply[slice(*span)] for span in cell_spans(reply, 4, "1234")], 4)
+
+
+def grid_reason(
+    puzzle: Sequence[int], answer: str, rules: Mapping[str, tuple[puzzles.Line, ...]]
+) -> str:
+    """The reason code of an answer to a puzzle of 4 by 4 (0: blank): its clues first, then `rules`,
+    each with the lines that hold four different digits.
+    """
+    if not SOLVED.fullmatch(answer.strip()):
+        return "parse"
+    grid = tuple(map(int, answer.split()))
+    if any(clue not in (0, digit) for clue, digit in zip(puzzle, grid)):
+        return "clue"
+    return next((code for code, lines in rules.items() if not puzzles.keeps(grid, lines)), "ok")
 
 
 @cache
@@ -145,15 +162,14 @@ class Sudoku(TaskBase):
 
     def _question(self, rng: random.Random, n: int) -> Sample:
         if self.wording == "short":
-            example = draw_held_out(SUDOKU, rng, n)
-            return Sample(example.prompt, example.answer, {"puzzle": [*example.facts["puzzle"]]})
+            return draw_held_out(SUDOKU, rng, n)
         puzzle, solution = puzzles.draw(rng, puzzles.SUDOKU, n)
         prompt = SUDOKU_QUESTION.format(grid=puzzles.text(puzzle))
         return Sample(prompt, puzzles.text(solution), {"puzzle": [*puzzle]})
 
     def grade(self, sample: Sample, reply: str) -> Grade:
         grid = read_grid(reply)
-        reason = SUDOKU.grade(Example("sudoku", sample.prompt, sample.answer, sample.facts), grid)
+        reason = grid_reason(sample.facts["puzzle"], grid, SUDOKU_RULES)
         return Grade.of(reason, strict=reply.strip() == grid)
 
     def items(self, sample: Sample, reply: str) -> list[Span]:

@@ -12,8 +12,7 @@ from dllm.errors import DllmError
 from dllm.eval import closed_forms
 from dllm.eval.oracle import Joint
 from dllm.eval.tasks import REASONS, Sample, draw, task_of
-from dllm.eval.tasks.datasets import TASKS as BUNDLED
-from dllm.eval.tasks.datasets import Example, is_held_out
+from dllm.eval.tasks.datasets import is_held_out
 from dllm.eval.tasks.datasets.lists import ALL_ITEMS, WORDINGS
 
 NAMES = list(WORDINGS)
@@ -157,8 +156,6 @@ def test_short_prompts_are_held_out_ones_of_the_bundled_model(name):
             w.format(i=sample.facts.get("index"), x=sample.facts.get("new")) for w in WORDINGS[name]
         ]
         wordings.add(filled.index(asked))
-        example = Example(name, sample.prompt, sample.answer, sample.facts)
-        assert BUNDLED[name].grade(example, sample.answer) == "ok"
     assert wordings == {0, 1, 2, 3}
 
 

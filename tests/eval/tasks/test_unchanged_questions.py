@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from dllm.eval import tasks as suite
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks.datasets import DATASETS, examples
 
 TRAINED = {
     "copy": 1391198494,
@@ -66,9 +66,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_what_the_bundled_models_were_trained_on(name):
-    drawn = itertools.islice(examples(TASKS[name], 0, held_out=False), 100)
+    drawn = itertools.islice(examples(DATASETS[name], 0, held_out=False), 100)
     text = "".join(f"{each.prompt}={each.answer}" for each in drawn)
     assert zlib.crc32(text.encode()) == TRAINED[name]
 

@@ -7,9 +7,9 @@ next line, so that a masked model mostly learns to copy it.
 from __future__ import annotations
 
 import random
-import re
 
-from dllm.eval.tasks.datasets.base import Example, Task
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.datasets.base import GeneratedDataset
 
 NAMES = tuple(
     "Ada Ali Ana Ben Eva Finn Gus Ida Ivan Jack Kim Lena Leo Mia Nina Noah Omar Pia Rosa Sam Tom "
@@ -55,7 +55,7 @@ def _result(value: int, op: str, n: int) -> int:
     return value + n if op == "+" else value - n if op == "-" else value * n
 
 
-def make_word_problem(rng: random.Random, size: int) -> Example:
+def make_word_problem(rng: random.Random, size: int) -> Sample:
     name, who = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
     value = rng.randint(2, 15)
@@ -72,10 +72,10 @@ def make_word_problem(rng: random.Random, size: int) -> Example:
         value = _result(value, op, n)
     text.append(rng.choice(QUESTIONS).format(name=name, thing=thing))
     lines.append(f"Answer: {value}")
-    return Example("word_problem", " ".join(text), "\n".join(lines), {"result": value})
+    return Sample(" ".join(text), "\n".join(lines), {"result": value})
 
 
-def make_calculation(rng: random.Random, size: int) -> Example:
+def make_calculation(rng: random.Random, size: int) -> Sample:
     """One calculation on a number of `size` digits."""
     while True:
         value = rng.randint(1, 9) if size == 1 else rng.randint(10, LARGEST)
@@ -84,24 +84,10 @@ def make_calculation(rng: random.Random, size: int) -> Example:
         if n is not None:
             sum_ = f"{value} {op} {n}"
             prompt = rng.choice(CALCULATIONS).format(sum=sum_)
-            return Example("calculation", prompt, f"{sum_} = {_result(value, op, n)}")
+            return Sample(prompt, f"{sum_} = {_result(value, op, n)}")
 
 
-def grade_word_problem(example: Example, reply: str) -> str:
-    """Every line must be the right calculation; the reason says where the first fault lies."""
-    if reply.strip() == example.answer:
-        return "ok"
-    final = re.search(r"Answer: (\d+)\s*$", reply)
-    if final is None:
-        return "parse"
-    return "arithmetic" if int(final[1]) != example.facts["result"] else "steps"
-
-
-def grade_calculation(example: Example, reply: str) -> str:
-    return "ok" if reply.strip() == example.answer else "arithmetic"
-
-
-TASKS: tuple[Task, ...] = (
-    Task("word_problem", "word problems", (1, 2, 3, 4), make_word_problem, grade_word_problem),
-    Task("calculation", "calculation", (1, 2), make_calculation, grade_calculation),
+DATASETS: tuple[GeneratedDataset, ...] = (
+    GeneratedDataset("word_problem", "word problems", (1, 2, 3, 4), make_word_problem),
+    GeneratedDataset("calculation", "calculation", (1, 2), make_calculation),
 )

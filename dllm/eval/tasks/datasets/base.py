@@ -1,7 +1,7 @@
-"""What a task is: a seeded generator of prompts with a gold answer, and a grader of replies.
+"""Datasets of the bundled models: seeded generators of questions, each with a right answer.
 
-A task knows text only. The same tasks make the bundled model's training data and its evaluation;
-`is_held_out` splits them by prompt, so that no evaluated prompt was ever trained on.
+They make training data and evaluation alike. `is_held_out` splits them by prompt, so that no
+evaluated prompt was ever trained on. Grading is not here: see `dllm.eval.tasks.scorer_of`.
 """
 
 from __future__ import annotations
@@ -9,37 +9,23 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+from dllm.eval.tasks.base import Sample
 
 HELD_OUT_SHARE = 16  # one prompt in this many is kept for evaluation
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One prompt with a right answer; `facts` is what the grader needs beside the text."""
-
-    task: str
-    prompt: str
-    answer: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A family of prompts.
-
-    `make(rng, size)` draws an example of a difficulty in `sizes` (list length, steps, blanks...);
-    `grade(example, reply)` returns "ok" or a one-word reason. `is_random` marks tasks with many
-    right answers, where `Example.answer` is one draw of them.
+class GeneratedDataset:
+    """A family of questions. group: of datasets in tables; sizes: difficulties (list length, steps,
+    blanks, ...); make: draws a question of one of them.
     """
 
     name: str
     group: str
     sizes: tuple[int, ...]
-    make: Callable[[random.Random, int], Example]
-    grade: Callable[[Example, str], str]
-    is_random: bool = False
+    make: Callable[[random.Random, int], Sample]
 
 
 def is_held_out(prompt: str) -> bool:
@@ -47,22 +33,34 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % HELD_OUT_SHARE == 0
 
 
-def draw_held_out(task: Task, rng: random.Random, size: int) -> Example:
-    """An example of the evaluation split."""
-    while not is_held_out((example := task.make(rng, size)).prompt):
+def draw_held_out(dataset: GeneratedDataset, rng: random.Random, size: int) -> Sample:
+    """A question of the evaluation split."""
+    while not is_held_out((sample := dataset.make(rng, size)).prompt):
         pass
-    return example
+    return sample
 
 
 def examples(
-    task: Task, seed: int, *, held_out: bool, sizes: tuple[int, ...] | None = None
-) -> Iterator[Example]:
-    """Endless examples of one split, cycling through `sizes`; a function of its arguments alone."""
-    rng = random.Random(f"{task.name}/{seed}")
-    chosen = task.sizes if sizes is None else sizes
+    dataset: GeneratedDataset, seed: int, *, held_out: bool, sizes: tuple[int, ...] | None = None
+) -> Iterator[Sample]:
+    """Endless questions of one split, sizes in turn; a function of the arguments alone."""
+    rng = random.Random(f"{dataset.name}/{seed}")
+    chosen = dataset.sizes if sizes is None else sizes
     turn = 0
     while True:
-        example = task.make(rng, chosen[turn % len(chosen)])
-        if is_held_out(example.prompt) == held_out:
+        sample = dataset.make(rng, chosen[turn % len(chosen)])
+        if is_held_out(sample.prompt) == held_out:
             turn += 1
-            yield example
+            yield sample
+
+
+def held_out(
+    dataset: GeneratedDataset, count: int, *, seed: int, sizes: tuple[int, ...] | None = None
+) -> list[Sample]:
+    """`count` different held-out questions, sizes in turn; fewer where a dataset has no more."""
+    found: dict[str, Sample] = {}
+    for tried, sample in enumerate(examples(dataset, seed, held_out=True, sizes=sizes)):
+        found.setdefault(sample.prompt, sample)
+        if len(found) == count or tried > 50 * count:
+            break
+    return list(found.values())

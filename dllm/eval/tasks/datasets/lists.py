@@ -7,9 +7,11 @@ from 1.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from dllm.eval.tasks.datasets.base import Example, Task
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.datasets.base import GeneratedDataset
 
 ITEMS: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -42,29 +44,10 @@ def join(items: list[str]) -> str:
     return ", ".join(items)
 
 
-def split(text: str) -> list[str]:
-    return [item.strip() for item in text.strip().split(",")]
-
-
 def draw(rng: random.Random, count: int) -> list[str]:
     """`count` different items, mostly of one category that has as many."""
     pool = ITEMS[rng.choice(tuple(ITEMS))] if rng.random() < 0.7 else ALL_ITEMS
     return rng.sample(pool if count <= len(pool) else ALL_ITEMS, count)
-
-
-def differs(gold: list[str], reply: list[str]) -> str:
-    """Reason code of a reply to a task with one right answer; "ok" when equal."""
-    if reply == gold:
-        return "ok"
-    if len(reply) != len(gold):
-        return "length"
-    if set(reply) - set(gold):
-        return "foreign"
-    return "duplicate" if len(set(reply)) < len(reply) else "order"
-
-
-def exact(example: Example, reply: str) -> str:
-    return differs(split(example.answer), split(reply))
 
 
 # Each operation has its own wordings; {i} is a 1-based index and {x} a new item.
@@ -151,66 +134,35 @@ def ask(rng: random.Random, op: str, items: list[str], i: int, x: str) -> str:
     return f"{wording}: {join(items)}"
 
 
-def _maker(op: str) -> Callable[[random.Random, int], Example]:
-    def make(rng: random.Random, size: int) -> Example:
-        items = draw(rng, size + 1)
-        x = items.pop()
-        i = rng.randrange(places(op, size))
-        prompt = ask(rng, op, items, i, x)
-        answer = rng.sample(items, size) if op == "shuffle" else apply(op, items, i, x)
-        return Example(op, prompt, join(answer), {"items": items, "new": x})
-
-    return make
+def question(rng: random.Random, op: str, size: int) -> tuple[str, list[str], int, str]:
+    """A prompt, its items, and the 0-based index and new item of operation `op`."""
+    items = draw(rng, size + 1)
+    new = items.pop()
+    i = rng.randrange(places(op, size))
+    return ask(rng, op, items, i, new), items, i, new
 
 
-def grade_shuffle(example: Example, reply: str) -> str:
-    """Any order of the same items, also the old one."""
-    items, got = example.facts["items"], split(reply)
-    return "ok" if sorted(got) == sorted(items) else differs(items, got)
+def facts(op: str, items: list[str], i: int, new: str) -> dict[str, Any]:
+    """What a question says: its items and what is done to them; no place that is not said."""
+    found: dict[str, Any] = {"items": items}
+    if op.startswith(("replace", "insert")):
+        found["new"] = new
+    if op.endswith("_index"):
+        found["index"] = i + 1
+    return found
 
 
-def grade_replace(example: Example, reply: str) -> str:
-    items, x, got = example.facts["items"], example.facts["new"], split(reply)
-    if len(got) != len(items):
-        return "length"
-    changed = [i for i, (a, b) in enumerate(zip(items, got, strict=True)) if a != b]
-    if not changed:
-        return "unchanged"
-    return "ok" if len(changed) == 1 and got[changed[0]] == x else "order"
+def make(rng: random.Random, size: int, *, op: str) -> Sample:
+    prompt, items, i, new = question(rng, op, size)
+    known = facts(op, items, i, new)
+    if op != "shuffle":
+        return Sample(prompt, join(apply(op, items, i, new)), known)
+    # here, unlike in the task, the order may also stay: models were trained on answers that do
+    return Sample(prompt, join(rng.sample(items, size)), {**known, "same": True})
 
 
-def grade_insert(example: Example, reply: str) -> str:
-    items, x, got = example.facts["items"], example.facts["new"], split(reply)
-    if len(got) != len(items) + 1:
-        return "length"
-    if got.count(x) != 1:
-        return "missing" if x not in got else "duplicate"
-    return "ok" if [item for item in got if item != x] == items else "order"
-
-
-def grade_remove(example: Example, reply: str) -> str:
-    items, got = example.facts["items"], split(reply)
-    if len(got) != len(items) - 1:
-        return "length"
-    rests = (items[:i] + items[i + 1 :] for i in range(len(items)))
-    return "ok" if got in rests else "order"
-
-
-_RANDOM = {
-    "shuffle": grade_shuffle,
-    "replace_random": grade_replace,
-    "insert_random": grade_insert,
-    "remove_random": grade_remove,
-}
-
-TASKS: tuple[Task, ...] = tuple(
-    Task(
-        name=op,
-        group="random" if op in _RANDOM else "lists",
-        sizes=SIZES,
-        make=_maker(op),
-        grade=_RANDOM.get(op, exact),
-        is_random=op in _RANDOM,
-    )
+RANDOM = ("shuffle", "replace_random", "insert_random", "remove_random")
+DATASETS: tuple[GeneratedDataset, ...] = tuple(
+    GeneratedDataset(op, "random" if op in RANDOM else "lists", SIZES, partial(make, op=op))
     for op in WORDINGS
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
-from itertools import permutations
 from operator import itemgetter
 
-from dllm.eval.tasks.datasets.base import Example, Task
+from dllm.eval.closed_forms import answers
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.datasets.base import GeneratedDataset
 
 Grid = tuple[int, ...]  # the cells row by row; 0 is a blank
 Line = tuple[int, ...]  # the cells that must hold four different digits
@@ -15,9 +15,6 @@ Line = tuple[int, ...]  # the cells that must hold four different digits
 ROWS: tuple[Line, ...] = tuple(tuple(range(start, start + 4)) for start in (0, 4, 8, 12))
 COLUMNS: tuple[Line, ...] = tuple(tuple(range(start, 16, 4)) for start in range(4))
 BOXES: tuple[Line, ...] = tuple((c, c + 1, c + 4, c + 5) for c in (0, 2, 8, 10))
-
-LATIN_RULES = {"row": ROWS, "column": COLUMNS}
-SUDOKU_RULES = LATIN_RULES | {"box": BOXES}
 
 LATIN_WORDINGS = (
     "Complete the Latin square with the digits 1 to 4:\n{grid}",
@@ -32,8 +29,6 @@ SUDOKU_WORDINGS = (
     "Every row, column and box holds 1 to 4 once. Fill in:\n{grid}",
 )
 
-SOLVED = re.compile(r"[1-4]( [1-4]){3}(\n[1-4]( [1-4]){3}){3}")
-
 
 def keeps(grid: Grid, lines: tuple[Line, ...]) -> bool:
     """Whether no line of a full grid holds a digit twice."""
@@ -41,16 +36,8 @@ def keeps(grid: Grid, lines: tuple[Line, ...]) -> bool:
 
 
 def latin_squares(order: int) -> tuple[Grid, ...]:
-    """All of them with the digits from 1, built row by row: 12 of order 3, 576 of order 4."""
-    squares: list[Grid] = [()]
-    for _ in range(order):
-        squares = [
-            square + row
-            for square in squares
-            for row in permutations(range(1, order + 1))
-            if all(row[column] not in square[column::order] for column in range(order))
-        ]
-    return tuple(squares)
+    """All of them with the digits from 1, row by row: 12 of order 3, 576 of order 4."""
+    return tuple(tuple(cell + 1 for cell in each) for each in answers("latin_square", order))
 
 
 LATIN = latin_squares(4)
@@ -78,32 +65,23 @@ def draw(rng: random.Random, solutions: tuple[Grid, ...], blanks: int) -> tuple[
     return tuple(0 if cell in chosen else solution[cell] for cell in range(16)), solution
 
 
-def puzzle_task(
+def dataset(
     name: str,
     sizes: tuple[int, ...],
     wordings: tuple[str, ...],
     solutions: tuple[Grid, ...],
-    rules: dict[str, tuple[Line, ...]],
-) -> Task:
-    """The task of completing one of `solutions`, graded by the clues and then by `rules`."""
+) -> GeneratedDataset:
+    """The puzzles that one of `solutions` completes."""
 
-    def make(rng: random.Random, size: int) -> Example:
+    def make(rng: random.Random, size: int) -> Sample:
         puzzle, solution = draw(rng, solutions, size)
         prompt = rng.choice(wordings).format(grid=text(puzzle))
-        return Example(name, prompt, text(solution), {"puzzle": puzzle})
+        return Sample(prompt, text(solution), {"puzzle": [*puzzle]})
 
-    def grade(example: Example, reply: str) -> str:
-        if not SOLVED.fullmatch(reply.strip()):
-            return "parse"
-        grid = tuple(int(digit) for digit in reply.split())
-        if any(clue not in (0, digit) for clue, digit in zip(example.facts["puzzle"], grid)):
-            return "clue"
-        return next((reason for reason, lines in rules.items() if not keeps(grid, lines)), "ok")
-
-    return Task(name, "puzzles", sizes, make, grade)
+    return GeneratedDataset(name, "puzzles", sizes, make)
 
 
-TASKS: tuple[Task, ...] = (
-    puzzle_task("latin", (2, 3, 4, 5, 6), LATIN_WORDINGS, LATIN, LATIN_RULES),
-    puzzle_task("sudoku", (2, 3, 4, 5, 6, 7), SUDOKU_WORDINGS, SUDOKU, SUDOKU_RULES),
+DATASETS: tuple[GeneratedDataset, ...] = (
+    dataset("latin", (2, 3, 4, 5, 6), LATIN_WORDINGS, LATIN),
+    dataset("sudoku", (2, 3, 4, 5, 6, 7), SUDOKU_WORDINGS, SUDOKU),
 )

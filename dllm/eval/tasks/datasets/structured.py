@@ -6,17 +6,14 @@ form and copy the content.
 
 from __future__ import annotations
 
-import ast
 import json
 import random
-import re
-import warnings
 from collections.abc import Sequence
 from string import Formatter
 from textwrap import indent
-from typing import Any
 
-from dllm.eval.tasks.datasets.base import Example, Task
+from dllm.eval.tasks.base import Sample
+from dllm.eval.tasks.datasets.base import GeneratedDataset
 
 Record = dict[str, str | int]
 
@@ -141,93 +138,27 @@ def draw(rng: random.Random, sentence: str, count: int) -> tuple[str, list[Recor
     return capital(join.join(clauses)) + ".", records
 
 
-def read_json(reply: str) -> Any:
-    """The value of a JSON text; ValueError if it is none or an object holds a key twice."""
-
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key comes twice")
-        return dict(pairs)
-
-    try:
-        return json.loads(reply, object_pairs_hook=without_twins)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def grade_records(gold: list[Any], given: list[Any]) -> str:
-    if not all(isinstance(record, dict) for record in given):
-        return "parse"
-    if len(given) != len(gold):
-        return "rows"
-    if any(want.keys() != record.keys() for want, record in zip(gold, given)):
-        return "keys"
-    same = all(
-        type(record[key]) is type(value) and record[key] == value  # to ==, 1 is 1.0 and true
-        for want, record in zip(gold, given)
-        for key, value in want.items()
-    )
-    return "ok" if same else "values"
-
-
-def make_json(rng: random.Random, size: int) -> Example:
+def make_json(rng: random.Random, size: int) -> Sample:
     facts, [record] = draw(rng, rng.choice(BY_KEYS[size]), 1)
-    return Example("json", rng.choice(JSON_WORDINGS).format(facts=facts), json.dumps(record))
+    return Sample(rng.choice(JSON_WORDINGS).format(facts=facts), json.dumps(record))
 
 
-def grade_json(example: Example, reply: str) -> str:
-    try:
-        return grade_records([json.loads(example.answer)], [read_json(reply)])
-    except ValueError:
-        return "parse"
-
-
-def make_records(rng: random.Random, size: int) -> Example:
+def make_records(rng: random.Random, size: int) -> Sample:
     facts, records = draw(rng, rng.choice(BY_KEYS[2] + BY_KEYS[3]), size)
     answer = "[" + ",\n ".join(json.dumps(record) for record in records) + "]"
-    return Example("records", rng.choice(RECORDS_WORDINGS).format(facts=facts), answer)
+    return Sample(rng.choice(RECORDS_WORDINGS).format(facts=facts), answer)
 
 
-def grade_list(example: Example, reply: str) -> str:
-    try:
-        given = read_json(reply)
-    except ValueError:
-        return "parse"
-    return grade_records(json.loads(example.answer), given) if isinstance(given, list) else "parse"
-
-
-def make_table(rng: random.Random, size: int) -> Example:
+def make_table(rng: random.Random, size: int) -> Sample:
     sentence = rng.choice(SENTENCES)
     facts, records = draw(rng, sentence, size)
     keys = keys_of(sentence)
     rows = [keys, ["---"] * len(keys), *(record.values() for record in records)]
     answer = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-    return Example("table", rng.choice(TABLE_WORDINGS).format(facts=facts), answer)
+    return Sample(rng.choice(TABLE_WORDINGS).format(facts=facts), answer)
 
 
-def cells(table: str) -> list[list[str]] | None:
-    """Header and rows of a markdown table without its rule; None if the text is no table."""
-    lines = [line.strip() for line in table.strip().split("\n")]
-    if not all(len(line) > 1 and line[0] == line[-1] == "|" for line in lines):
-        return None
-    header, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
-    if not rows or not all(re.fullmatch(r":?-+:?", cell) for cell in rows[0]):
-        return None
-    return [header, *rows[1:]] if len(header) == len(rows[0]) else None
-
-
-def grade_table(example: Example, reply: str) -> str:
-    gold, given = cells(example.answer), cells(reply)
-    if gold is None or given is None:
-        return "parse"
-    if given[0] != gold[0]:
-        return "header"
-    if len(given) != len(gold):
-        return "rows"
-    return "ok" if given == gold else "cells"
-
-
-def make_function(rng: random.Random, size: int) -> Example:
+def make_function(rng: random.Random, size: int) -> Sample:
     does, body = rng.choice(BODIES[size])
     x, y = rng.sample(PARAMETERS, 2)
     n, m = rng.sample(range(2, 100), 2)
@@ -238,27 +169,12 @@ def make_function(rng: random.Random, size: int) -> Example:
         name=name, parameters=parameters, does=does.format(**names)
     )
     code = f"def {name}({parameters}):\n" + indent(body.format(**names), "    ")
-    return Example("function", prompt, code)
+    return Sample(prompt, code)
 
 
-def tree(code: str) -> str:
-    """The syntax tree as text, free of layout and comments; the code never runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the parser remarks on text such as `9if x`
-        return ast.dump(ast.parse(code))
-
-
-def grade_function(example: Example, reply: str) -> str:
-    try:
-        given = tree(reply.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "parse"
-    return "ok" if given == tree(example.answer) else "tree"
-
-
-TASKS: tuple[Task, ...] = (
-    Task("json", "structured", (2, 3, 4), make_json, grade_json),
-    Task("records", "structured", (1, 2, 3), make_records, grade_list),
-    Task("table", "structured", (1, 2, 3, 4, 5, 6), make_table, grade_table),
-    Task("function", "structured", (1, 2, 3), make_function, grade_function),
+DATASETS: tuple[GeneratedDataset, ...] = (
+    GeneratedDataset("json", "structured", (2, 3, 4), make_json),
+    GeneratedDataset("records", "structured", (1, 2, 3), make_records),
+    GeneratedDataset("table", "structured", (1, 2, 3, 4, 5, 6), make_table),
+    GeneratedDataset("function", "structured", (1, 2, 3), make_function),
 )

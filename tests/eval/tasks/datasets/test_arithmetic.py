@@ -1,10 +1,15 @@
 import itertools
 import re
 
-from dllm.eval.tasks.datasets import TASKS, examples
+from dllm.eval.tasks import scorer_of
+from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.eval.tasks.datasets.arithmetic import LARGEST
 
-WORD, SUM = TASKS["word_problem"], TASKS["calculation"]
+WORD, SUM = DATASETS["word_problem"], DATASETS["calculation"]
+
+
+def judged(dataset, sample, reply):
+    return scorer_of(dataset.name).reason(sample, reply)
 
 
 def draw(task, count=400):
@@ -36,11 +41,11 @@ def test_grades():
     for e in draw(WORD, 100):
         *lines, last = e.answer.split("\n")
         result = int(last.split()[-1])
-        assert WORD.grade(e, e.answer) == "ok"
-        assert WORD.grade(e, "\n".join(lines)) == "parse"
-        assert WORD.grade(e, "\n".join([*lines, f"Answer: {result + 1}"])) == "arithmetic"
-        assert WORD.grade(e, last) == "steps"
-        assert WORD.grade(e, e.answer + " apples") == "parse"
+        assert judged(WORD, e, e.answer) == "ok"
+        assert judged(WORD, e, "\n".join(lines)) == "parse"
+        assert judged(WORD, e, "\n".join([*lines, f"Answer: {result + 1}"])) == "arithmetic"
+        assert judged(WORD, e, last) == "steps"
+        assert judged(WORD, e, e.answer + " apples") == "parse"
 
 
 def test_single_calculations():
@@ -48,6 +53,6 @@ def test_single_calculations():
         left, right = e.answer.split(" = ")
         assert eval(left) == int(right)
         assert left in e.prompt
-        assert SUM.grade(e, e.answer) == "ok"
-        assert SUM.grade(e, f"{left} = {int(right) + 1}") == "arithmetic"
-        assert SUM.grade(e, right) == "arithmetic"
+        assert judged(SUM, e, e.answer) == "ok"
+        assert judged(SUM, e, f"{left} = {int(right) + 1}") == "arithmetic"
+        assert judged(SUM, e, right) == "arithmetic"
