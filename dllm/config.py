@@ -40,16 +40,31 @@ MAY_BE_LEFT_OUT = ("transform", "stop_rule", "speculator")
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """How to decode. Parts are given as objects or as specs ("name:key=value").
+    """Options of one generation; components are objects or specs ("name:key=value").
 
-    max_new_tokens: masked positions behind every prompt. block_length: tokens of a window (None:
-    all). temperature 0 takes the argmax; top_p and top_k (0: off) truncate the law that tokens are
-    drawn from and that Dream takes its scores from. seed: of the counter-based noise. stop: strings
-    that end a text. prefilled: "OFFSET:TEXT" that stands in every answer from the start, OFFSET
-    tokens behind the prompt. cfg_scale: classifier-free guidance, which costs a second forward a
-    step (0: off). history: keep the commits of every step in the Output. cache_mib: MiB that keys
-    and values of a request may take at most (None: any). buckets: pad a cached forward's queries to
-    8, 16, 32, ..., so that compiled shapes repeat; spare places compute the stalest positions anew.
+    The command line has an option for every field, and takes its help from here (cli/fields.py).
+
+    Decoding:
+        sampler (SPEC): Which tokens a step commits; threshold:threshold=0.9, say.
+        planner (SPEC): In which window it may commit them.
+        transform (SPEC): A change of the logits.
+        stop_rule (SPEC): What may end an answer early.
+        speculator (SPEC): Guesses canvases ahead; the answer stays the same.
+        cache (SPEC): Which positions are computed anew.
+        cache_mib: MiB that the keys and values of a batch may take at most.
+        buckets: Pad a cached forward's queries to 8, 16, 32, ..., so that compiled shapes repeat;
+            spare places compute the stalest positions anew.
+        max_new_tokens: Most tokens of an answer: masked positions behind the prompt.
+        block_length: Tokens of a window; 0 (in Python None): the whole answer.
+        temperature: 0 takes the most likely token.
+        top_p: Draw from the fewest tokens with this probability.
+        top_k: Draw from this many tokens; 0: from all.
+        seed: Of all random draws.
+        stop: Text that ends an answer; may be repeated.
+        prefilled: OFFSET:TEXT that stands in the answer from the start, OFFSET tokens behind the
+            prompt; may be repeated.
+        cfg_scale: Classifier-free guidance, by a second forward; 0: off.
+        history: Keep the tokens of every step in the JSON.
     """
 
     max_new_tokens: int = 128

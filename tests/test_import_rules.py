@@ -54,6 +54,7 @@ RULES: dict[str, May] = {
     "dllm.files": May(("dllm.errors",), ("safetensors",)),
     "dllm.jsonlog": May(("dllm.errors", "dllm.files"), ()),
     "dllm.intervals": May((), ()),
+    "dllm.progress": May((), ("rich",)),
     "dllm.registry": May(("dllm.errors",), ()),
     "dllm.tensors": May(("dllm.errors", "dllm.files"), ("safetensors",)),
     "dllm.processes": May(("dllm.errors",), ("torch",)),
@@ -68,7 +69,7 @@ RULES: dict[str, May] = {
     "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.checks", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy
     "dllm.cache.__init__": May(("dllm.cache", "dllm.registry"), ()),
-    "dllm.models": May((*GROUND, "dllm.models", "dllm.tensors")),
+    "dllm.models": May((*GROUND, "dllm.models", "dllm.progress", "dllm.tensors")),
     "dllm.models.decoder": May(GROUND, TENSORS),
     "dllm.models.lora": May(GROUND, (*TENSORS, "peft")),
     # the loop
@@ -138,12 +139,12 @@ RULES: dict[str, May] = {
     "dllm.eval.sandbox": May(("dllm.errors", "dllm.eval.sandbox"), ()),
     "dllm.train": May(
         (
-            *(*BESIDE_ENGINE, "dllm.__init__", "dllm.cli.batch", "dllm.eval", "dllm.processes"),
+            *(*BESIDE_ENGINE, "dllm.__init__", "dllm.eval", "dllm.processes"),
             *("dllm.tensors", "dllm.train", "dllm.verify.target"),
         )
     ),
     "dllm.__init__": May(LIBRARY, ()),  # lazily: see test_layout
-    "dllm.cli": May((*LIBRARY, "dllm.cli", "dllm.processes", "dllm.recording")),
+    "dllm.cli": May((*LIBRARY, "dllm.cli", "dllm.processes", "dllm.progress", "dllm.recording")),
     "dllm.__main__": May(("dllm.cli",), ()),  # the only one that may
 }
 

@@ -122,15 +122,28 @@ class ChainOptions(DraftOptions):
 
 @dataclass(frozen=True)
 class SpecConfig(DraftOptions):
-    """How to draft, accept and stop.
+    """Options of one speculative generation; components are specs ("name:key=value").
 
-    accept: the acceptance rule ("auto": the search's usual one).  lossless: False lets a rule
-    change the target's output.  max_new_tokens, temperature (0: greedy; above: sampled), top_p,
-    top_k (0: off), seed, stop: of the target's own decoding, which speculation does not change.
-    None: as its checkpoint's `generation_config` says, and where that says nothing as transformers
-    does.  generation: further options of the target's own decoding, by the names of `GENERATION`;
-    `replace` takes them as options like all others.  logits_processor: further processors, put
-    where transformers puts them.
+    The command line has an option for every field, and takes its help from here (cli/fields.py).
+    Those of the target's own decoding are its checkpoint's where they are None; where its
+    `generation_config` says nothing, they are those of transformers.
+
+    Decoding:
+        search (SPEC): From a lattice to a tree of drafts.
+        accept (SPEC): The acceptance rule; auto: the search's usual one.
+        control (SPEC): How much to draft and to verify.
+        sources (SPEC): A model-free source of drafts, or none; may be repeated.
+        reuse: Use the rest of a draft again while it has so many columns; 0: never.
+        max_new_tokens: Most tokens of an answer.
+        temperature: 0 takes the most likely token; default: the checkpoint's.
+        top_p: Draw from the fewest tokens with this probability; default: the checkpoint's.
+        top_k: Draw from this many tokens; 0: from all; default: the checkpoint's.
+        seed: Of all random draws.
+        stop: Text that ends an answer; may be repeated.
+        lossless: False lets a rule change the target's output.
+        generation: Further options of the target's own decoding, by the names of `GENERATION`;
+            `replace` takes them as options like all others.
+        logits_processor: Further processors, put where transformers puts them.
     """
 
     accept: str = "auto"

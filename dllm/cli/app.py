@@ -1,4 +1,4 @@
-"""The application that verbs are added to, and how what a user did wrong is told."""
+"""The application that verbs are added to; errors of a user become one line and a status."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Annotated, Any, NoReturn, cast, get_args
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dllm import __version__
+from dllm.cli.fields import expanded
+from dllm.cli.terminal import printable
 from dllm.errors import DllmError
 from dllm.registry import describe
+
+Function = TypeVar("Function", bound=Callable[..., None])
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF)  # cannot be written
@@ -57,7 +61,7 @@ class Commands(TyperGroup):
 def told(message: str) -> int:
     """Print what a user did wrong; the exit status of that."""
     if message:  # of a command that was given nothing, the help is shown and says all
-        print("error:", message.replace("\n", " "), file=sys.stderr)
+        print("error:", printable(message.replace("\n", " ")), file=sys.stderr)
     return 2
 
 
@@ -71,27 +75,37 @@ def drop_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def verb(defaults: Callable[[], Mapping[str, str]] = dict) -> type[TyperCommand]:
+def with_defaults(known: Mapping[str, str]) -> type[TyperCommand]:
     """A verb whose --help shows a default of every option that does not speak of it itself.
 
-    defaults: the library's, by option, told only when asked for; a verb has none of its own, since
-    it passes on what the user gave and nothing else. What is in neither is off.
+    known: defaults of the library, which the verb does not pass on. What is in neither is off.
     """
 
     class Verb(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            known, shown = defaults(), {}
+            shown = {}
             for option in cast(list[Any], self.get_params(ctx)):
                 none = option.is_eager or option.required or option.param_type_name != "option"
                 if none or re.search(r"\bdefault\b", option.help or ""):
                     continue
                 if option.default in (None, False, ()):
                     off = "false" if option.default is False else "none"
-                    shown[option.name] = known.get(option.name, off)
+                    default = known.get(option.name, off)
+                    shown[option.name] = default == "true" if option.secondary_opts else default
             ctx.default_map = shown
             super().format_help(ctx, formatter)
 
     return Verb
+
+
+@contextmanager
+def kept_on_interrupt(there: str = "there") -> Iterator[None]:
+    """Ctrl-C ends the verb, and says from where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on from {there}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def usage_message(error: Any) -> str:
@@ -122,6 +136,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog=STATUS,
 )
+eval_app = typer.Typer(
+    help="Measure what a way to decode costs and gets right.", no_args_is_help=True
+)
+app.add_typer(eval_app, name="eval")
+
+
+def verb(to: typer.Typer = app, name: str | None = None) -> Callable[[Function], Function]:
+    """Add a function as a verb, called as it is or `name`. See `fields.OptionsOf`."""
+
+    def add(function: Function) -> Function:
+        run, defaults = expanded(function)
+        to.command(name, cls=with_defaults(defaults))(run)
+        return function
+
+    return add
 
 
 def shortened(value: str) -> str:

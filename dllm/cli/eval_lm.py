@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dllm.cli.evaluation import eval_app
+from dllm.cli.app import eval_app
 
 PASS_ON = {
     "ignore_unknown_options": True,

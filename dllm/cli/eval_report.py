@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from typer import Option
 
-from dllm.cli.app import verb
-from dllm.cli.evaluation import eval_app
-from dllm.cli.options import real
+from dllm.cli.app import eval_app, verb
+from dllm.cli.fields import real
 from dllm.errors import DllmError
 from dllm.files import destination, write_text
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 WIDE = 160  # columns where output is not a terminal
 
 
-@eval_app.command(cls=verb())
+@verb(eval_app)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run directories, or summary.json files.")

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer import Option
 
-from dllm.cli.app import INTERRUPTED, verb
+from dllm.cli.app import eval_app, kept_on_interrupt, verb
 from dllm.cli.eval_report import show as show_tables
-from dllm.cli.evaluation import eval_app
+from dllm.cli.fields import Given, OptionsOf, real
 from dllm.cli.options import (
     MOST_GB,
     MOST_ROWS,
     MOST_SEED,
-    PART,
+    SPEC,
     Chat,
-    Device,
-    Dtype,
+    Load,
     Model,
-    Revision,
-    decoding,
     option,
-    real,
 )
+from dllm.config import DecodeConfig
 from dllm.errors import DllmError
+from dllm.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from dllm.eval.models import ModelUnderTest
@@ -37,26 +34,29 @@ if TYPE_CHECKING:
     from dllm.eval.tasks import Task
 
 WHAT, HOW = "What is asked", "How it is decoded (each may be repeated)"
-Texts = list[str] | None
 MOST_SAMPLES = 10**6  # of a task: the pieces of a run are all in memory
+Decoding = Annotated[
+    Given,
+    OptionsOf(
+        DecodeConfig,
+        but=["seed", "top_k", "stop", "prefilled", "history", "cache_mib", "buckets"],
+        panel=HOW,
+        repeated=True,
+        texts={
+            "sampler": "A rule; threshold:threshold=0.5/0.9 is two settings. By default the "
+            "grid's.",
+            "max_new_tokens": "Most tokens of an answer; default: what the task's answers need.",
+        },
+    ),
+]
 
 
-def many(text: str, **more: Any) -> Any:
-    return option(text, panel=HOW, **more)
-
-
-def asking() -> dict[str, str]:
-    """The defaults of a run's options."""
-    return decoding() | {"seed": "0"}
-
-
-@eval_app.command(cls=verb(asking))
+@verb(eval_app)
 def run(
     out: Annotated[Path, Option(help="Directory of the run; a run in it is continued.")],
     model: Model = "tiny",
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
+    *,
+    load: Load,
     chat: Chat = None,
     suite: Annotated[
         str | None,
@@ -65,7 +65,9 @@ def run(
             panel=WHAT,
         ),
     ] = None,
-    task: Annotated[Texts, option("A task; may be repeated.", panel=WHAT, metavar=PART)] = None,
+    task: Annotated[
+        list[str] | None, option("A task; may be repeated.", panel=WHAT, metavar=SPEC)
+    ] = None,
     count: Annotated[
         int, option("Samples of each task.", panel=WHAT, min=1, max=MOST_SAMPLES)
     ] = 100,
@@ -73,29 +75,13 @@ def run(
         list[int] | None,
         option("Of samples and draws; may be repeated.", panel=WHAT, min=0, max=MOST_SEED),
     ] = None,
-    grid: Annotated[str | None, many("quick, rules or presets; default: quick.")] = None,
-    sampler: Annotated[
-        Texts,
-        many(
-            "A rule; threshold:threshold=0.5/0.9 is two settings. By default the grid's.",
-            metavar=PART,
-        ),
+    grid: Annotated[
+        str | None, option("quick, rules or presets; default: quick.", panel=HOW)
     ] = None,
-    preset: Annotated[Texts, many("A paper's parts, or a preset file.")] = None,
-    planner: Annotated[Texts, many("In which window.", metavar=PART)] = None,
-    transform: Annotated[Texts, many("A change of the logits.", metavar=PART)] = None,
-    stop_rule: Annotated[Texts, many("What may end an answer early.", metavar=PART)] = None,
-    speculator: Annotated[Texts, many("Guesses canvases ahead.", metavar=PART)] = None,
-    cache: Annotated[Texts, many("Which positions are computed anew.", metavar=PART)] = None,
-    block_length: Annotated[
-        list[int] | None, many("Tokens of a window; 0: the whole answer.")
+    preset: Annotated[
+        list[str] | None, option("A paper's components, or a preset file.", panel=HOW)
     ] = None,
-    temperature: Annotated[list[float] | None, many("0 takes the likeliest token.")] = None,
-    top_p: Annotated[list[float] | None, many("Fewest tokens with this probability.")] = None,
-    cfg_scale: Annotated[list[float] | None, many("Classifier-free guidance.")] = None,
-    max_new_tokens: Annotated[
-        list[int] | None, many("Most tokens of an answer; default: what the task's answers need.")
-    ] = None,
+    decoding: Decoding,
     batch_size: Annotated[int, Option(help="Samples decoded together.", min=1, max=MOST_ROWS)] = 32,
     memo: Annotated[
         float,
@@ -112,9 +98,9 @@ def run(
 ) -> None:
     """Decode tasks with settings, grade, count; interrupted, the same command goes on.
 
-    All combinations of the parts are run, each with every sampler, preset and grid. --model oracle
-    is the exact model of every task whose law is known: what is lost there, no model can win.
-    Under torchrun or accelerate launch the processes share the work.
+    All combinations of the options are run, each with every sampler, preset and grid. --model
+    oracle is the exact model of every task whose distribution is known: what is lost there, no
+    model can win. Under torchrun or accelerate launch the processes share the work.
     """
     console = Console(stderr=True, highlight=False)
     from dllm.eval.figures import check_target, draw
@@ -125,52 +111,36 @@ def run(
     from dllm.eval.tasks import task_of
     from dllm.processes import Ranks
 
-    given: dict[str, Sequence[Any] | None] = {
-        "sampler": sampler,
-        "planner": planner,
-        "transform": transform,
-        "stop_rule": stop_rule,
-        "speculator": speculator,
-        "cache": cache,
-        "block_length": block_length and [length or None for length in block_length],
-        "temperature": temperature,
-        "top_p": top_p,
-        "cfg_scale": cfg_scale,
-        "max_new_tokens": max_new_tokens,
-    }
-    parts = {name: values for name, values in given.items() if values}
-    grids = [grid] if grid else [] if sampler or preset else ["quick"]
+    options: dict[str, Sequence[Any]] = dict(decoding)
+    if "block_length" in options:
+        options["block_length"] = [length or None for length in options["block_length"]]
+    grids = [grid] if grid else [] if "sampler" in options or preset else ["quick"]
     samplers, presets = rules(grids)
-    parts["sampler"] = [*parts.get("sampler", ()), *samplers]
+    options["sampler"] = [*options.get("sampler", ()), *samplers]
+    presets = [*(preset or ()), *presets]
     tasks = chosen(task, suite, model)
-    settings = combinations(parts, presets=[*(preset or ()), *presets])
+    settings = combinations(options, presets=presets)
     check(settings)
     if figure is not None:
         check_target(figure)
     for note in notes(map(task_of, tasks)):
         console.print(note, markup=False)
     ranks = Ranks.here()
-    options = {"dtype": dtype, "device": device or ranks.device, "revision": revision}
-    subject = load(model, {k: v for k, v in options.items() if v}, chat, memo)
-    settings = combinations(
-        parts, presets=[*(preset or ()), *presets], family=subject.identity()["family"]
-    )
+    if ranks.device:
+        load = {"device": ranks.device, **load}
+    subject = under_test(model, load, chat, memo)
+    settings = combinations(options, presets=presets, family=subject.identity()["family"])
     work = Sweep(tasks, settings, count, seed or (0,), batch_size, memo > 0)
-    with bar(console, hidden=ranks.rank > 0) as progress:
-        line = progress.add_task("", total=None)
+    with kept_on_interrupt(), ProgressDisplay(hidden=ranks.rank > 0) as display:
 
         def show(done: int, total: int, setting: EvalSetting) -> None:
-            progress.update(line, completed=done, total=total, description=setting.name[:40])
+            display.report("answers", done, total, setting.name[:40])
 
         def warn(skipped: Sequence[Unable]) -> None:
             for line in warnings(skipped, len(settings)):
-                progress.console.print(f"warning: {line}", style="bold", markup=False)
+                display.console.print(f"warning: {line}", style="bold", markup=False)
 
-        try:
-            summary = start(subject, work, out, ranks=ranks, on_progress=show, on_skipped=warn)
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from there")
-            raise typer.Exit(INTERRUPTED) from None
+        summary = start(subject, work, out, ranks=ranks, on_progress=show, on_skipped=warn)
     if summary is not None:
         from dllm.eval.report import report as tables
 
@@ -191,12 +161,6 @@ def warnings(skipped: Sequence[Unable], settings: int) -> list[str]:
         + f", and not in the mean: {found[0][3]}"
         for (spec, n), found in cells.items()
     ]
-
-
-def bar(console: Console, hidden: bool) -> Progress:
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn())
-    hidden = hidden or not console.is_terminal
-    return Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden)
 
 
 def chosen(tasks: Sequence[str] | None, suite: str | None, model: str) -> list[str]:
@@ -227,7 +191,7 @@ def check(settings: Sequence[EvalSetting]) -> None:
         DecodeConfig().replace(**setting.options).check_components()
 
 
-def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) -> ModelUnderTest:
+def under_test(model: str, options: Given, chat: bool | None, memo: float) -> ModelUnderTest:
     import dllm
     from dllm.engine import Engine
     from dllm.eval.models import ORACLE, Checkpoint, OracleModel
@@ -241,7 +205,7 @@ def load(model: str, options: dict[str, Any], chat: bool | None, memo: float) ->
     return Checkpoint(engine, model, "auto" if chat is None else chat)
 
 
-@eval_app.command("tasks", cls=verb())
+@verb(eval_app, "tasks")
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
     from dllm.cli.listing import describe_part, listing_of
@@ -256,7 +220,7 @@ def tasks_() -> None:
         console.print(f"[bold]--suite {name}[/]  {'  '.join(specs)}", soft_wrap=True)
 
 
-@eval_app.command(cls=verb())
+@verb(eval_app)
 def regrade(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
     task: Annotated[

@@ -1,4 +1,4 @@
-"""The terminal that a conversation runs in."""
+"""The terminal: what is printed on it, and what is typed meanwhile."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ try:
     import termios
 except ImportError:  # Windows
     termios = None  # type: ignore[assignment]
+
+# What a model or a file says must not steer the terminal.
+CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """`text` with U+FFFD in place of all control characters but tabs and ends of lines."""
+    return text.translate(CONTROLS)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Argument, Option
 
-from dllm.cli.app import app, verb
+from dllm.cli.app import verb
 
 
-@app.command(cls=verb())
+@verb()
 def samplers(
     name: Annotated[
         str | None, Argument(help="Show in full what is called so.", metavar="NAME")
@@ -33,7 +33,7 @@ def samplers(
         listing.print_named(console, name)
 
 
-@app.command(cls=verb())
+@verb()
 def env(as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, devices and threads."""
     import platform

@@ -4,52 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer import Option
 
-from dllm.cli.app import INTERRUPTED, app, verb
-from dllm.cli.batch import Record, read_prompts
-from dllm.cli.options import (
-    MOST_GB,
-    MOST_ROWS,
-    BlockLength,
-    Chat,
-    Device,
-    Dtype,
-    MaxNewTokens,
-    Model,
-    Revision,
-    decoding,
-    prepare,
-    real,
-)
-from dllm.cli.saving import check_files
+from dllm.cli.answers import check_files
+from dllm.cli.app import kept_on_interrupt, verb
+from dllm.cli.fields import Given, OptionsOf, real
+from dllm.cli.options import MOST_GB, MOST_ROWS, Chat, Load, Model, prepare
+from dllm.config import DecodeConfig
 from dllm.errors import DllmError
+from dllm.progress import ProgressDisplay
+from dllm.text.prompt_files import Record, read_prompts
 
 if TYPE_CHECKING:
     from dllm.output import Output
     from dllm.tuning.results import Report, Trial
 
 
-@app.command(cls=verb(decoding))
+@verb()
 def tune(
-    ctx: typer.Context,
     prompts: Annotated[str, Option(help="A file of prompts, as --input of generate takes.")],
     model: Model = "tiny",
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
+    *,
+    load: Load,
     max_loss: Annotated[
         str, Option(help="Answers that may differ from one-by-one decoding's, 0.5% or 0.005.")
     ] = "0.5%",
-    max_new_tokens: MaxNewTokens = None,
-    block_length: BlockLength = None,
+    decoding: Annotated[Given, OptionsOf(DecodeConfig, only=["max_new_tokens", "block_length"])],
     chat: Chat = None,
     output: Annotated[Path, Option(help="The preset file to write.")] = Path("preset.json"),
     batch_size: Annotated[int, Option(help="Prompts decoded together.", min=1, max=MOST_ROWS)] = 16,
@@ -58,7 +43,7 @@ def tune(
         Option(help="GB of logits remembered between settings.", min=0, max=MOST_GB, callback=real),
     ] = 2.0,
 ) -> None:
-    """Measure rules and knobs on your model and prompts; write the fastest that loses no more.
+    """Measure rules and their options on your model and prompts; write the fastest that fits.
 
     Every setting's answers are compared with those of one token per forward; where all prompts have
     a field "answer" it is compared with that. The answers are kept in a .jsonl file beside the
@@ -66,10 +51,10 @@ def tune(
     the model's directory as preset.json and use --sampler auto.
     """
     loss = share(max_loss)
-    records = read_prompts(None, prompts)
+    records = read_prompts(prompts)
     log = output.with_suffix(".jsonl")
     check_files({"--prompts": prompts}, {"--output": output, "its log": log}, overwrite=True)
-    config, engine = prepare(ctx.params)
+    config, engine = prepare(model, load, None, decoding)
     from dllm.tuning.tune import tune as run
 
     answers = [record.get("answer") for record in records]
@@ -77,31 +62,20 @@ def tune(
     def right(row: int, found: Output) -> bool:
         return found.text.strip() == str(answers[row]).strip()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("tuning", total=None)
-
-        def progress(done: int, total: int, _: Any) -> None:
-            bar.update(task, completed=done, total=total)
-
-        try:
-            report = run(
-                engine,
-                [record["prompt"] for record in records],
-                config=config,
-                max_loss=loss,
-                batch_size=batch_size,
-                log=log,
-                memo_bytes=int(memo * 2**30),
-                score=None if None in answers else right,
-                chat="auto" if chat is None else chat,
-                model=model,
-                on_progress=progress,
-            )
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from there")
-            raise typer.Exit(INTERRUPTED) from None
+    with kept_on_interrupt(), ProgressDisplay() as bar:
+        report = run(
+            engine,
+            [record["prompt"] for record in records],
+            config=config,
+            max_loss=loss,
+            batch_size=batch_size,
+            log=log,
+            memo_bytes=int(memo * 2**30),
+            score=None if None in answers else right,
+            chat="auto" if chat is None else chat,
+            model=model,
+            on_progress=lambda done, total, _: bar.report("tuning", done, total),
+        )
     report.write(output)
     show(report, records, output)
 

@@ -1,4 +1,4 @@
-"""The live view: what is decided, what is new and what is open, in the terminal.
+"""The live view of canvases: what is decided, what is new and what is masked, in the terminal.
 
 Knows the rows that a `Follower` rebuilds; knows no engine, no model and no tokenizer.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 from rich.box import HORIZONTALS
 from rich.console import Console, Group, RenderableType
@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from dllm.cli.options import DELAY
+from dllm.cli.terminal import printable
 from dllm.output import Commit, Event, Started
 from dllm.text.following import AnswerSoFar, Follower
 
-DELAY = 0.15  # least seconds of a step on the screen: a tiny model takes ten milliseconds for one
 LONGEST = 30.0  # seconds that a step stays there because the engine, or a recording, took as long
 FPS = 20
-HOLE, END = " ·", "■"
+MASKED, END = " ·", "■"
 NEW = "black on bright_green"
 AGES = (NEW, "bright_green", "green")  # of tokens committed in this forward, one or two before
 LEGEND = f"[dim]· undecided[/]  [not dim {NEW}]new in this forward[/]  [dim]■ end[/]"
@@ -31,20 +32,18 @@ REASONS = {
     "length": "length: every token is used",
     "interrupted": "interrupted",
 }
-# What a model writes must not steer the terminal.
-CONTROLS = {c: "\ufffd" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 
 
-class LiveView:
-    """The rows of a batch while they are decoded, and their texts when they are done.
+class RowsView:
+    """The rows of a batch while they are decoded, and what they came to when they are done.
 
-    In a terminal every step stays for at least `delay` seconds; `speed` divides that. Elsewhere, or
-    when `live` is False, only the final texts are printed, and one line about them on stderr.
+    In a terminal a step stays for at least `delay` seconds; `speed` divides that. Elsewhere, or
+    when `live` is False, only what came of it is printed.
     """
 
     def __init__(
         self,
-        follower: Follower,
+        follower: Any,
         titles: Sequence[str] = (),
         *,
         delay: float = DELAY,
@@ -52,13 +51,13 @@ class LiveView:
         live: bool = True,
         console: Console | None = None,
     ) -> None:
+        """follower: rebuilds the rows from events.  titles: of the rows, as far as they go."""
         self.follower, self.titles, self.delay, self.speed = follower, titles, delay, speed
         self.console = console or Console(highlight=False)
         self.live: Live | None = None
         if live and self.console.is_terminal and not self.console.is_dumb_terminal:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.drawn = 0.0  # when the last frame was
-        self.step_began, self.step_seconds = time.perf_counter(), 0.0
+        self.began, self.seconds = time.perf_counter(), 0.0  # of the step on the screen
 
     def __enter__(self) -> Self:
         if self.live is not None:
@@ -69,7 +68,32 @@ class LiveView:
         if self.live is not None:
             self.live.stop()
         if kind is None and self.follower.rows:
-            self._print_result()
+            self.print_result()
+
+    def pause(self, seconds: float) -> None:
+        """Wait until the step on the screen has had its time. seconds: the engine's, so far."""
+        wait = max(self.delay, min(seconds - self.seconds, LONGEST)) / self.speed
+        time.sleep(max(0.0, self.began + wait - time.perf_counter()))
+        self.began, self.seconds = time.perf_counter(), seconds
+
+    def title(self, n: int) -> list[Text]:
+        """The prompt of a row on one line, or nothing."""
+        if n >= len(self.titles):
+            return []
+        title = " ".join(printable(self.titles[n]).split())
+        return [Text(f"› {title}", "dim", no_wrap=True, overflow="ellipsis")]
+
+    def print_result(self) -> None:
+        """Answers on stdout, their numbers on stderr."""
+        raise NotImplementedError
+
+
+class LiveView(RowsView):
+    """The canvases of a batch; see `RowsView`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.drawn = 0.0  # when the last frame was
 
     def show(self, event: Event, seconds: float, pieces: Mapping[int, str] | None = None) -> None:
         """Take in an event; draw when it completes a step. `seconds`: the engine's, so far."""
@@ -79,17 +103,11 @@ class LiveView:
         begins_step = isinstance(event, Commit) and self.follower.step_is_complete()
         self.follower.apply(event, seconds, pieces)
         if begins_step or all(row.output for row in self.follower.rows.values()):
-            self._pause(seconds)  # for the step on the screen
+            self.pause(seconds)  # for the step on the screen
         due = isinstance(event, Started) or time.perf_counter() - self.drawn >= 1 / FPS
         if due and self.follower.step_is_complete():
             self.live.update(self.render(), refresh=True)
             self.drawn = time.perf_counter()
-
-    def _pause(self, seconds: float) -> None:
-        """Wait until the step on the screen has had its time."""
-        wait = max(self.delay, min(seconds - self.step_seconds, LONGEST)) / self.speed
-        time.sleep(max(0.0, self.step_began + wait - time.perf_counter()))
-        self.step_began, self.step_seconds = time.perf_counter(), seconds
 
     def render(self) -> RenderableType:
         """The rows as they are now, cut to what fits on the screen."""
@@ -110,13 +128,9 @@ class LiveView:
             text = self.answer(row)
         else:
             below = f"[dim]{REASONS[row.output.finish_reason]}[/]"
-            text = Text(row.output.text.translate(CONTROLS))
-        lines = [text if height is None else self._crop(text, height)]
-        if n < len(self.titles):
-            title = " ".join(self.titles[n].translate(CONTROLS).split())
-            lines.insert(0, Text(f"› {title}", "dim", no_wrap=True, overflow="ellipsis"))
+            text = Text(printable(row.output.text))
         return Panel(
-            Group(*lines),
+            Group(*self.title(n), text if height is None else self._crop(text, height)),
             box=HORIZONTALS,
             width=self._width(),
             title=stats([row], self.follower),
@@ -138,10 +152,10 @@ class LiveView:
         for token, piece, forward in zip(row.tokens[:end], row.pieces, row.forwards):
             if token is None:
                 begins_line = not text or text.plain.endswith("\n")
-                text.append(HOLE.lstrip() if begins_line else HOLE, "dim")
+                text.append(MASKED.lstrip() if begins_line else MASKED, "dim")
                 continue
             style = styles.get(forward, "")
-            word = piece.translate(CONTROLS).lstrip(" ") or piece  # a word's space stays plain
+            word = printable(piece).lstrip(" ") or piece  # a word's space stays plain
             text.append(" " * (len(piece) - len(word)))
             text.append("¶\n" if word == "\n" and style == NEW else word, style)
         if end < len(row.tokens):
@@ -150,13 +164,13 @@ class LiveView:
         return text
 
     def _crop(self, text: Text, height: int) -> Text:
-        """The screenful that ends at the newest tokens: behind them there may be only holes."""
+        """The screenful that ends at the newest tokens: all behind them may be masked."""
         lines = text.wrap(self.console, self._width() - 4)
         new = [i for i, line in enumerate(lines) if any(span.style == NEW for span in line.spans)]
         end = min(len(lines), max(height, new[-1] + 2 if new else 0))
         return Text("\n").join(lines[max(0, end - height) : end])
 
-    def _print_result(self) -> None:
+    def print_result(self) -> None:
         rows = self.follower.rows
         if self.live is not None:
             self.console.print(Group(*map(self._panel, rows)))
@@ -164,7 +178,7 @@ class LiveView:
         for row in rows.values():
             text = self.follower.text(row)
             steered = self.console.is_terminal  # a file or a pipe gets what the model wrote
-            print(text.translate(CONTROLS) if steered else text, file=self.console.file)
+            print(printable(text) if steered else text, file=self.console.file)
         line = stats(list(rows.values()), self.follower)
         reasons = sorted({row.output.finish_reason for row in rows.values() if row.output})
         Console(stderr=True, highlight=False).print(

@@ -19,11 +19,11 @@ from dllm.errors import LoadError
 from dllm.models.decoder import Decoder
 from dllm.models.devices import check_memory, pick_device, pick_dtype
 from dllm.models.families import Family, find_family, read_spec
-from dllm.models.progress import bar
 from dllm.models.reading import read_weights
 from dllm.models.refusals import QUANTISED, why_other
 from dllm.models.spec import ModelSpec
 from dllm.models.stored import CONFIG, STORED, Stored, read_json, shard_files, survey
+from dllm.progress import loading_bar
 
 
 def read_checkpoint(
@@ -44,7 +44,7 @@ def read_checkpoint(
     with torch.device("meta"):
         decoder = Decoder(spec)
     total = sum(tensor.end - tensor.begin for tensor in stored.values())
-    with bar(folder.name, total) as told:
+    with loading_bar(folder.name, total) as told:
         for name, weight in read_weights(stored, kind, place, told):
             module, _, leaf = name.rpartition(".")
             setattr(decoder.get_submodule(module), leaf, nn.Parameter(weight))

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from dllm.cli.batch import read_prompts
 from dllm.errors import DllmError
 from dllm.eval.tasks import Sample, scorer_of
 from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.codec import Message
+from dllm.text.prompt_files import read_prompts
 from dllm.text.prompts import encode_prompt
 from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import GENERATORS
@@ -59,7 +59,7 @@ def read_questions(data: str, count: int | None, seed: int) -> list[Question]:
     kind, _, tasks = data.partition(":")
     if kind == GENERATORS:
         return drawn(shares(tasks), DRAWN if count is None else count, seed)
-    records = read_prompts(None, data)[:count]
+    records = read_prompts(data)[:count]
     return [Question(record["prompt"], record.get("answer")) for record in records]
 
 

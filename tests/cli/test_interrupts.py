@@ -11,7 +11,7 @@ from tests.cli.common import PROMPT
 from tests.echo import echo
 from tests.interrupting import Lines, every_line
 
-VERBS = ("dllm/cli/decode.py", "dllm/cli/speculate.py", "dllm/cli/batch.py", "dllm/cli/saving.py")
+VERBS = tuple(f"dllm/cli/{name}.py" for name in "decode speculate answering answers".split())
 TASK = ("--task", "copy:n=3", "--sampler", "quota", "--count", 2)
 LINES = "".join(f"{line}\n" for line in ("one two", "three", "four five six", "seven"))
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import dllm.cli.spec_view
+import dllm.cli.view
 import dllm.verify.api
 from dllm.decoding.driving import drive
 from dllm.recording import read_recording
@@ -146,14 +147,14 @@ def test_a_rule_for_other_searches_says_for_which(speculate):
 
 
 def test_the_help_speaks_of_no_canvas(run):
-    assert "hole" not in run("speculate", "--help").stdout
+    assert "canvas" not in run("speculate", "--help").stdout
 
 
 def test_a_lossy_rule_says_so(speculate):
     options = "--accept typical --temperature 1".split()
     fails(speculate(PROMPT, *options), "accept='typical'", "lossless=False (--lossy)")
     result = speculate(PROMPT, *options, "--lossy")
-    assert "typical (NOT the target's own law)" in result.stderr
+    assert "typical (NOT the target's own distribution)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -208,6 +209,7 @@ def test_the_text_on_the_screen_is_the_one_returned(pair):
 def screen(monkeypatch):
     """A terminal for the view."""
     made = Console(force_terminal=True, file=io.StringIO(), width=80)
+    monkeypatch.setattr(dllm.cli.view, "Console", lambda **_: made)
     monkeypatch.setattr(dllm.cli.spec_view, "Console", lambda **_: made)
     return made
 

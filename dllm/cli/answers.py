@@ -1,4 +1,4 @@
-"""Where the answers to many prompts go: stdout, a pipe, or a file that a rerun goes on with.
+"""Answer files: answers on stdout, in a pipe, or in a file that a rerun goes on with.
 
 Knows lines and outputs; decodes nothing.
 """
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dllm.cli.batch import Record
+from dllm.cli.terminal import printable
 from dllm.errors import DllmError
 from dllm.files import FileError, destination, is_stream, replacing, to_json
 from dllm.jsonlog import JsonLog, LineStream, read_records
 from dllm.output import Output
+from dllm.text.prompt_files import Record
 
 FORMAT = "dllm-answers-1"
 REMEDY = "give --overwrite to start anew, or another --output"
@@ -112,7 +113,7 @@ def answers_to(
     def print_all(answers: Mapping[int, AnyOutput]) -> None:
         ascii_only = codecs.lookup(sys.stdout.encoding).name != "utf-8"
         for row, line in zip(sorted(answers), lines(answers), strict=True):
-            print(to_json(line, ascii_only=ascii_only) if as_json else answers[row].text)
+            print(to_json(line, ascii_only=ascii_only) if as_json else on_screen(answers[row].text))
         sys.stdout.flush()
 
     everything = range(0, len(records), batch_size)
@@ -134,6 +135,11 @@ def answers_to(
 
             yield AnswerSink(keep, everything[whole:])
             kept.finish(path)
+
+
+def on_screen(text: str) -> str:
+    """What a model wrote as a terminal may have it; a file or a pipe gets what it wrote."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 class Partial:
