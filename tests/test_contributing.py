@@ -1,10 +1,13 @@
 """The worked examples of CONTRIBUTING.md, run as a reader would run them."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,63 +20,125 @@ from dllm.eval.models import OracleSubject
 from dllm.eval.records import EvalSetting
 from dllm.eval.run import Sweep, run
 from dllm.eval.tasks import Grade, draw, task_of
+from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
+from dllm.models.families import BLOCK, read_spec
 from dllm.models.spec import ModelSpec
+from dllm.recording import read_recording
 from dllm.train.job import Job
 from dllm.train.recipes import RECIPES
 from dllm.verify import HFTarget, SpecEngine
+from tests.echo import write_tiny
 from tests.verify.tiny_targets import tiny_target
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 PROMPTS = [[4, 5, 6], [7, 8, 9, 10, 11, 4]]
 
 
-@pytest.fixture(autouse=True)
-def example_files(tmp_path, monkeypatch):
-    """Every code block of the page as the file its first line names."""
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        name = re.match(r"# (\w+\.py)\n", block)
-        assert name, "a code block must begin with its file name"
-        (tmp_path / name[1]).write_text(block)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    sys.modules.pop("halving", None)
-    sys.modules.pop("frozen_prompt", None)
-    sys.modules.pop("doubling", None)
-    sys.modules.pop("parrot", None)
-    sys.modules.pop("next_token", None)
-
-
 # What the console script does, in a process without the working directory on its path (-P), for
 # several command lines: each would import torch anew.
 SCRIPT = r"""
-import sys
-from dllm.__main__ import main
-for line in sys.argv[1:]:
+import pkgutil, sys
+script, *lines = sys.argv[1:]
+for line in lines:
     sys.argv = ["dllm", *line.split("\x1f")]
     try:
-        main()
+        pkgutil.resolve_name(script)()
     except SystemExit as stop:
         if stop.code:
             sys.exit(f"{sys.argv}: {stop.code}")
 """
 
 
-def test_the_commands_run_as_printed_where_the_files_are(tmp_path, root):
+def blocks(language):
+    """File name and content of every code block of the page; its first line names the file."""
+    for block in re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        name = re.match(r"# ([\w/]+\.py)\n", block)
+        assert name, "a code block must begin with its file name"
+        yield name[1], block
+
+
+@pytest.fixture(autouse=True)
+def example_files(tmp_path, monkeypatch):
+    """The page's components, each in its file."""
+    names = [name for name, block in blocks("python") if "/" not in name]
+    for name, block in blocks("python"):
+        if name in names:
+            (tmp_path / name).write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in names:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+@pytest.fixture
+def house(tmp_path, root):
+    """A copy of the package in which everything is added that the page adds to it."""
+    house = tmp_path / "house"
+    shutil.copytree(root / "dllm", house / "dllm", symlinks=True)
+    for link in ("cache", "samplers", "verify"):
+        (house / link).symlink_to(root / link)
+    for name, block in blocks("python"):
+        if "/" in name:
+            (house / name).write_text(block)
+    for name, block in blocks("diff"):
+        file = house / name
+        for hunk in block.partition("\n")[2].split("@@\n"):
+            lines = hunk.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] == " ")
+            text = file.read_text()
+            assert text.count(before) == 1, f"{name} has not once:\n{before}"
+            file.write_text(text.replace(before, "".join(line[1:] for line in lines)))
+    return house
+
+
+def plain_checkpoint(folder):
+    """A checkpoint of the family that the page adds: another of its layout under its name."""
+    config = json.loads((write_tiny(folder) / "config.json").read_text())
+    ids = {name: config[name] for name in ("mask_token_id", "eos_token_id", "pad_token_id")}
+    layout = {
+        "vocab_size": config["vocab_size"],
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 32,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 512,
+        "attention_bias": False,
+        "qk_norm": True,
+        "bd_size": None,
+        "model_type": BLOCK,
+    }
+    write_checkpoint(Decoder(read_spec(layout | ids)), folder, layout | ids)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "plain"}))
+
+
+def test_the_commands_run_as_printed_where_the_files_are(tmp_path, house, root):
     commands = re.findall(r"`(dllm [^`]*)`", PAGE.read_text())
     verbs = [command.split()[1] for command in commands]
-    assert verbs == ["generate", "generate", "eval", "speculate", "train"]
+    assert verbs == "generate generate generate eval speculate train generate tokens".split()
+    plain_checkpoint(tmp_path / "plain")
+    table = tomllib.loads((root / "pyproject.toml").read_text())
+    script = table["project"]["scripts"]["dllm"]
     lines = ["\x1f".join(shlex.split(command)[1:]) for command in commands]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", SCRIPT, *lines],
+        [sys.executable, "-P", "-c", SCRIPT, script, *lines],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(house), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert {"doubling", "next"} == {path.name for path in (tmp_path / "runs").iterdir()}
     assert "fig, kiwi, plum" in done.stdout
+    assert done.stdout.endswith("f|i|g|,|plum\n")
+    assert read_recording(tmp_path / "run.jsonl").config["note"] == "first try"
 
 
 def engine(shift):

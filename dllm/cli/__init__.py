@@ -4,8 +4,16 @@ Defaults live in the library: only options that the user gave are passed on. Wha
 imported inside the verbs, so that `dllm --help` answers at once.
 """
 
-# they add their verbs
-from dllm.cli import decode, eval_lm, eval_report, eval_run, speculate, tools, train, tune  # noqa: F401
+from dllm.cli import (  # noqa: F401 (they add their verbs)
+    decode,
+    eval_lm,
+    eval_report,
+    eval_run,
+    speculate,
+    tools,
+    train,
+    tune,
+)
 from dllm.cli.app import app, main
 
 __all__ = ["app", "main"]

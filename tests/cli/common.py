@@ -4,6 +4,13 @@ import re
 import subprocess
 import sys
 
+import torch
+
+import dllm
+from dllm.verify import HFTarget, SpecEngine
+from dllm.verify.draft.drafter import ModelDrafter
+from tests.verify.tiny_targets import llama
+
 PROMPT = "one two three four five six seven"
 FIELDS = {
     "prompt",
@@ -40,3 +47,14 @@ def modules_after(*arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
+
+
+def random_pair(folder):
+    """A target of random weights, drafted for by the checkpoint in `folder`, whose words it has."""
+    drafting = dllm.load(folder)
+    spec = drafting.model.spec
+    torch.manual_seed(0)
+    special = {"eos_token_id": spec.eos_id, "pad_token_id": spec.pad_id}
+    target = HFTarget(llama(vocab_size=spec.vocab_size, **special).eval())
+    drafter = ModelDrafter(drafting.model, eos=spec.stop_ids)
+    return SpecEngine(target, drafting.text, drafter)

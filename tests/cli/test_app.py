@@ -148,9 +148,9 @@ class TestStatus:
 
     def test_a_fault_of_its_own(self):
         code = (
-            "import sys, dllm.cli.listing; from dllm.__main__ import main\n"
-            "dllm.cli.listing.print_parts = None\n"
-            "sys.argv = ['dllm', 'samplers']; sys.exit(main())"
+            "import sys; from dllm.cli.app import main, verb\n"
+            "verb(name='broken')(lambda: None())\n"
+            "sys.argv = ['dllm', 'broken']; sys.exit(main())"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 1

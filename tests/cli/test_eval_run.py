@@ -35,7 +35,8 @@ def test_a_run_is_written_shown_and_graded_again(run, tmp_path):
     )
 
 
-def test_the_bundled_model_is_asked_its_own_suite(run, tmp_path):
+def test_the_bundled_model_is_asked_its_own_suite(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(SUITES, "tiny", ("copy:n=3", "shuffle:n=3"))
     result = run("eval", "run", "--out", tmp_path / "run", "--count", 1, "--sampler", "dus")
     assert result.exit_code == 0, result.output
     plan = json.loads((tmp_path / "run" / "run.json").read_text())

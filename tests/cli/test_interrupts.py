@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+import dllm.verify.api
 from dllm.cli.app import main
-from tests.cli.common import PROMPT
+from tests.cli.common import PROMPT, random_pair
 from tests.echo import echo
 from tests.interrupting import Lines, every_line
 
@@ -16,9 +17,15 @@ TASK = ("--task", "copy:n=3", "--sampler", "quota", "--count", 2)
 LINES = "".join(f"{line}\n" for line in ("one two", "three", "four five six", "seven"))
 
 
+@pytest.fixture(scope="module")
+def pair(folder):
+    return random_pair(folder)
+
+
 @pytest.fixture
-def run(run, folder):
+def run(run, folder, pair, monkeypatch):
     """Every command line has an echo of its own; `forward`: the one that is interrupted."""
+    monkeypatch.setattr(dllm.verify.api, "load", lambda *_, **__: pair)
 
     def go(*arguments, forward=None, **more):
         run.asked["engine"] = echo(folder, forward)

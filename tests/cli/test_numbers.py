@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from dllm.cli import app
 from tests.cli.common import fails
@@ -33,9 +34,9 @@ def numbers():
 
 
 @pytest.mark.parametrize(("verb", "option", "kind"), list(numbers()))
-def test_no_number_and_a_number_out_of_bounds(run, verb, option, kind):
+def test_no_number_and_a_number_out_of_bounds(verb, option, kind):
     for value in ("", "x", "nan", "1e400x", str(2**70) if kind is int else "-1"):
-        result = run(*verb.split(), *NEEDED[verb], option, value)
+        result = CliRunner().invoke(app, [*verb.split(), *NEEDED[verb], option, value])
         fails(result)
         field = option.removeprefix("--").replace("-", "_")
         assert any(word in result.stderr for word in (option, f"{field}=", f"{value!r}"))

@@ -11,7 +11,7 @@ import dllm
 import dllm.verify.api
 from dllm import jsonlog
 from dllm.recording import read_recording
-from tests.cli.common import fails
+from tests.cli.common import fails, random_pair
 from tests.echo import echo
 
 PROMPTS = ["one two", "three", "four five six", "seven", "eight nine"]
@@ -19,8 +19,8 @@ SAMPLED = "--temperature 1 --top-k 20 --seed 3 --max-new-tokens 12 --batch-size 
 
 
 @pytest.fixture(scope="module")
-def pair():
-    return dllm.verify.api.load("tiny-ar", "tiny")
+def pair(folder):
+    return random_pair(folder)
 
 
 @pytest.fixture(params=["generate", "speculate"])

@@ -8,16 +8,36 @@ import sys
 import pytest
 
 from tests.cli.common import fails
+from tests.cli.forked import run_all
 
 MARK = b"\xef\xbb\xbf"
 
 
-def dllm(*arguments, input=b"", **settings):
-    """The command line as a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings.pop("env", {})}
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-    command = [sys.executable, "-m", "dllm", *map(str, arguments)]
-    return subprocess.run(command, input=input, env=environment, check=False, **settings)
+WIDE = "世界 é 🙂"
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+TABLES = (("samplers",), ("env", "--json"), ("env",))
+CASES = {
+    "cp1252": {"arguments": ("generate", WIDE, "--json"), "encoding": "cp1252"},
+    "utf-8": {"arguments": ("generate", WIDE, "--json")},
+    "spelled": {"arguments": ("generate", WIDE), "encoding": "cp1252"},
+    "full json": {"arguments": ("generate", "one", "--json"), "stdout": "/dev/full"},
+    "full text": {"arguments": ("generate", "one"), "stdout": "/dev/full"},
+    "full table": {"arguments": ("samplers",), "stdout": "/dev/full"},
+    **{f"gone {' '.join(each)}": {"arguments": each, "stdout": "gone"} for each in TABLES},
+    "no stdin": {"arguments": ("generate",), "stdin": None},
+    "no stdout": {"arguments": ("generate", "one"), "stdout": None},
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """All cases, in processes of their own."""
+    usable = {
+        name: case
+        for name, case in CASES.items()
+        if case.get("stdout") != "/dev/full" or os.path.exists("/dev/full")
+    }
+    return run_all(tmp_path_factory.mktemp("streams"), usable)
 
 
 @pytest.mark.parametrize("name", ["in.txt", "in.jsonl"])
@@ -87,60 +107,46 @@ def test_a_pipe_may_be_the_input(run, tmp_path):
         os.close(read)
 
 
-def test_json_in_another_encoding_loses_nothing():
-    prompt = "世界 é 🙂"
-    command = ("generate", prompt, "--json", "--max-new-tokens", 4)
-    done = dllm(*command, env={"PYTHONIOENCODING": "cp1252"})
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.decode("ascii"))["prompt"] == prompt
-    plain = dllm(*command, env={"PYTHONIOENCODING": "utf-8"})
-    assert f'"prompt": "{prompt}"'.encode() in plain.stdout
+def test_json_in_another_encoding_loses_nothing(done):
+    status, stdout, stderr = done["cp1252"]
+    assert status == 0, stderr
+    assert json.loads(stdout.decode("ascii"))["prompt"] == WIDE
+    assert f'"prompt": "{WIDE}"'.encode() in done["utf-8"].stdout
 
 
-def test_text_in_another_encoding_is_spelled_out():
-    code = "import typer; from dllm.cli.app import app; app.command('show')(lambda: print('é世'))"
-    command = [sys.executable, "-c", f"{code}\napp(['show'])"]
-    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "é\\u4e16\n".encode("cp1252")), done.stderr
-
-
-FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_text_in_another_encoding_is_spelled_out(done):
+    assert done["spelled"][:2] == (0, "\\u4e16\\u754c é \\U0001f642\n".encode("cp1252"))
 
 
 @FULL
-@pytest.mark.parametrize("more", [["--json"], []])
-def test_a_full_stdout_is_one_error(more):
-    with open("/dev/full", "wb") as full:
-        done = dllm("generate", "one", "--max-new-tokens", 4, *more, stdout=full)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.decode().splitlines() if "forwards" not in line]
+@pytest.mark.parametrize("name", ["full json", "full text"])
+def test_a_full_stdout_is_one_error(done, name):
+    status, _, stderr = done[name]
+    assert status == 2
+    (line,) = [line for line in stderr.decode().splitlines() if "forwards" not in line]
     assert line == "error: stdout: No space left on device"
 
 
 @FULL
-def test_a_full_stdout_of_a_table_is_one_error():
-    with open("/dev/full", "wb") as full:
-        done = dllm("samplers", stdout=full)
-    assert (done.returncode, done.stderr) == (2, b"error: stdout: No space left on device\n")
+def test_a_full_stdout_of_a_table_is_one_error(done):
+    status, _, stderr = done["full table"]
+    assert (status, stderr) == (2, b"error: stdout: No space left on device\n")
 
 
-@pytest.mark.parametrize("command", [["samplers"], ["env", "--json"], ["env"]])
-def test_a_reader_that_leaves_ends_it_silently(command):
-    read, write = os.pipe()
-    os.close(read)
-    try:
-        done = dllm(*command, stdout=write)
-    finally:
-        os.close(write)
-    assert done.returncode == 1
-    assert done.stderr == b""
+@pytest.mark.parametrize("table", TABLES)
+def test_a_reader_that_leaves_ends_it_silently(done, table):
+    assert done[f"gone {' '.join(table)}"] == (1, b"", b"")
+
+
+@pytest.mark.parametrize(("name", "status"), [("no stdin", 2), ("no stdout", 0)])
+def test_a_closed_stream_is_no_traceback(done, name, status):
+    assert done[name].status == status
+    assert b"Traceback" not in done[name].stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
-def test_a_closed_stream_is_no_traceback(closed):
-    command = f"{sys.executable} -m dllm generate {closed}"
-    done = subprocess.run(
-        command, shell=True, capture_output=True, check=False, input=b"one", text=False
-    )
-    assert b"Traceback" not in done.stderr
+def test_an_interpreter_that_begins_without_a_stream(closed):
+    """What is told before torch is imported."""
+    command = f"{sys.executable} -m dllm generate x --watch --json {closed}"
+    found = subprocess.run(command, shell=True, capture_output=True, check=False)
+    assert found.stderr.startswith(b"error: --watch shows text")
