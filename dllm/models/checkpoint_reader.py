@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dllm.errors import LoadError
 from dllm.models.decoder import Decoder
@@ -41,8 +42,7 @@ def read_checkpoint(
     kind = pick_dtype(dtype, config, stored["embed.weight"].kind, place)
     needed = sum(math.prod(tensor.shape) for tensor in stored.values()) * kind.itemsize
     check_memory(needed, kind, place, folder)
-    with torch.device("meta"):
-        decoder = Decoder(spec)
+    decoder = unfilled(spec)
     total = sum(tensor.end - tensor.begin for tensor in stored.values())
     with loading_bar(folder.name, total) as told:
         for name, weight in read_weights(stored, kind, place, told):
@@ -53,14 +53,31 @@ def read_checkpoint(
     return decoder.eval()
 
 
+class _Initialisers(TorchFunctionMode):
+    """Those of torch.nn.init do nothing: on meta tensors one of them imports torch._dynamo, which
+    takes longer than all the rest of a short run.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(spec: ModelSpec) -> Decoder:
+    """The `Decoder` of `spec` on the meta device: shapes without memory."""
+    with torch.device("meta"), _Initialisers():
+        return Decoder(spec)
+
+
 def parameters(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every parameter of the `Decoder` of `spec`, which is not built.
 
     All layers are alike. A tied head is one parameter, listed once, as the embedding.
     """
-    with torch.device("meta"):
-        pattern = Decoder(replace(spec, num_layers=1))
-    for name, parameter in pattern.named_parameters():
+    for name, parameter in unfilled(replace(spec, num_layers=1)).named_parameters():
         for i in range(spec.num_layers if name.startswith("layers.0.") else 1):
             yield name.replace("layers.0.", f"layers.{i}.", 1), tuple(parameter.shape)
 

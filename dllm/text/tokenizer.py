@@ -1,7 +1,7 @@
 """Strings to token ids and back: a checkpoint's tokenizer and chat format, without remote code.
 
 Knows tokenizer files and chat templates; knows no model and no canvas. transformers is imported
-only when a tokenizer is loaded.
+only for a tokenizer without tokenizer.json.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dllm.errors import DllmError, LoadError
 from dllm.files import is_stream, read_json
 from dllm.tensors import check_file
+from dllm.text.fast_tokenizer import FastTokenizer
 from dllm.text.templates import render
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from dllm.models.protocol import TokenIds
 
+AnyTokenizer: TypeAlias = "FastTokenizer | PreTrainedTokenizerBase"
 Messages = Sequence[Mapping[str, str]]  # {"role": ..., "content": ...}
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,7 +73,7 @@ CHAT_FORMATS: dict[str, tuple[Callable[[Messages, str], str], tuple[str, ...]]] 
 class ChatTokenizer:
     """Tokenizer and chat format of one checkpoint; see `load_text`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, family: str) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, family: str) -> None:
         self.tokenizer = tokenizer
         self.family = family
 
@@ -218,7 +220,7 @@ def _check_messages(messages: Messages) -> None:
             raise DllmError(f"message {message!r}: expected {shape}")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> AnyTokenizer:
     """The first that applies, none of which runs code of the checkpoint; LoadError if none does.
 
     tokenizer.json describes itself, so it goes first whatever class the configuration names
@@ -233,20 +235,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not there:  # transformers would warn of a model it does not know before it says so
         raise LoadError(f"{folder}: no tokenizer; expected {EXPECTED}")
 
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
-
-    kind: Any = AutoTokenizer
     try:
         if (folder / "tokenizer.json").is_file():
-            kind = PreTrainedTokenizerFast
-        elif _declared_class(folder) in REMOTE_QWEN:
-            kind = Qwen2Tokenizer
-        loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return FastTokenizer(folder)
+        return _by_transformers(folder)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         reason = str(error).partition("\n")[0]
         raise LoadError(
             f"{folder}: no tokenizer that works without remote code ({reason}); expected {EXPECTED}"
         ) from error
+
+
+def _by_transformers(folder: Path) -> PreTrainedTokenizerBase:
+    """What has no tokenizer.json."""
+    from transformers import AutoTokenizer, Qwen2Tokenizer
+
+    kind: Any = Qwen2Tokenizer if _declared_class(folder) in REMOTE_QWEN else AutoTokenizer
+    loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return cast("PreTrainedTokenizerBase", loaded)
 
 

@@ -20,12 +20,12 @@ from dllm.models.loading import load_model
 from dllm.models.lora import Lora, attach, is_adapted, merge
 from dllm.models.markov import FILE as MARKOV
 from dllm.models.stored import CONFIG, read_json, shard_files, survey
-from dllm.text.tokenizer import ChatTokenizer, load_text, load_tokenizer
+from dllm.text.tokenizer import AnyTokenizer, ChatTokenizer, load_text, load_tokenizer
 from dllm.train.data import Shuffled, TrainingPair
 from dllm.train.trainer import TrainConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -49,7 +49,7 @@ class Blocks:
         place = str(source / CONFIG)
         return block_config(said, block_length=self.length, mask_id=mask_id, source=place)
 
-    def mask_id(self, tokenizer: PreTrainedTokenizerBase, source: Path) -> int:
+    def mask_id(self, tokenizer: AnyTokenizer, source: Path) -> int:
         """The id that `mask_token` means; DllmError if it means none."""
         if isinstance(self.mask_token, int):
             return self.mask_token
@@ -130,7 +130,7 @@ class Student:
         copy_tokenizer(self.source, directory)
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str, source: Path) -> int:
+def token_id(tokenizer: AnyTokenizer, token: str, source: Path) -> int:
     """Id of a token in the vocabulary of the checkpoint `source`; DllmError if it is none."""
     vocab: dict[str, int] = tokenizer.get_vocab()
     if token not in vocab:

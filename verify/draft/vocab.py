@@ -34,9 +34,9 @@ def id_map(
     ids = torch.full((draft_size,), -1)
     for piece, token in spelled(draft.tokenizer.get_vocab(), draft_size).items():
         ids[token] = there.get(piece, -1)
-    ends = draft.tokenizer.eos_token_id, target.tokenizer.eos_token_id
-    if None not in ends:
-        ids[ends[0]] = ends[1]
+    mine, theirs = draft.tokenizer.eos_token_id, target.tokenizer.eos_token_id
+    if mine is not None and theirs is not None:
+        ids[mine] = theirs
     return ids
 
 
