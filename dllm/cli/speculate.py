@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 PAIR = {"tiny-ar": "tiny"}  # bundled target -> its drafter
 
-CONTROL = f"How much to draft and to verify; by default cost, or with a drafter and one prompt {ONE_TEXT}."
+CONTROL = (
+    f"How much to draft and to verify; by default cost, or with a drafter and one prompt {ONE_TEXT}"
+    "."
+)
 
 
 @dataclass(frozen=True)

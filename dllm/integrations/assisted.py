@@ -18,8 +18,8 @@ import torch
 from torch import LongTensor, Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from dllm.errors import DllmError
 from dllm.checks import replaced
+from dllm.errors import DllmError
 from dllm.verify.config import ChainOptions
 from dllm.verify.draft.chain import Chain
 from dllm.verify.draft.rows import SpeculationComponents
