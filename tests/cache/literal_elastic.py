@@ -1,4 +1,4 @@
-"""Elastic-Cache for one row, written from its text: plain sets, whole attention matrices, no store.
+"""Elastic-Cache for one row, from its text: plain sets, whole attention matrices, no KV cache.
 
 Slow and literal. Knows nothing of the policy, the plans or the engine; of the model it takes the
 weights.
@@ -124,12 +124,13 @@ def _forward(
             x = {p: own.x[p] for p in everything}
         computed.append(set(x))
         before = [_row(own, own.q[:, r]) for r in tested[index]]  # a_old, by tested token
-        for p in x:
-            own.q[:, p], own.k[:, p], own.v[:, p] = _heads(layer, x[p], p)
-        weights = {p: _row(own, own.q[:, p]) for p in x}  # [H, T] each
-        for p in list(x):
-            x[p] = x[p] + _branch(layer, weights[p], own.v)
-            x[p] = x[p] + layer.feed(x[p])
+        places = list(x)  # all rows of a layer at once: a row alone costs as much as all of them
+        stacked = torch.stack([x[p] for p in places])
+        own.q[:, places], own.k[:, places], own.v[:, places] = _heads(layer, stacked, places)
+        rows_of = _row(own, own.q[:, places])  # [H, n, T]
+        weights = {p: rows_of[:, i] for i, p in enumerate(places)}  # [H, T] each
+        stacked = stacked + _branch(layer, rows_of, own.v)
+        x = dict(zip(places, stacked + layer.feed(stacked), strict=True))
         if index < start and tested[index]:
             cosines = []  # across the heads, for every tracked row and key
             for r, old in zip(tested[index], before, strict=True):
@@ -142,30 +143,33 @@ def _forward(
     return x, computed
 
 
-def _heads(layer: DecoderLayer, x: Tensor, pos: int) -> list[Tensor]:
-    """q [H, D], k and v [H_kv, D] of one row x [d], q and k turned by its position."""
+def _heads(layer: DecoderLayer, x: Tensor, places: list[int]) -> list[Tensor]:
+    """q [H, n, D], k and v [H_kv, n, D] of rows x [n, d], q and k turned by their positions."""
     spec, x = layer.attn.spec, layer.attn_norm(x)
+    half = spec.head_dim // 2
+    turn = spec.rope_theta ** (-torch.arange(half, dtype=x.dtype) / half)
+    turn = torch.tensor(places, dtype=x.dtype)[:, None] * turn  # [n, D/2]
     found = []
     for name in ("q", "k", "v"):
-        heads = getattr(layer.attn, name)(x).view(-1, spec.head_dim)
+        heads = getattr(layer.attn, name)(x).view(len(places), -1, spec.head_dim).transpose(0, 1)
         if name != "v":
-            half = spec.head_dim // 2
-            turn = pos * spec.rope_theta ** (-torch.arange(half, dtype=x.dtype) / half)
-            a, b = heads[:, :half], heads[:, half:]
-            heads = torch.cat([a * turn.cos() - b * turn.sin(), b * turn.cos() + a * turn.sin()], 1)
+            a, b = heads[..., :half], heads[..., half:]
+            turned = [a * turn.cos() - b * turn.sin(), b * turn.cos() + a * turn.sin()]
+            heads = torch.cat(turned, -1)
         found.append(heads)
     return found
 
 
 def _row(own: Kept, q: Tensor) -> Tensor:
-    """The attention row [H, T] of the query q [H, D]."""
+    """The attention rows [H, n, T] of the queries q [H, n, D]; [H, T] of one, [H, D]."""
+    if q.ndim == 2:
+        return _row(own, q[:, None])[:, 0]
     k = own.k.repeat_interleave(q.shape[0] // own.k.shape[0], 0)  # [H, T, D]
-    return torch.softmax((k @ q[..., None])[..., 0] / q.shape[1] ** 0.5, -1)
+    return torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1)
 
 
 def _branch(layer: DecoderLayer, weights: Tensor, v: Tensor) -> Tensor:
-    """What attention weights [H, T] over values [H_kv, T, D] add to the row: [d]."""
+    """What attention weights [H, n, T] over values [H_kv, T, D] add to the rows: [n, d]."""
     v = v.repeat_interleave(weights.shape[0] // v.shape[0], 0)  # [H, T, D]
-    out = (weights[:, None] @ v).flatten()
-    found: Tensor = layer.attn.o(out)
+    found: Tensor = layer.attn.o((weights @ v).transpose(0, 1).flatten(1))
     return found

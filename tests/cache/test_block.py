@@ -31,7 +31,7 @@ def checking(monkeypatch):
     monkeypatch.setenv("DLLM_CHECK_CACHE", "1")
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(prompts, st.sampled_from([0, 1]), st.sampled_from([1, 2, 4, 8]), st.integers(0, 3), options)
 def test_it_equals_computing_everything(batch, shift, block, seed, chosen):
     model = decoder(shift, block, seed)
@@ -44,7 +44,7 @@ def test_it_equals_computing_everything(batch, shift, block, seed, chosen):
             torch.testing.assert_close(one.confidences, two.confidences, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, st.sampled_from([1, 2, 4, 8]))
 def test_it_is_prefill_open_block_and_commit(case, block):
     """Open blocks are computed in every forward, finished ones in one forward more."""

@@ -26,7 +26,7 @@ def cached(row: Row) -> set[int]:
     return {p for p in known if p + 1 in known or p + 1 == row.end}
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, every(None, 2, 3, 4, 5), modes, st.sampled_from([1, 2, 2, 3]))
 def test_it_is_the_described_one(case, refresh, mode, first):
     def method(row: Row) -> set[int]:
@@ -40,7 +40,7 @@ def test_it_is_the_described_one(case, refresh, mode, first):
     agree(case, whole(method), spec("delayed", refresh=refresh, mode=mode, first=first))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(PLAIN), min_size=1), st.integers(1, 14), st.sampled_from([0, 1]))
 def test_a_rule_that_takes_back_is_followed(prompt, size, shift):
     """A hole is computed as one in every forward, also where a token has been."""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, every(None, None, 2, 3))
 def test_prefix_is_the_papers(case, refresh):
     def method(row: Row) -> set[int]:
@@ -18,7 +18,7 @@ def test_prefix_is_the_papers(case, refresh):
     agree(case, whole(method), spec("prefix", refresh=refresh))
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, every(None, None, 2, 3))
 def test_dual_is_the_papers(case, refresh):
     def method(row: Row) -> set[int]:

@@ -10,7 +10,7 @@ from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, every(None, None, 2, 3))
 def test_it_is_the_described_one(case, refresh):
     def method(row: Row) -> set[int]:
@@ -25,7 +25,7 @@ def test_it_is_the_described_one(case, refresh):
             assert any(p in query for query in row.queries[since : step + 1])
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(cases)
 def test_the_prompt_is_computed_once(case):
     def method(row: Row) -> set[int]:

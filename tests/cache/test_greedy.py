@@ -40,7 +40,7 @@ def order_of(length: int, row: int = 0) -> list[int]:
     return shuffled(step_of(canvas))[0].argsort(descending=True).tolist()
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     cases,
     every(None, 2, 3, 4),

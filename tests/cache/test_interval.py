@@ -20,7 +20,7 @@ OPTIONS = [(8, 4, 0.25), (5, 3, 0.25), (4, 2, 0.0), (100, 7, 0.25)]
 @pytest.mark.parametrize("shift", [0, 1])
 def test_it_computes_what_the_text_says(monkeypatch, options, shift):
     rng = random.Random(f"{options} {shift}")
-    for case in range(25):
+    for case in range(12):
         model = decoder(shift, None, case % 4)
         prompt = [rng.choice(PLAIN) for _ in range(rng.randint(0, 9))]
         size, block = rng.randint(4, 12), rng.choice([None, 4, 5])
@@ -58,7 +58,7 @@ def test_intervals_are_each_rows_own():
     Rows finish at different steps, so that what is kept moves up.
     """
     prompts = [[5, 6, 7, 8, 9, 10, 11], [5], [], [8, 8, 9]]
-    for seed in range(4):
+    for seed in range(3):
         options = {"max_new_tokens": 9, "cache": Interval(4, 3, 0.4), "sampler": "eb"}
         together = run(decoder(seed=seed), prompts, **options)
         for prompt, output in zip(prompts, together, strict=True):
@@ -70,7 +70,7 @@ def test_rows_cut_short_compare_fewer_values():
     """Answers of different lengths: what pads the comparison stores no values."""
     prompts = [[5, 6, 7, 8, 9, 10, 11], [5, 5, 9], [6], [8, 8, 9]]
     ragged = 0
-    for seed in range(12):
+    for seed in range(5):
         options = {
             "max_new_tokens": 12,
             "cache": Interval(20, 9, 0.4),

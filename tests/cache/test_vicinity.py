@@ -13,7 +13,7 @@ from dllm.registry import SpecError
 from tests.cache.literal import Row, agree, cases, every, nth, spec, whole
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(cases, st.integers(0, 3), st.integers(0, 3), st.integers(0, 5), every(None, None, 2, 3))
 def test_it_is_the_described_one(case, before, after, warmup, refresh):
     def method(row: Row) -> set[int]:
@@ -25,7 +25,7 @@ def test_it_is_the_described_one(case, before, after, warmup, refresh):
     agree(case, whole(method), spec("vicinity", **options))
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(cases)
 def test_without_margin_and_warmup_it_is_dual(case):
     def method(row: Row) -> set[int]:

@@ -82,7 +82,7 @@ def models(draw: st.DrawFn) -> Out:
 # --- 1, 2, 4, 7: progress, windows, forwards, events ---------------------------------------------
 
 
-@settings(max_examples=120)
+@settings(max_examples=70)
 @given(prompts, speculative, shifts, models())
 def test_steps_progress_in_windows_and_are_counted(batch, config, shift, out):
     planner, model = Watching(config.make("planner")), FakeModel(out, shift)
@@ -94,7 +94,7 @@ def test_steps_progress_in_windows_and_are_counted(batch, config, shift, out):
 # --- 3, 9: rows do not see each other ------------------------------------------------------------
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(prompts, speculative, shifts, models(), st.data())
 def test_batch_equals_alone_in_any_order(batch, config, shift, out, data):
     """Forwards and canvases too: also a speculator's guesses are each row's own."""
@@ -114,7 +114,7 @@ def test_batch_equals_alone_in_any_order(batch, config, shift, out, data):
 # --- 5: speculation is lossless ------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=90)
 @given(prompts, configs, guessing, shifts, models())
 def test_guesses_change_nothing_but_the_number_of_forwards(batch, config, speculator, shift, out):
     plain = run(FakeModel(out, shift), batch, config)
@@ -132,7 +132,7 @@ def test_guesses_change_nothing_but_the_number_of_forwards(batch, config, specul
 # --- 6: stop rules -------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(prompts, configs.filter(lambda c: c.temperature == 0), models(), st.data())
 def test_eotp_leaves_what_stands_before_the_end(batch, config, out, data):
     """On predictions that never change, whatever is dropped is no part of the answer."""
@@ -163,7 +163,7 @@ class Noting(Prophet):
         return verdict
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(prompts, speculative, models())
 def test_a_fill_of_prophet_finishes_the_row_in_that_step(batch, config, out):
     rule = Noting(length=2, at=1, early=2.0, middle=2.0, late=1.0)

@@ -36,7 +36,7 @@ from tests.parts import STOPS, WHERE
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(prompts, speculative, shifts, models(), st.integers(0, 8))
 def test_interrupt_keeps_what_is_committed(batch, config, shift, out, call):
     full = run(FakeModel(out, shift), batch, config)
@@ -73,7 +73,7 @@ def tokens_of(texts: Sequence[str]) -> dict[int, int]:
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     prompts,
     speculative,
@@ -115,7 +115,7 @@ def test_a_given_end_token_ends_the_answer():
     assert (output.slots, output.answer_tokens) == (1, 2)
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     prompts, configs, guessing, st.sampled_from([("1:ab",), ("4:cd", "0:a"), ("3:$",)]), models()
 )

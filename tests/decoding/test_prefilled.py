@@ -30,7 +30,7 @@ def decode(prompts, stand, config=CONFIG, row_ids=None):
 
 
 @given(rows, st.sampled_from(["quota", "quota:remasking=random", "threshold:threshold=0.3"]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_every_row_keeps_its_own_and_decodes_as_alone(requests, sampler):
     prompts, stand = [prompt for prompt, _ in requests], [each for _, each in requests]
     config = CONFIG.replace(sampler=sampler)

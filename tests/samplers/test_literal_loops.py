@@ -185,7 +185,7 @@ def literals(sizes: st.SearchStrategy[int]) -> st.SearchStrategy[Literal]:
     )
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     st.data(), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.booleans(), st.booleans()
 )
@@ -197,7 +197,7 @@ def test_llada_quota(data, blocks, block, per_block, eos_inf, eot_inf):
     check(row, block, f"quota:steps={blocks * per_block},{switches}")
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(literals(st.integers(1, 11)), st.integers(1, 12), st.integers(1, 14))
 def test_llada_quota_where_nothing_divides(row, block, steps):
     """Departure: shares of the steps by length, rounded so that they add up, one at least."""
@@ -214,7 +214,7 @@ def test_llada_sequential_greedy(row):
     check(row, None, "quota")
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     literals(st.integers(1, 12)),
     st.sampled_from(["maskgit_plus", "topk_margin", "entropy"]),
@@ -227,7 +227,7 @@ def test_dream(row, alg, steps, top_p, top_k):
     check(row, None, f"dream:alg={alg},steps={steps}", top_p=top_p, top_k=top_k)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     literals(st.integers(1, 12)), st.integers(1, 14), st.sampled_from([0.0, 0.3, 0.6, 0.9, 0.97])
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ def grid(n: int = N) -> torch.Tensor:
     return torch.arange(n)
 
 
+@cache
 def streams() -> dict[str, torch.Tensor]:
     """N numbers along each counter, the others at zero; and with a few of them elsewhere."""
     n, zero, one = grid(), torch.zeros(1), torch.ones(1)

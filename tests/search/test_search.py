@@ -33,12 +33,12 @@ def results(path, seed=5):
 def test_a_short_search_finds_nothing_and_goes_on(tmp_path, capsys):
     state = tmp_path / "state.jsonl"
     options = ["--seed", "5", "--state", str(state)]
-    assert main([*options, "--cases", "20"]) == 0
+    assert main([*options, "--cases", "8"]) == 0
     first = results(state)
-    assert main([*options, "--cases", "40"]) == 0
-    assert results(state)[:20] == first
-    assert sorted(record["case"] for record in results(state)) == list(range(40))
-    assert "40 cases: " in capsys.readouterr().out
+    assert main([*options, "--cases", "16"]) == 0
+    assert results(state)[:8] == first
+    assert sorted(record["case"] for record in results(state)) == list(range(16))
+    assert "16 cases: " in capsys.readouterr().out
     with pytest.raises(FileError, match="another seed"):
         main(["--seed", "6", "--state", str(state), "--cases", "1"])
 
