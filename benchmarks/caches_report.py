@@ -32,7 +32,7 @@ def markdown(head: str, rows: list[list[str]]) -> str:
 
 
 def speed_table(section: Section, generated: int, batch: int) -> str:
-    head = "cache | tokens/s | time | FLOPs | promise kept | forwards | rows × layers | MiB"
+    head = "cache | tokens/s | time | FLOPs | FLOP saving realised | forwards | rows × layers | MiB"
     rows = []
     for r in section["rows"]:
         if (r["generated"], r["batch"]) != (generated, batch):
@@ -56,7 +56,7 @@ def speed_table(section: Section, generated: int, batch: int) -> str:
 def quality_table(section: Section, sampler: str) -> str:
     head = (
         "cache | right | 95% | same as uncached | forwards | mean KL | other token "
-        "| read from store | age | worst age"
+        "| read from cache | age | worst age"
     )
     totals: dict[str, dict[str, Any]] = {}
     for r in section["rows"]:

@@ -42,7 +42,7 @@ from dllm.models.spec import ModelSpec
 from dllm.output import Output
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.learn2pd import EndOfText
-from dllm.samplers.parts import State, Verdict, Vocabulary
+from dllm.samplers.protocols import State, Verdict, Vocabulary
 from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""From what a policy wants computed [B, T] to the forwards of one step. No policy, no model."""
+"""Forwards of one step, from what a policy wants computed [B, T]. No policy, no model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def plans(
     """The forwards that compute `query` and predict the positions `want` [B, T], one or two.
 
     Rows that are refreshed go into a forward of their own, so that they do not widen the others';
-    without a store all rows are computed whole, in one. buckets: pad query counts to 8, 16, 32, ...
+    without a KV cache all rows are computed whole, in one. buckets: pad query counts to 8, 16, 32,
+    ...
     """
     pos, real = positions(want)
-    rows = torch.zeros_like(want)  # the rows that predict: those of p - shift
+    # Some models (Dream) predict position p from the row of p - 1, as AR models do: shift is 1
+    # there, and the rows that predict are not the positions that are wanted.
+    rows = torch.zeros_like(want)
     rows[:, : want.shape[1] - step.shift] = want[:, step.shift :]
     rows[:, 0] |= want[:, 0]
     mask = (query.pos | rows) & step.inside
@@ -29,7 +32,7 @@ def plans(
         mask = topped_up(mask, step)
     head = (pos - step.shift).clamp(min=0).where(real, 0)
     whole = (mask == step.inside).all(1)
-    if not stored or bool(whole.all()):
+    if not stored or bool(whole.all()):  # the host decides how many forwards there are
         return [_plan(query, step, step.inside, head, None, buckets=False)]
     if not bool(whole.any()):
         return [_plan(query, step, mask, head, None, buckets)]
@@ -62,7 +65,7 @@ def _plan(
         read=read,
         rows=rows,
         extent=int(reach[-1]) + 1,
-        walk=query.walk,
+        runner=query.runner,
     )
 
 

@@ -47,7 +47,8 @@ class BlockPolicy(PolicyBase):
         last = torch.where(step.want, pos + 1, step.end[:, None]).amax(1)
         reach = -(-last // size) * size
         final = pos < (step.canvas.first_masked() // size * size)[:, None]  # [B, T] finished blocks
-        # A rule may have made holes in a finished block: nothing behind it is final any more.
+        # A rule may have masked tokens of a finished block again: nothing behind it is final any
+        # more.
         stored = state["stored"] & final if "stored" in state else torch.zeros_like(final)
         query = step.between(0, reach) & ~stored
         if not self.exact:

@@ -1,8 +1,9 @@
 """Elastic-Cache (arXiv 2510.14973): compute little, and from the layer where attention drifts, all.
 
-A step computes the first holes, what the last step decoded and a few tracked tokens. Behind each
-layer the tracked tokens' attention is compared with what it was; where it has drifted, all
-positions go on from the next layer's kept inputs. Layers before keep what they had for the others.
+A step computes the first masked positions, what the last step decoded and a few tracked tokens.
+Behind each layer the tracked tokens' attention is compared with what it was; where it has drifted,
+all positions go on from the next layer's kept inputs. Layers before keep what they had for the
+others.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Elastic(PolicyBase):
         return Query(
             pos=step.inside & (nearest | step.changed | tracked.any(0) | whole[:, None]),
             want=nearest | (step.want & known),
-            walk=Widening(self, step.inside, known, *positions(nearest), *_each(tested)),
+            runner=Widening(self, step.inside, known, *positions(nearest), *_each(tested)),
         )
 
 
@@ -79,7 +80,7 @@ class Elastic(PolicyBase):
 class Way:
     """The rows [b, Q] that flow through a layer: `run` is theirs, the decoder's.
 
-    row [b]: of the store. real: batch row and place on the query axis of every real query.
+    row [b]: of the KV cache. real: batch row and place on the query axis of every real query.
     plan [b, Q']: positions the plan asks for; fresh [b, T]: the same as a mask, padding left out.
     whole [b]: rows of which all positions flow. wide: position p is place p on the query axis.
     """
@@ -125,11 +126,11 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Widening:
-    """The walk of one step. It keeps the inputs and queries of all positions, layer by layer.
+    """Layer runner of one step. It keeps the inputs and queries of all positions, layer by layer.
 
-    inside, known [B, T]: positions of the row, and those with a token. window [B, W]: the holes at
-    work, where in_window [B, W]. tracked [L', B, N]: positions, where is_tracked [L', B, N]; L' is
-    1 as long as nothing is tracked.
+    inside, known [B, T]: positions of the row, and those with a token. window [B, W]: the masked
+    ones at work, where in_window [B, W]. tracked [L', B, N]: positions, where is_tracked [L', B,
+    N]; L' is 1 as long as nothing is tracked.
     """
 
     policy: Elastic
@@ -177,7 +178,7 @@ class Widening:
     def _choose(
         self, index: int, way: Way, queries: Tensor, k: Tensor, mask: Tensor | None
     ) -> None:
-        """Track from now on the known tokens that the window's holes attend to most."""
+        """Track from now on the known tokens that the window's masks attend to most."""
         row = way.row
         weights = log_weights(queries[row[:, None], self.window[row]], k, mask).exp()
         mass = (weights * self.in_window[row][:, None, :, None]).sum((1, 2))  # [b, K]

@@ -51,7 +51,7 @@ class Interval(PolicyBase):
         count = (compared.sum(1).double() * self.share).long()
         pos, real = positions(compared)
         most = int((fresh.sum(1) + count).max())
-        return Query(step.inside, write=fresh, walk=Branches(fresh, pos, real, count, most))
+        return Query(step.inside, write=fresh, runner=Branches(fresh, pos, real, count, most))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keys and values by absolute position. Knows nothing of models, policies or tokens."""
+"""KV cache: keys and values by absolute position. Knows nothing of models, policies or tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 
-STEP = 256  # slots that a store grows by
+STEP = 256  # slots that a cache grows by
 
 
 class CacheError(DllmError):
-    """A store larger than allowed, or, in the checking mode, a slot read before it was written."""
+    """A KV cache larger than allowed; in the checking mode, a slot read before it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Access:
     """Where one forward writes and how far it reads.
 
     slots [B, Q]: slot of every query, the spare one for queries that do not write. rows [B]: the
-    rows of the store (None: all). extent: slots read are [0, extent).
+    rows of the cache (None: all). extent: slots read are [0, extent).
     """
 
     slots: Tensor
@@ -41,8 +41,8 @@ class KVCache:
     them, STEP at a time.
 
     k, v: [L, B, num_kv_heads, slots + 1, D];  live: [B, T] bool;  written [B, T]: number of the
-    row's forward (its clock [B], from 1) that wrote the slot last;  extra: what walks keep, by name
-    [L, B, ...].
+    row's forward (its clock [B], from 1) that wrote the slot last;  extra: what layer runners keep,
+    by name [L, B, ...].
 
     With `check`, or DLLM_CHECK_CACHE=1 in the environment, every read is compared with what was
     really written. CacheError: `limit` bytes would not hold all slots.
@@ -82,7 +82,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by keys and values of all layers, and by what walks keep."""
+        """Bytes held by keys and values of all layers, and by what layer runners keep."""
         return self.k.nbytes + self.v.nbytes + sum(t.nbytes for t in self.extra.values())
 
     @property
@@ -101,7 +101,7 @@ class KVCache:
             )
 
     def keep_extra(self, name: str, per_slot: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """What a walk keeps under `name`: [L, B, length, *per_slot], zeros at first."""
+        """What a layer runner keeps under `name`: [L, B, length, *per_slot], zeros at first."""
         if name not in self.extra:
             shape = (*self.k.shape[:2], self.length, *per_slot)
             self.reserve(math.prod(shape), dtype)
@@ -142,6 +142,8 @@ class KVCache:
 
     def update(self, layer: int, access: Access, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [B, H, Q, D] of `layer` to their slots; return those [B, H, extent, D]."""
+        # Write, then read: the queries of a forward see each other as they are now, and no padding
+        # slot can show through, whatever the policy left out.
         self._put(self.k[layer], access, k)
         self.update_values(layer, access, v)
         if self.seen is not None:

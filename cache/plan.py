@@ -1,4 +1,4 @@
-"""What one forward pass does. Written by a cache policy, read by the decoder; tensors only."""
+"""Plan of one forward pass: written by a cache policy, read by the decoder; tensors only."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Layer(Protocol):
 class LayerRunner(Protocol):
     """Takes the rows through one layer in its own way: other rows, cached branches, probes.
 
-    `run` is the decoder's `Run`: the rows' positions, the store, masks. What comes out of the last
-    layer must be the rows of the plan, in its order.
+    `run` is the decoder's `Run`: the rows' positions, the KV cache, masks. What comes out of the
+    last layer must be the rows of the plan, in its order.
     """
 
     def layer(self, layer: Layer, x: Tensor, run: Any) -> tuple[Tensor, Any]:
@@ -53,9 +53,9 @@ class ForwardPlan:
     valid  [B, Q] bool or None (all real): padding queries neither write nor are read.
     write  [B, Q] bool or None (all valid): which queries store their keys and values.
     read   [B, T] or [L, B, T] bool or None: further restricts which live slots may be read.
-    rows   [B] int64 or None (all, in order): the rows of the store that these B rows are.
+    rows   [B] int64 or None (all, in order): the rows of the KV cache that these B rows are.
     extent: slots from here on are not read (None: all are); no query lies behind it.
-    walk: how rows go through the layers (None: as in training).
+    runner: how rows go through the layers (None: as in training).
     """
 
     pos: Tensor
@@ -65,7 +65,7 @@ class ForwardPlan:
     read: Tensor | None = None
     rows: Tensor | None = None
     extent: int | None = None
-    walk: LayerRunner | None = None
+    runner: LayerRunner | None = None
 
     @classmethod
     def full(cls, length: int, batch: int = 1, device: torch.device | str = "cpu") -> ForwardPlan:

@@ -1,4 +1,4 @@
-"""What a cache policy is: it says which positions the next forward computes."""
+"""Cache policy: says which positions the next forward computes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Step:
     whose predictions the step asks for. shift: 1 where the row of p - 1 predicts p. index [B]:
     steps the row has made. changed [B, T]: positions that got or lost their token in the last one.
     confidence [B, T]: of the proposal last seen at a position, 0 where there was none (all 0 unless
-    the policy `wants_confidence`). live, age [B, T], extra: of the store, see KVStore.
+    the policy `wants_confidence`). live, age [B, T], extra: of the KV cache, see KVCache.
     """
 
     canvas: Canvas
@@ -60,11 +60,11 @@ class Step:
 class Query:
     """A policy's answer. Rows that predict what is wanted are computed whatever it says.
 
-    pos [B, T]: positions to compute; a row with all of them is refreshed. want [B, T] or None:
-    the part of what the step wants that is predicted now, a hole of each row's first window at
-    least. write [B, T] or None (all): which of them store keys and values. read [B, T], [L, B, T]
-    or None: further restricts which live slots are read. stale: spare places of a bucket
-    (`DecodeConfig.buckets`) may compute more positions, the stalest first. walk: see plan.py.
+    pos [B, T]: positions to compute; a row with all of them is refreshed. want [B, T] or None: the
+    part of what the step wants that is predicted now, a masked position of each row's first window
+    at least. write [B, T] or None (all): which of them store keys and values. read [B, T], [L, B,
+    T] or None: further restricts which live slots are read. stale: spare places of a bucket
+    (`DecodeConfig.buckets`) may compute more positions, the stalest first. runner: see plan.py.
     """
 
     pos: Tensor
@@ -72,14 +72,14 @@ class Query:
     write: Tensor | None = None
     read: Tensor | None = None
     stale: bool = True
-    walk: LayerRunner | None = None
+    runner: LayerRunner | None = None
 
 
 class CachePolicy(Protocol):
     """Decides, forward by forward, which positions are computed; see `PolicyBase` for defaults.
 
-    uses_store: keys and values are kept. freezes: those of a committed token may never be computed
-    again, so that a rule which makes it a hole again cannot be used. narrows: the step may get
+    uses_kv: keys and values are kept. freezes: those of a committed token may never be computed
+    again, so that a rule which masks it again cannot be used. narrows: the step may get
     fewer predictions than it wants. wants_confidence: `Step.confidence` is kept.
     """
 
@@ -115,7 +115,7 @@ class Facts(Protocol):
 
 @dataclass(frozen=True)
 class Refreshed(PolicyBase):
-    """A policy with the one knob `refresh`: forwards between two that compute all (none: never)."""
+    """A policy with the option `refresh`: forwards between two that compute all (None: never)."""
 
     refresh: int | None = None
 

@@ -2,7 +2,7 @@
 part of the other positions that its queries point at, layer by layer.
 
 The paper evicts the rest and saves memory. Here slots stay where they are and are masked, so that
-one store serves all policies: what is predicted is the same, memory is not saved.
+one KV cache serves all policies: what is predicted is the same, memory is not saved.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Sparse(PolicyBase):
         outside = step.inside & ~step.window
         pos, real = positions(outside & (full & ~new)[:, None])
         count = (outside.sum(1).double() * self.keep).long()
-        walk = Kept(step.window, full, full & ~new, pos, real, count, self.width)
-        return Query(step.window | (step.inside & full[:, None]), walk=walk)
+        runner = Kept(step.window, full, full & ~new, pos, real, count, self.width)
+        return Query(step.window | (step.inside & full[:, None]), runner=runner)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DecodeConfig: everything that can be chosen about one generation, flat, frozen and checked."""
+"""DecodeConfig: the options of one generation, flat, frozen and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORM
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
     from dllm.cache.policy import CachePolicy
-    from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
+    from dllm.samplers.protocols import Planner, Speculator, StopRule, Transform
     from dllm.samplers.rule import CommitRule
 
 AUTO = "auto"  # as a sampler: what `dllm tune` has found for the model

@@ -1,4 +1,4 @@
-"""What a measurement ran on: versions, hardware, revision; no names or paths of the machine."""
+"""Environment of a measurement: versions, hardware, revision; no names or paths of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one base class of everything this package raises because of what a user gave it."""
+"""Errors: the base class of all that this package raises because of what a user gave it."""
 
 from __future__ import annotations
 

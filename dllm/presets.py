@@ -1,4 +1,4 @@
-"""Named presets: the parts and defaults of each paper, for LLaDA and Dream; and preset files.
+"""Named presets: the components and defaults of each paper, for LLaDA and Dream; and preset files.
 
 A preset is a dictionary of DecodeConfig options. `dllm tune` writes files of them.
 """

@@ -1,4 +1,4 @@
-"""The processes that share a run: one, or those that torchrun or accelerate launch started."""
+"""Processes that share a run: one, or those that torchrun or accelerate launch started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on disk: events as JSON lines with their tokens' text, so that a replay needs no model.
+"""Recordings: events as JSON lines with their tokens' text, so that a replay needs no model.
 
 Line 1 describes the run; every further line is one event, of the engine that decodes canvases or of
 the one that speculates. Nothing here decodes or draws.
@@ -60,7 +60,7 @@ class Recorder:
         self.names = {kind: name for name, kind in EVENTS[verb].items()}
         self.lines = new_log(path)  # each in the file at once: a crash leaves all up to it
         options = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        plain = (str, int, float, tuple, type(None))  # the rest are parts given as objects
+        plain = (str, int, float, tuple, type(None))  # the rest are components given as objects
         self._write(
             dllm_recording=SCHEMA,
             verb=verb,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dllm.registry import Registry
 
 if TYPE_CHECKING:  # they need torch, which `--help` does without
-    from dllm.samplers.parts import Planner, Speculator, StopRule, Transform
+    from dllm.samplers.protocols import Planner, Speculator, StopRule, Transform
     from dllm.samplers.rule import CommitRule
 
 if __name__ != "dllm.samplers":

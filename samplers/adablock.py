@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm.checks import check_positive, check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import PlannerBase, State, Vocabulary
+from dllm.samplers.protocols import PlannerBase, State, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From logits to what a commit rule sees: one pass over the vocabulary, for the holes only."""
+"""Candidates: what a commit rule sees, scored in one pass over the logits of masked positions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CHUNK = 2**21  # logits scored at a time: temporaries stay small and in the cach
 class Proposal:
     """How tokens are proposed from logits (temperature 0: argmax, ties to the lower id).
 
-    `tempered` says which law confidences come from: the tempered and truncated one (Dream) or the
-    model's own (LLaDA, Fast-dLLM).
+    `tempered` says which distribution confidences come from: the tempered and truncated one (Dream)
+    or the model's own (LLaDA, Fast-dLLM).
     """
 
     temperature: float = 0.0
@@ -46,25 +46,27 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What a rule sees: the holes of each row's window. K is the largest number of a row.
+    """The masked positions of each row's window, as a rule sees them. K is the largest number of a
+    row.
 
     With several windows a row, every (row, window) is a row of its own here: a rule need not know.
 
     pos, token [B, K] int64, pos ascending;  valid [B, K] bool: a candidate, or padding, which may
     stand anywhere;  conf [B, K] fp32 probability of the token, log1m [B, K] log(1 - conf), exact
     also where conf rounds to 1;  ends [B, K] the token would end the answer.
-    Per row [B]: window start, end and holes it began with (`window_masked`), forwards spent in the
-    window and in all (`window_step`, `step`), `prompt` and `length` of the row, its index `row`,
-    the share of its answer known before this step (`filled`).
+
+    Per row [B]: window start, end and masked positions it began with (`window_masked`), forwards
+    spent in the window and in all (`window_step`, `step`), `prompt` and `length` of the row, its
+    index `row`, the share of its answer known before this step (`filled`).
+
     `state`: tensors [B, ...] that a rule may keep from one step to the next by assigning to a key;
     the engine drops the rows that finish.
 
-    None unless the rule `needs` them:
-    margin [B, K] gap of the two best probabilities;  entropy [B, K] nats;  gap [B, K] gap of the
-    two best logits;  best [B, K] the most likely token, best_conf [B, K] its probability (they
-    differ from token and conf where tokens are drawn);  kl [B, K] nats from the law at the previous
-    forward to the present one, infinite where the position was not scored then;  logits [B, K, V]
-    as scored;  decoded: see `Decoded`.
+    None unless the rule `needs` them: margin [B, K] gap of the two best probabilities;  entropy [B,
+    K] nats;  gap [B, K] gap of the two best logits;  best [B, K] the most likely token, best_conf
+    [B, K] its probability (they differ from token and conf where tokens are drawn);  kl [B, K] nats
+    from the distribution at the previous forward to the present one, infinite where the position
+    was not scored then;  logits [B, K, V] as scored;  decoded: see `Decoded`.
     """
 
     pos: Tensor
@@ -108,7 +110,7 @@ class Candidates:
         lower position first; padding last. Without scores: by `certainty`.
         """
         order = torch.arange(self.pos.shape[1], device=self.pos.device).expand_as(self.pos)
-        # stable sorts, least significant key first
+        # Stable sorts, least significant key first: positions ascend, so ties go to the lower one.
         for key in (*reversed(scores or self.certainty), self.valid.float()):
             by_key = key.gather(1, order).argsort(dim=1, descending=True, stable=True)
             order = order.gather(1, by_key)
@@ -174,6 +176,8 @@ def propose(
     if "entropy" in needs:
         # H = log S - sum(mass * (z - top)) / S; a banned token has mass 0, and 0 * inf is no number
         extra["entropy"] = torch.linalg.vecdot(mass, gap.clamp_(min=-1e30))
+    # p and 1 - p each from its own sum of exp(z - max): 1 - p of a rounded p is 0 from a gap of 17
+    # on in fp32, and saturated positions could not be ordered any more.
     own = mass.gather(-1, token)[..., 0]
     rest = mass.scatter_(-1, token, 0.0).sum(-1)
     total = own + rest
@@ -215,9 +219,10 @@ def truncate(z: Tensor, top_p: float, top_k: int) -> Tensor:
 
 
 def draw(z: Tensor, u: Tensor) -> Tensor:
-    """Tokens [B, K] with law softmax(z): the inverse of the cumulative mass at `u`, in float64.
+    """Tokens [B, K] drawn from softmax(z): the inverse of the cumulative mass at `u`, in float64.
 
-    One uniform a position instead of one Gumbel a logit, and no truncated tail.
+    One uniform a position where Gumbel noise needs one a logit (V times as many), and no tail cut
+    off at the largest Gumbel that 52 random bits give.
     """
     mass = (z - z.amax(-1, keepdim=True)).double().exp_().cumsum_(-1)
     total = mass[..., -1:]
@@ -244,7 +249,7 @@ def score(
     """
     stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    parts = []
+    pieces = []
     batch, count, vocabulary = logits.shape
     size = min(count, max(1, CHUNK // (batch * vocabulary)))
     # The same memory for every piece: new one for each costs its page faults, more than a pass.
@@ -260,14 +265,15 @@ def score(
             )
         kept = {"logits": z.clone()} if needs & {"logits", "kl"} else {}
         keys = (canvas.row[:, None], step[:, None], pos[:, cut], stream)
-        parts.append(propose(z, how, needs, keys, *spare) | kept)
-    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+        pieces.append(propose(z, how, needs, keys, *spare) | kept)
+    return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
 
 def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """[B, K] KL of the laws of `logits` [B, K, V] from those kept in `state` by the last call.
+    """[B, K] KL of the distributions of `logits` [B, K, V] from those kept in `state` by the last
+    call.
 
-    Infinite where a position was not scored then. Keeps the present laws.
+    Infinite where a position was not scored then. Keeps the present ones.
     """
     distribution = logits.float().log_softmax(-1)
     kl = torch.full(pos.shape, torch.inf, device=pos.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.checks import check_number, check_probability, check_whole
 from dllm.decoding.canvas import Canvas
-from dllm.samplers.parts import State
+from dllm.samplers.protocols import State
 
 MOST_SLOTS = 1024  # each is 12 bytes for every position; hardly one has so many best tokens
 

@@ -15,9 +15,10 @@ from dllm.samplers.rule import CommitRuleBase, Selection, top
 class FirstHitting(CommitRuleBase):
     """Commit `count` candidates, uniformly drawn, whatever their probabilities.
 
-    With count 1, temperature 1 and the whole answer as one window, the law of the answer is that of
-    ancestral sampling with infinitely many steps: a network that is not told the time only sees in
-    which order positions are hit, and that order is uniform. A larger count is an approximation.
+    With count 1, temperature 1 and the whole answer as one window, the distribution of the answer
+    is that of ancestral sampling with infinitely many steps: a network that is not told the time
+    only sees in which order positions are hit, and that order is uniform. A larger count is an
+    approximation.
     """
 
     paper = "First-hitting sampler, arXiv 2409.02908"

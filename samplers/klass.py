@@ -15,7 +15,7 @@ from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 
 @dataclass(frozen=True)
 class Klass(CommitRuleBase):
-    """Commit candidates with probability above `threshold` whose law moved by less than
+    """Commit candidates with probability above `threshold` whose distribution moved by less than
     `kl_threshold` nats in each of the last `history` steps of the window; where a row has none, the
     k most confident, k LLaDA's quota for `steps` (None: one).
 
@@ -47,7 +47,7 @@ class Klass(CommitRuleBase):
         return Selection(accepted | (none & top(view, quota(view, self.steps))))
 
     def calm_steps(self, view: Candidates) -> Tensor:
-        """[B, K] for how many steps up to this one each candidate's law has hardly moved."""
+        """[B, K] for how many steps up to this one each candidate's distribution hardly moved."""
         assert view.kl is not None
         size = int(view.end.max()) + 1
         run = view.state.get("calm", view.pos.new_zeros(len(view.pos), 0))  # [B, absolute position]

@@ -13,7 +13,7 @@ from torch.nn.functional import linear, pad
 from dllm.checks import ConfigError, check_probability, check_whole
 from dllm.decoding.canvas import Canvas
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import State, Verdict, Vocabulary
+from dllm.samplers.protocols import State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 from dllm.tensors import read_tensors, write_tensors
 
@@ -119,7 +119,7 @@ class EndOfText:
         ends = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
         ends &= canvas.generated & canvas.known
         behind = torch.where(ends, canvas.pos + 1, canvas.length[:, None]).amin(1)
-        # Still a hole: another token may have been committed where the end was proposed.
+        # Still masked: another token may have been committed where the end was proposed.
         pos = view.pos.where(view.valid, 0)
         sure = view.valid & view.ends & (view.conf >= self.threshold) & canvas.masked.gather(1, pos)
         best = view.rank(sure.float(), *view.certainty) == 0

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from dllm.checks import check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.parts import PlannerBase, State, Vocabulary
+from dllm.samplers.protocols import PlannerBase, State, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MultiBlock(PlannerBase):
         start = torch.minimum(prompt + slots * size, length)  # [B, N]
         end = torch.minimum(start + size, length)
 
-        before = pad(canvas.masked.cumsum(1), (1, 0))  # [B, T + 1] holes in front of a position
+        before = pad(canvas.masked.cumsum(1), (1, 0))  # [B, T + 1] masked ones before a position
         masked = before.gather(1, end) - before.gather(1, start)
         share = 1 - masked.double() / (end - start).clamp(min=1)
         left = masked > 0
@@ -69,7 +69,7 @@ class MultiBlock(PlannerBase):
         behind = share[:, :-1]  # of the predecessor, for all blocks but the first
         reached = pad((behind >= self.add).long(), (1, 0), value=1).cumprod(1) > 0
         able = left & reached & ~ended
-        # A row always has a window, also a guessed canvas whose text has ended before its holes.
+        # A row always has a window, also a guessed canvas whose text has ended before its masks.
         opened = (able & (able.cumsum(1) <= self.most)) | first
         active = pad(behind >= self.full, (1, 0), value=True)
         return Windows(start, torch.where(opened, end, start), active & opened)

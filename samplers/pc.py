@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm.checks import check_number, check_positive, check_whole
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import Vocabulary
+from dllm.samplers.protocols import Vocabulary
 from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 from dllm.tensors import read_tensors
 

@@ -9,7 +9,7 @@ import torch
 
 from dllm.checks import check_whole
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.parts import PlannerBase, State, Vocabulary
+from dllm.samplers.protocols import PlannerBase, State, Vocabulary
 
 
 @dataclass(frozen=True)

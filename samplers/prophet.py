@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm.checks import check_number, check_whole
 from dllm.decoding.canvas import Canvas
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import State, Verdict, Vocabulary
+from dllm.samplers.protocols import State, Verdict, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a commit rule is: a frozen dataclass of knobs with a pure `select`."""
+"""Commit rule: a frozen dataclass of options with a pure `select`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Selection:
     the best candidate of a forced window by `score`, the rule's own measure as keys for
     `Candidates.rank` (None: by confidence).
     token [B, K]: tokens to commit in place of the proposed ones. remask [B, D] bool: which of
-    `Candidates.decoded` become holes again; fewer than are committed.
+    `Candidates.decoded` are masked again; fewer than are committed.
     """
 
     commit: Tensor
@@ -36,9 +36,9 @@ class CommitRule(Protocol):
     """A way to choose among candidates.
 
     `needs` names the costly fields of `Candidates` the rule reads ("margin", "entropy", ...);
-    `tempered` says that confidences come from the tempered, truncated law; `bans_eos` forbids
-    the end-of-sequence token; `remasks` says that committed tokens may become holes again, which
-    a cache that freezes them cannot follow. All have defaults in `CommitRuleBase`.
+    `tempered` says that confidences come from the tempered, truncated distribution; `bans_eos`
+    forbids the end-of-sequence token; `remasks` says that committed tokens may be masked again,
+    which a cache that freezes them cannot follow. All have defaults in `CommitRuleBase`.
     """
 
     @property
@@ -101,8 +101,8 @@ def steps_of_window(view: Candidates, steps: int | None) -> Tensor:
 
 
 def quota(view: Candidates, steps: int | None) -> Tensor:
-    """[B] LLaDA's number of tokens for this step: equal shares of the window's holes, the larger
-    ones first, at least one. `steps` as in `steps_of_window`.
+    """[B] LLaDA's number of tokens for this step: equal shares of the window's masked positions,
+    larger ones first, at least one. `steps` as in `steps_of_window`.
     """
     share = steps_of_window(view, steps)
     count = view.window_masked // share + (view.window_step < view.window_masked % share)

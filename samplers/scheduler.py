@@ -15,7 +15,7 @@ from dllm.checks import ConfigError
 from dllm.registry import ImportPath
 from dllm.samplers.candidates import RULE_STREAM, Candidates
 from dllm.samplers.noise import uniform
-from dllm.samplers.parts import Vocabulary
+from dllm.samplers.protocols import Vocabulary
 from dllm.samplers.rule import CommitRuleBase, Selection
 
 

@@ -10,7 +10,7 @@ import torch
 from dllm.checks import check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import PlannerBase, State
+from dllm.samplers.protocols import PlannerBase, State
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SlowFast(PlannerBase):
         check_probability("reach", self.reach)
 
     def windows(self, canvas: Canvas, state: State) -> Windows:
-        """Slow: from the first hole to the end of the row or block. Fast: the span.
+        """Slow: from the first masked position to the end of the row or block. Fast: the span.
 
         state [B]: start (-1: to be found) and end of the phase's window, whether it is `slow`, slow
         steps `tried`, end of the last `span`.
@@ -72,7 +72,8 @@ class SlowFast(PlannerBase):
         done = slow & (stable | (tried >= self.explore))
         state["tried"], state["span"] = tried, span
         state["slow"] = slow & ~done
-        # The fast window starts at the first hole that this step leaves: a start no window had.
+        # The fast window starts at the first masked position that this step leaves: a start no
+        # window had.
         state["start"] = start.masked_fill(done, -1)
         state["end"] = torch.where(done, span, end)
         return Windows(torch.where(slow, best, start), torch.where(slow, best + 1, end))

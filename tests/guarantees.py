@@ -1,6 +1,7 @@
-"""What every decoding promises, as checks of one run or of two, whatever decoded it.
+"""Guarantees of every decoding, as checks of one run or of two, whatever decoded it.
 
-They raise AssertionError with the promise that was broken; tests and the random search share them.
+They raise AssertionError with the guarantee that was broken; tests and the random search share
+them.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from dllm.decoding.driving import drive
 from dllm.engine import Engine
 from dllm.output import Commit, Event, Finished, Output, Started
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import Planner, State
+from dllm.samplers.protocols import Planner, State
 from tests.fakes import EOS, EOT, MASK, FakeModel, FakeText
 from tests.interrupting import Line, Lines
 
 Spans = dict[tuple[int, int], list[range]]  # by (row id, step): where the step may commit
 
 
-def expect(holds: bool, promise: str) -> None:
+def expect(holds: bool, guarantee: str) -> None:
     """Plain asserts say nothing outside of pytest."""
     if not holds:
-        raise AssertionError(promise)
+        raise AssertionError(guarantee)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def run(
 def replay(
     prompt: Sequence[int], commits: Sequence[Commit], size: int
 ) -> Iterator[list[int | None]]:
-    """The row (holes are None) before the first commit and after each."""
+    """The row (masked ones are None) before the first commit and after each."""
     row: list[int | None] = [*prompt, *[None] * size]
     yield list(row)
     for commit in commits:
@@ -121,7 +122,7 @@ def replay(
             expect(row[pos] is None, "nothing is committed twice, or inside the prompt")
             row[pos] = token
         for pos in commit.remasked:
-            expect(row[pos] is not None, "no hole is made a hole")
+            expect(row[pos] is not None, "no masked position is masked again")
             expect(pos >= len(prompt), "the prompt stays")
             row[pos] = None
         yield list(row)
@@ -157,7 +158,7 @@ def drops(config: DecodeConfig) -> bool:
 
 
 def check_run(request: Request, found: Run, spans: Spans | None = None) -> None:
-    """Every row of a whole run keeps every promise that can be seen on it alone."""
+    """Every row of a whole run keeps every guarantee that can be seen on it alone."""
     check_order(request, found)
     for row, output in found.done.items():
         commits, history = found.told.commits(row), found.told.made(row)
@@ -216,7 +217,7 @@ def check_commits(request: Request, row: int, commits: Sequence[Commit]) -> None
 
 
 def check_end(request: Request, row: int, commits: Sequence[Commit], output: Output) -> None:
-    """A row stops when its first end token, or a stop string, has no hole before it."""
+    """A row stops when its first end token, or a stop string, has no masked position before it."""
     config, size = request.config, request.config.max_new_tokens
     branches = 2 if config.cfg_scale else 1
     made = [commit for commit in commits if commit.nfe]
@@ -305,7 +306,7 @@ def check_cut(request: Request, whole: Run, cut: Run, line: Line) -> None:
         expected = known[: ends[0]] if ends else known
         if drops(request.config):
             expected = expected[: len(output.token_ids)]
-        expect(output.token_ids == expected, "tokens are those told, holes left out")
+        expect(output.token_ids == expected, "tokens are those told, masked positions left out")
         expect(output.text == FakeText().decode(expected), "text and tokens agree")
         expect(output.nfe == (made[-1].nfe if made else 0), "forwards are those told")
         expect(output.slots == sum(len(c.positions) - len(c.remasked) for c in made), "slots")

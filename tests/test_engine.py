@@ -1,4 +1,4 @@
-"""The promises of the decode loop, as properties over samplers, blocks, temperatures and shifts."""
+"""Guarantees of the decode loop, as properties over samplers, blocks, temperatures and shifts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def run(
 
 
 def replay(prompt: Sequence[int], output: Output, size: int) -> Iterator[tuple[list, Commit]]:
-    """The row before each commit (holes are None), with that commit; then a last time without."""
+    """The row before each commit (masked ones are None), with that commit; then a last time
+    without.
+    """
     row: list[int | None] = [*prompt, *[None] * size]
     for commit in output.history or ():
         yield list(row), commit
@@ -91,7 +93,9 @@ def replay(prompt: Sequence[int], output: Output, size: int) -> Iterator[tuple[l
 
 
 def answer(row: Sequence[int | None], start: int) -> list[int] | None:
-    """Tokens before the first end token if no hole precedes it, or of the full row; else None."""
+    """Tokens before the first end token if no masked position precedes it, or of the full row; else
+    None.
+    """
     found: list[int] = []
     for token in row[start:]:
         if token is None:
@@ -121,7 +125,7 @@ def test_every_step_commits_in_the_first_open_block(batch, config, shift, seed):
 @few
 @given(prompts, configs, shifts, seeds)
 def test_a_row_ends_exactly_when_it_may(batch, config, shift, seed):
-    """Not before its first end token has no hole before it, and not a forward later."""
+    """Not before its first end token has no masked position before it, and not a forward later."""
     outputs = run(FakeModel(leaning(EOS, 3.0, hashed(seed)), shift), batch, config)
     for prompt, output in zip(batch, outputs):
         *before, (last, _) = replay(prompt, output, config.max_new_tokens)
@@ -152,7 +156,9 @@ def test_forwards_are_counted_and_finished_rows_leave_the_batch(batch, config, s
 @few
 @given(prompts, configs, shifts, seeds)
 def test_the_prompt_never_changes_and_the_mask_is_never_committed(batch, config, shift, seed):
-    """The model wants the mask token everywhere; prompts hold mask ids, which are no holes."""
+    """The model wants the mask token everywhere; prompts hold mask ids, which are no masked
+    positions.
+    """
     model = FakeModel(leaning(MASK, 30.0, hashed(seed)), shift)
     outputs = run(model, batch, config)
     for output in outputs:
@@ -287,7 +293,7 @@ def test_all_eos_ends_with_an_empty_answer(config, prompt):
         assert output.answer_tokens == 1
 
 
-def test_an_end_token_behind_a_hole_does_not_end_the_row():
+def test_an_end_token_behind_a_masked_position_does_not_end_the_row():
     """The tail is surest and holds EOS (full-length decoding floods it); the front follows."""
     tokens = {0: 7, 1: 8, 2: 9, 3: EOS, 4: EOS}
     heights = {0: 3.0, 1: 4.0, 2: 5.0, 3: 6.0, 4: 9.0}
@@ -375,14 +381,14 @@ def test_minus_infinity_forbids_a_token(config, tokens, seed):
 @few
 @given(prompts, configs.filter(lambda c: not c.cfg_scale), seeds)
 def test_nobody_looks_at_logits_of_known_positions(batch, config, seed):
-    """Rows with fewer holes than others are padded with whatever; it may be NaN."""
+    """Rows with fewer masked positions than others are padded with whatever; it may be NaN."""
 
-    def only_holes(ids):
+    def only_masked(ids):
         logits = hashed(seed)(ids)
         logits[ids != MASK] = float("nan")
         return logits
 
-    full, sparse = (run(FakeModel(out), batch, config) for out in (hashed(seed), only_holes))
+    full, sparse = (run(FakeModel(out), batch, config) for out in (hashed(seed), only_masked))
     assert [o.history for o in full] == [o.history for o in sparse]
 
 
@@ -395,6 +401,6 @@ def test_a_rule_that_chooses_nothing_still_progresses():
     assert (output.nfe, output.slots) == (4, 4)
 
 
-def test_holes_are_what_the_canvas_says():
+def test_masked_is_what_the_canvas_says():
     canvas = Canvas.from_prompts([[MASK, 3], [4]], 2, MASK)
     assert canvas.masked.tolist() == [[False, False, True, True], [False, True, True, False]]

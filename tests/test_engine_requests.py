@@ -17,7 +17,7 @@ from dllm.decoding.canvas import Windows
 from dllm.engine import DecodeError, Engine
 from dllm.errors import DllmError
 from dllm.output import Commit, Finished, Started
-from dllm.samplers.parts import PlannerBase
+from dllm.samplers.protocols import PlannerBase
 from tests.fakes import (
     EOS,
     EOT,
@@ -222,7 +222,7 @@ def test_a_stop_string_before_the_end_token_wins():
     assert (output.text, output.finish_reason, output.answer_tokens) == ("a", "stop", 3)
 
 
-def test_a_stop_string_behind_the_end_token_or_a_hole_does_not_count():
+def test_a_stop_string_behind_the_end_token_or_a_masked_position_does_not_count():
     heights = {0: 5.0, 1: 4.0, 2: 6.0, 3: 2.0}
     model = FakeModel(scripted({0: 3, 1: 7, 2: 4, 3: EOS}, heights))
     (output,) = Engine(model, FakeText()).generate(
@@ -231,8 +231,10 @@ def test_a_stop_string_behind_the_end_token_or_a_hole_does_not_count():
     assert (output.text, output.finish_reason, output.nfe) == ("adb", "eos", 4)
 
 
-def test_text_behind_a_hole_takes_no_part_in_the_cut():
-    """ "b" stops the row while "d" waits behind a hole: no match of "abd" across the hole."""
+def test_text_behind_a_masked_position_takes_no_part_in_the_cut():
+    """ "b" stops the row while "d" waits behind a masked position: no match of "abd" across the
+    masked position.
+    """
     heights = {0: 8.0, 1: 6.0, 2: 1.0, 3: 7.0}
     model = FakeModel(scripted({0: 3, 1: 4, 2: 6, 3: 7}, heights))
     (output,) = Engine(model, FakeText()).generate(
@@ -268,7 +270,7 @@ def test_interrupt_keeps_what_is_committed(call, sampler):
         assert len(prompt) <= min(found, default=9)
 
 
-def test_interrupt_does_not_see_stop_strings_across_holes():
+def test_interrupt_does_not_see_stop_strings_across_masked_positions():
     heights = {0: 5.0, 1: 1.0, 2: 4.0}
     model = FakeModel(scripted({0: 3, 1: 7, 2: 4}, heights), interrupt_at=2)
     (output,) = Engine(model, FakeText()).generate(
@@ -308,7 +310,7 @@ class NoHole(PlannerBase):
         return Windows(canvas.prompt * 0, canvas.prompt)
 
 
-def test_a_window_without_holes_is_an_error_and_not_a_loop():
+def test_a_window_without_masked_positions_is_an_error_and_not_a_loop():
     with pytest.raises(DecodeError, match="chose a window without a masked position"):
         Engine(FakeModel()).generate([[3, 4]], planner=NoHole(), max_new_tokens=4)
 

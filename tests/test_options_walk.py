@@ -42,7 +42,7 @@ OBJECTS = (
     *VALUES,
     *(None, True, (), ("a",), [1], [None], {}, 1j, b"a", object, ["0:"], [f"{10**30}:a"]),
 )
-SECONDS, ROOM = 30, 2**30  # of one option, and bytes that it may take
+SECONDS, BYTES = 30, 2**30  # of one option, and bytes that it may take
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def bounded() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     handler = signal.signal(signal.SIGALRM, late)
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, before[1]))
     signal.alarm(SECONDS)
     try:
         yield

@@ -22,7 +22,7 @@ from dllm.text.prompt_files import Record, read_prompts
 
 if TYPE_CHECKING:
     from dllm.output import Output
-    from dllm.tuning.results import Report, Trial
+    from dllm.tuning.results import Report, TuningResult
 
 
 @verb()
@@ -96,8 +96,8 @@ def show(report: Report, records: Sequence[Record], output: Path) -> None:
     table = Table(
         "setting", "forwards", "canvases", "tokens/forward", "loss", "95%", box=SIMPLE_HEAD
     )
-    for trial in report.frontier:
-        table.add_row(*cells(trial), style="bold" if trial is report.chosen else "")
+    for result in report.frontier:
+        table.add_row(*cells(result), style="bold" if result is report.chosen else "")
     console = Console(highlight=False)
     console.print(table)
     for setting, why in report.skipped:
@@ -116,13 +116,13 @@ def show(report: Report, records: Sequence[Record], output: Path) -> None:
     )
 
 
-def cells(trial: Trial) -> tuple[str, ...]:
-    low, high = trial.interval
+def cells(result: TuningResult) -> tuple[str, ...]:
+    low, high = result.interval
     return (
-        trial.setting.name,
-        f"{trial.forwards:.1f}",
-        f"{trial.canvases:.1f}",
-        f"{trial.tokens_per_forward:.2f}",
-        f"{trial.loss:.1%}",
+        result.setting.name,
+        f"{result.forwards:.1f}",
+        f"{result.canvases:.1f}",
+        f"{result.tokens_per_forward:.2f}",
+        f"{result.loss:.1%}",
         f"{low:.1%} – {high:.1%}",
     )

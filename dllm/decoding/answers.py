@@ -1,4 +1,4 @@
-"""What rows of a canvas say: when an answer is finished, its tokens and text, its Output."""
+"""Answers read from a canvas: when one is finished, its tokens and text, its Output."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class Answers:
     def reasons(self, canvas: Canvas) -> list[FinishReason | None]:
         """Why each row is finished, None while it is not.
 
-        A row ends when its first end token, or a stop string, has no hole before it.
+        A row ends when its first end token, or a stop string, has no masked position before it.
         """
         first_masked = canvas.first_masked().tolist()
         first_end = self.first_end(canvas).tolist()
         length = canvas.length.tolist()
         reasons: list[FinishReason | None] = []
-        for i, hole in enumerate(first_masked):
-            if first_end[i] < hole:
+        for i, masked in enumerate(first_masked):
+            if first_end[i] < masked:
                 reasons.append("eos")
             elif self.stop and self.stop_index(self.tokens(canvas, i)) is not None:
                 reasons.append("stop")
             else:
-                reasons.append("length" if hole == length[i] else None)
+                reasons.append("length" if masked == length[i] else None)
         return reasons
 
     def first_end(self, canvas: Canvas) -> Tensor:
-        """[B] position of the first end token, also a given one; the canvas size without any."""
+        """[B] position of the first end token, prefilled ones too; the canvas size without any."""
         ends = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
         inside = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
         ends &= inside & canvas.known
         return torch.where(ends, canvas.pos, canvas.ids.shape[1]).amin(1)
 
     def tokens(self, canvas: Canvas, i: int, past_masked: bool = False) -> list[int]:
-        """Known answer tokens of row `i` up to its first hole, or all, holes left out."""
+        """Known answer tokens of row `i` up to its first masked position, or all of them."""
         span = slice(int(canvas.prompt[i]), int(canvas.length[i]))
         known = canvas.known[i, span]
         if not past_masked:
@@ -80,7 +80,7 @@ class Answers:
         answer_tokens = ends[0] + 1 if ends else len(tokens)
         tokens = tokens[: ends[0]] if ends else tokens
         text = "" if self.text is None else self.text.decode(tokens)
-        # An interrupted row has holes: text across them may hold a stop string that is not there.
+        # An interrupted row has gaps: text across them may hold a stop string that is not there.
         cut = None if reason == "interrupted" else self.stop_index(tokens)
         if cut is not None and self.text is not None:
             reason, text = "stop", text[:cut]

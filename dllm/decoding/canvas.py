@@ -1,4 +1,4 @@
-"""The batch being decoded: token ids, what is a hole, where rows end. No model, no tokenizer."""
+"""Canvas: the token ids of a batch, what is masked, where rows end. No model, no tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Windows:
     start, end [B, N]; a planner with one window a row may give [B]. An empty span is no window. The
     n-th window of a row is the same one from step to step; later steps may leave out empty ones.
     forced [B, N] bool: a step commits at least one token in this window (None: in all). The first
-    window of a row that holds a hole is forced whatever this says.
+    window of a row that holds a masked position is forced whatever this says.
     """
 
     start: Tensor
@@ -63,10 +63,10 @@ Prefilled = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, to
 class Canvas:
     """B rows of prompt plus positions to fill, each from position 0, padded on the right only.
 
-    ids        [B, T] token ids; holes show the mask id
-    generated  [B, T] the engine may fill this position; a mask id typed in a prompt is not a hole
-    known      [B, T] prompt, or committed
-    prompt     [B] prompt length;  length [B] prompt plus generated;  row [B] index in the request
+    ids        [B, T] token ids; masked positions show the mask id generated  [B, T] the engine may
+    fill this position; a mask id typed in a prompt is no masked one known      [B, T] prompt, or
+    committed prompt     [B] prompt length;  length [B] prompt plus generated;  row [B] index in the
+    request
     """
 
     ids: Tensor
@@ -85,7 +85,7 @@ class Canvas:
         device: torch.device | str = "cpu",
         prefilled: Sequence[Prefilled] = (),
     ) -> Canvas:
-        """A canvas of `prompts` with `max_new_tokens` holes behind each.
+        """A canvas of `prompts` with `max_new_tokens` masked positions behind each.
 
         prefilled: by row, what stands in its answer from the start.
         """
@@ -115,7 +115,7 @@ class Canvas:
         return torch.arange(self.ids.shape[1], device=self.ids.device)
 
     def first_masked(self) -> Tensor:
-        """[B] position of the first hole; the row's length where there is none."""
+        """[B] position of the first masked one; the row's length where there is none."""
         size = self.ids.shape[1]
         first = torch.where(self.masked, self.pos, size).amin(1)
         return torch.minimum(first, self.length)
@@ -128,7 +128,7 @@ class Canvas:
         self.known[rows, where] = True
 
     def reopen(self, pos: Tensor, chosen: Tensor, mask_id: int) -> None:
-        """Make the `chosen` [B, K] of the committed positions `pos` [B, K] holes again."""
+        """Mask the `chosen` [B, K] of the committed positions `pos` [B, K] again."""
         rows, cols = chosen.nonzero(as_tuple=True)
         where = pos[rows, cols]
         self.ids[rows, where] = mask_id

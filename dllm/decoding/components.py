@@ -1,4 +1,4 @@
-"""The parts of one request, made from the config and bound to the model's vocabulary."""
+"""Components of one request, made from the config and bound to the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dllm.cache.policy import CachePolicy
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Prefilled
 from dllm.models.protocol import TokenIds
-from dllm.samplers.parts import Planner, PlannerBase, Speculator, StopRule, Transform
+from dllm.samplers.protocols import Planner, PlannerBase, Speculator, StopRule, Transform
 from dllm.samplers.rule import CommitRule
 from dllm.text.codec import TextCodec
 
@@ -24,7 +24,7 @@ def _pieces(codec: Any, size: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Words:
-    """The vocabulary as a part that binds to it sees it: samplers.parts.Vocabulary."""
+    """The vocabulary as a component that binds to it sees it: samplers.protocols.Vocabulary."""
 
     text: TextCodec | None
     spec: TokenIds
@@ -56,14 +56,14 @@ class Words:
     def _codec(self) -> TextCodec:
         if self.text is None:
             raise ConfigError(
-                "a part that looks up text needs a tokenizer: load the engine with one"
+                "a component that looks up text needs a tokenizer: load the engine with one"
             )
         return self.text
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingComponents:
-    """What a request decodes with; a part that is left out is None."""
+    """What a request decodes with; one that is left out is None."""
 
     rule: CommitRule
     planner: Planner
@@ -74,9 +74,9 @@ class DecodingComponents:
 
     @classmethod
     def of(cls, config: DecodeConfig, text: TextCodec | None, spec: TokenIds) -> DecodingComponents:
-        """The parts that `config` names; ConfigError where two of them do not go together."""
+        """Those that `config` names; ConfigError where two of them do not go together."""
         words = Words(text, spec)
-        parts = cls(
+        made = cls(
             rule=_bound(config, "sampler", words),
             planner=_bound(config, "planner", words),
             policy=_bound(config, "cache", spec),
@@ -86,14 +86,14 @@ class DecodingComponents:
         )
         if config.stop and text is None:
             raise ConfigError("stop strings need a tokenizer: load the engine with one")
-        if parts.policy.uses_kv:
-            parts.check_cache(config)
-        return parts
+        if made.policy.uses_kv:
+            made.check_cache(config)
+        return made
 
     def check_cache(self, config: DecodeConfig) -> None:
         """Refuse what a cache that keeps keys and values, or narrows the view, cannot follow.
 
-        config: what names the parts.
+        config: what names the components.
         """
         cache = _named(config, "cache")
         if self.speculator is not None:
@@ -120,7 +120,7 @@ class DecodingComponents:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Costly fields of `Candidates` that some part reads."""
+        """Costly fields of `Candidates` that some component reads."""
         needs = self.rule.needs | self.planner.needs
         if self.stop_rule is not None:
             needs |= self.stop_rule.needs | {"best"}
@@ -133,8 +133,8 @@ def encode_prefilled(
     """Texts "OFFSET:TEXT" as (offset, ids)."""
     if prefilled and text is None:
         raise ConfigError("prefilled text needs a tokenizer: load the engine with one")
-    parts = (item.partition(":") for item in prefilled)
-    return [(int(offset), text.encode(words)) for offset, _, words in parts if text is not None]
+    split = (item.partition(":") for item in prefilled)
+    return [(int(offset), text.encode(words)) for offset, _, words in split if text is not None]
 
 
 def check_prefilled(rows: Sequence[Prefilled], max_new_tokens: int) -> None:
@@ -156,16 +156,16 @@ def check_prefilled(rows: Sequence[Prefilled], max_new_tokens: int) -> None:
 
 
 def _named(config: DecodeConfig, option: str) -> str:
-    """A part as errors call it: by the spec that the user gave, or the object."""
+    """A component as errors call it: by the spec that the user gave, or the object."""
     return f"{option.replace('_', ' ')} {getattr(config, option)!r}"
 
 
 def _bound(config: DecodeConfig, option: str, facts: Words | TokenIds) -> Any:
-    """The part of an option told the facts it asks for: cache policies the model's, all others its
-    words.
+    """The component of an option, told the facts it asks for: cache policies the model's, all
+    others its words.
     """
-    part = config.make(option)
+    made = config.make(option)
     try:
-        return part.bind(facts) if hasattr(part, "bind") else part
+        return made.bind(facts) if hasattr(made, "bind") else made
     except ValueError as error:
         raise ConfigError(f"{_named(config, option)}: {error}") from error

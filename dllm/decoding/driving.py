@@ -1,4 +1,4 @@
-"""Events driven to their end: consumers see them all, and Outputs are kept whatever happens."""
+"""Driver of events: consumers see them all, and Outputs are kept whatever happens."""
 
 from __future__ import annotations
 

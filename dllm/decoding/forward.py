@@ -1,4 +1,4 @@
-"""What a step computes: the wanted predictions, through the cache policy and the store.
+"""Forwards of a step: the wanted predictions, through the cache policy and the KV cache.
 
 Knows no rule and no planner. Counts forwards by row, since rows of a batch may need different ones.
 """
@@ -41,7 +41,7 @@ class Forward:
 
     @classmethod
     def of(cls, model: Model, policy: CachePolicy, config: DecodeConfig, canvas: Canvas) -> Forward:
-        """Nothing computed yet; CacheError if the store would be larger than allowed."""
+        """Nothing computed yet; CacheError if the KV cache would be larger than allowed."""
         unknown = torch.zeros_like(canvas.known)
         forward = cls(model, policy, config, canvas.row * 0, unknown, unknown.float())
         if policy.uses_kv:
@@ -57,7 +57,7 @@ class Forward:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [R, K, V] that predict the positions [R, K], and the `want` [R, T] they are for.
 
-        canvas: R pages, each of them of the batch's row `row` [R]; index [R]: steps made so far.
+        canvas: R canvases, each of them of the batch's row `row` [R]; index [R]: steps made so far.
         """
         step = self._step(canvas, windows, want, index, row)
         query = self.policy.query(step, self.state)
@@ -69,10 +69,10 @@ class Forward:
         if len(chosen) == 1:
             logits = self._logits(canvas, chosen[0])
         else:
-            parts = [self._logits(canvas, plan) for plan in chosen]
-            logits = parts[0].new_empty(len(row), *parts[0].shape[1:])
-            for plan, part in zip(chosen, parts, strict=True):
-                logits[plan.rows] = part
+            each = [self._logits(canvas, plan) for plan in chosen]
+            logits = each[0].new_empty(len(row), *each[0].shape[1:])
+            for plan, own in zip(chosen, each, strict=True):
+                logits[plan.rows] = own
         self.seconds += self._clock() - began
         self.first = self.first or self.seconds
         return logits, pos, want

@@ -1,4 +1,7 @@
-"""The canvases of one forward, and the memory of rows that stand still while others go on."""
+"""Candidate canvases: those that one forward computes, a row's own and the guessed ones.
+
+A row whose next canvas was guessed goes on without a forward, while the others stand still.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from dllm.decoding.canvas import Canvas
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
+class CandidateCanvases:
     """The canvases that one forward computes: those of the rows themselves, then guessed ones.
 
-    row [R] canvas row of each page;  length [R], ids, known, want [R, T]: its content and the
+    row [R] the row of each canvas;  length [R], ids, known, want [R, T]: its content and the
     positions whose logits [R, K, V] were computed, at pos [R, K].
     """
 
@@ -27,16 +30,18 @@ class Pages:
     pos: Tensor
     logits: Tensor
 
-    def of(self, page: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pos [B, K], logits [B, K, V] and want [B, T] of the page [B] of each row; -1: any."""
-        if len(page) == len(self.row):
+    def of(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pos [B, K], logits [B, K, V] and want [B, T] of the canvas `which` [B] of each row; -1:
+        any.
+        """
+        if len(which) == len(self.row):
             return self.pos, self.logits, self.want
-        return self.pos[page], self.logits[page], self.want[page]
+        return self.pos[which], self.logits[which], self.want[which]
 
     def find(self, canvas: Canvas, want: Tensor) -> Tensor:
-        """[B] index of a page that equals each row of `canvas`, and its `want` [B, T]; or -1.
+        """[B] index of a canvas that equals each row of `canvas`, and its `want` [B, T]; or -1.
 
-        The guessed pages alone are searched: a row's own page is behind it.
+        The guessed ones alone are searched: a row's own canvas is behind it.
         """
         pairs = (self.ids, canvas.ids), (self.known, canvas.known), (self.want, want)
         equal = torch.stack([(mine == theirs[self.row]).all(1) for mine, theirs in pairs]).all(0)
@@ -68,7 +73,7 @@ class Guesses:
             before = chosen
 
     def stacked(self, canvas: Canvas) -> tuple[Canvas, Tensor]:
-        """One canvas of the rows of `canvas` and of all guesses, and the row [R] of each page."""
+        """One canvas of the rows of `canvas` and of all guesses, and the row [R] of each."""
         every = torch.arange(len(canvas.row), device=canvas.row.device)
         rows = [every, *(has.nonzero()[:, 0] for has, _ in self.made)]
         row = torch.cat(rows)

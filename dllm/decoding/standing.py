@@ -1,4 +1,4 @@
-"""What stands of a request between two steps, so that an interrupt loses nothing that was told."""
+"""State of a request between two steps, so that an interrupt loses nothing that was told."""
 
 from __future__ import annotations
 

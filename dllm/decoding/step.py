@@ -18,7 +18,7 @@ from dllm.decoding.answers import Answers
 from dllm.decoding.canvas import Canvas, Prefilled, Windows
 from dllm.decoding.components import DecodingComponents, check_prefilled, encode_prefilled
 from dllm.decoding.forward import Forward
-from dllm.decoding.speculation import Guesses, Pages, merged
+from dllm.decoding.speculation import CandidateCanvases, Guesses, merged
 from dllm.decoding.standing import Standing
 from dllm.errors import DllmError
 from dllm.models.protocol import Model
@@ -56,7 +56,7 @@ class Decoding:
     ) -> None:
         self.model, self.config = model, config
         spec, device = model.spec, model.device
-        self.parts = DecodingComponents.of(config, text, spec)
+        self.components = DecodingComponents.of(config, text, spec)
         shared = encode_prefilled(config.prefilled, text)
         stands = [[*shared, *own] for own in prefilled or [()] * len(prompts)]
         check_prefilled(stands, config.max_new_tokens)
@@ -65,19 +65,19 @@ class Decoding:
         )
         if row_ids is not None:
             self.canvas.row = torch.tensor(list(row_ids), device=device)
-        self.forward = Forward.of(model, self.parts.policy, config, self.canvas)
+        self.forward = Forward.of(model, self.components.policy, config, self.canvas)
         zero = torch.zeros_like(self.canvas.length)
         self.progress = Progress(zero, zero[:, None], zero[:, None], zero[:, None] - 1)
         self.proposal = Proposal(
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=config.top_k,
-            tempered=self.parts.rule.tempered,
-            banned=(spec.mask_id, *((spec.eos_id,) if self.parts.rule.bans_eos else ())),
+            tempered=self.components.rule.tempered,
+            banned=(spec.mask_id, *((spec.eos_id,) if self.components.rule.bans_eos else ())),
             stop_ids=spec.stop_ids,
             seed=config.seed,
         )
-        # What the parts remember, by part: tensors by name, the rule's with a row for every
+        # What the components remember, by kind: tensors by name, the rule's with a row for every
         # (row, window), the others' with one for every row.
         kinds = ("rule", "planner", "stop_rule", "transform", "kl")
         self.states: dict[str, State] = {kind: {} for kind in kinds}
@@ -119,24 +119,24 @@ class Decoding:
         """
         began = time.perf_counter()
         self.canvas = self.standing.canvas.copy()
-        pages = self._pages()
+        computed = self._compute()
         every = torch.arange(len(self.active), device=self.model.device)
-        page = every
+        which = every
         made: list[Commit] = []
         self.guesses = Guesses()
         while True:
-            made += self._advance(pages, page)
+            made += self._advance(computed, which)
             reasons = self.answers.reasons(self.canvas)
-            if len(pages.row) == len(every):
+            if len(computed.row) == len(every):
                 break
-            page = self._guessed(pages, reasons)
-            if bool((page < 0).all()):
+            which = self._guessed(computed, reasons)
+            if bool((which < 0).all()):  # read by the host: whether another pass is needed
                 break
         self.seconds += time.perf_counter() - began
         self._settle(made, reasons)
 
-    def _pages(self) -> Pages:
-        """Logits for every row's canvas and its guesses."""
+    def _compute(self) -> CandidateCanvases:
+        """One forward: logits for every row's canvas and for its guesses."""
         canvas, row = self.guesses.stacked(self.canvas)
         state = {name: t[row] for name, t in self.states["planner"].items()}
         windows, want = self._scope(canvas, state)
@@ -145,57 +145,59 @@ class Decoding:
             canvas, windows, want, self.progress.step[row], row
         )
         self.canvases = self.canvases + torch.bincount(row, minlength=len(self.active))
-        return Pages(row, canvas.length, canvas.ids, canvas.known, want, pos, logits)
+        return CandidateCanvases(row, canvas.length, canvas.ids, canvas.known, want, pos, logits)
 
     def _scope(self, canvas: Canvas, state: State) -> tuple[Windows, Tensor]:
-        """The planner's windows, and the positions [B, T] whose logits some part wants to see."""
-        windows = self.parts.planner.windows(canvas, state)
+        """The planner's windows, and the positions [B, T] whose logits a component wants to see."""
+        windows = self.components.planner.windows(canvas, state)
         inside = windows.contains(canvas.pos)
-        stop_rule = self.parts.stop_rule
+        stop_rule = self.components.stop_rule
         want = canvas.masked
         if stop_rule is None or not stop_rule.whole_row:
             want = want & inside
-        if "decoded" in self.parts.needs:
+        if "decoded" in self.components.needs:
             want = want | (canvas.generated & canvas.known & inside)
         return windows, want
 
-    def _guessed(self, pages: Pages, reasons: Sequence[FinishReason | None]) -> Tensor:
-        """[B] the page that each row has become; -1 where none has, or the row is finished."""
-        running = torch.tensor([reason is None for reason in reasons], device=pages.row.device)
+    def _guessed(
+        self, computed: CandidateCanvases, reasons: Sequence[FinishReason | None]
+    ) -> Tensor:
+        """[B] the computed canvas that each row has become; -1: none, or the row is finished."""
+        running = torch.tensor([reason is None for reason in reasons], device=computed.row.device)
         _, want = self._scope(self.canvas, dict(self.states["planner"]))
-        return pages.find(self.canvas, want).masked_fill(~running, -1)
+        return computed.find(self.canvas, want).masked_fill(~running, -1)
 
-    def _advance(self, pages: Pages, page: Tensor) -> list[Commit]:
-        """The step of all rows that have a `page` [B] (-1: none), from that page's logits."""
-        moves = page >= 0
+    def _advance(self, computed: CandidateCanvases, which: Tensor) -> list[Commit]:
+        """The step of all rows that have a canvas `which` [B] (-1: none), from its logits."""
+        moves = which >= 0
         before = {kind: dict(state) for kind, state in self.states.items()}
         windows, _ = self._scope(self.canvas, self.states["planner"])
         first = windows.first()
-        pos, logits, want = pages.of(page)
+        pos, logits, want = computed.of(which)
         seen = want.gather(1, pos)
         whole = self._score(logits, pos, seen, moves)
         self._check(whole)
         self.forward.saw(pos, seen & moves[:, None], whole.conf)
         inside = replace(whole, valid=whole.valid & windows.contains(pos))
-        windows = self.parts.planner.narrow(inside, windows, self.states["planner"])
+        windows = self.components.planner.narrow(inside, windows, self.states["planner"])
         windows = windows.padded(self.progress.window_start.shape[1])
         self._enter(windows, moves)
         view = per_window(inside, windows, self.progress)
-        selection = self.parts.rule.select(view)
+        selection = self.components.rule.select(view)
         chosen = commits(view, selection, self._forced(view, windows, moves))
         events = self._commit(whole, view, selection, chosen, first)
         for kind, state in self.states.items():
             moved = moves if kind != "rule" else moves.repeat_interleave(windows.start.shape[1])
             self.states[kind] = merged(before[kind], state, moved)
-        if self.parts.speculator is not None:
-            sets = self.parts.speculator.drafts(self.parts.rule, view, chosen)
+        if self.components.speculator is not None:
+            sets = self.components.speculator.drafts(self.components.rule, view, chosen)
             sets = [self._per_row(each & ~chosen).any(1) for each in sets]
             self.guesses.renew(moves, self.canvas, pos, self._per_row(view.token)[:, 0], sets)
         return events
 
     def _score(self, logits: Tensor, pos: Tensor, seen: Tensor, moves: Tensor) -> Candidates:
-        """All holes whose logits [B, K, V] were computed, one view row per canvas row."""
-        canvas, needs = self.canvas, self.parts.needs
+        """All masked positions whose logits [B, K, V] were computed, a view row per canvas row."""
+        canvas, needs = self.canvas, self.components.needs
         fields = score(
             logits,
             pos,
@@ -204,21 +206,21 @@ class Decoding:
             canvas,
             self.proposal,
             needs,
-            self.parts.transform,
+            self.components.transform,
             self.states["transform"],
         )
         if "kl" in needs:
             fields["kl"] = divergence(fields["logits"], pos, seen, self.states["kl"])
         if "logits" not in needs:
             fields.pop("logits", None)
-        hole = seen & canvas.masked.gather(1, pos)
+        masked_here = seen & canvas.masked.gather(1, pos)
         decoded = None
         if "decoded" in needs:
-            decoded = Decoded(pos, seen & ~hole & moves[:, None], fields["best_conf"])
+            decoded = Decoded(pos, seen & ~masked_here & moves[:, None], fields["best_conf"])
         masked, size = canvas.masked.sum(1), canvas.generated.sum(1)
         return Candidates(
             pos=pos,
-            valid=hole & moves[:, None],
+            valid=masked_here & moves[:, None],
             **fields,
             start=canvas.prompt,
             end=canvas.length,
@@ -270,7 +272,7 @@ class Decoding:
     def _check_windows(self, good: Tensor) -> None:
         if not bool(good.all()):
             raise DecodeError(
-                f"{self.parts.planner!r} chose a window without a masked position: "
+                f"{self.components.planner!r} chose a window without a masked position: "
                 "expected at least one"
             )
 
@@ -296,17 +298,17 @@ class Decoding:
             reopened = self._per_row(selection.remask & view.decoded.valid).any(1)
             if bool((reopened.any(1) & (reopened.sum(1) >= chosen.sum(1))).any()):
                 raise DecodeError(
-                    f"{self.parts.rule!r} masked as many positions again as it committed: "
+                    f"{self.components.rule!r} masked as many positions again as it committed: "
                     "expected fewer, so that decoding ends"
                 )
         self.canvas.commit(whole.pos, token, chosen)
         held = self.canvas.ids.gather(1, whole.pos)
         self.canvas.reopen(whole.pos, reopened, self.model.spec.mask_id)
-        if self.parts.stop_rule is not None:
+        if self.components.stop_rule is not None:
             chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
         self.forward.changed = self.canvas.known ^ known
         settled = self.canvas.first_masked()
-        if self.parts.rule.remasks:
+        if self.components.rule.remasks:
             settled = torch.minimum(settled, first)
         return list(self._record(whole, chosen, token, reopened, settled))
 
@@ -315,11 +317,11 @@ class Decoding:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Let the stop rule fill or shorten rows; the step's decision with what it filled.
 
-        A row that is filled keeps the tokens it `held` [B, K]: none of them becomes a hole again.
+        A row that is filled keeps the tokens it `held` [B, K]: none of them is masked again.
         """
-        assert self.parts.stop_rule is not None
+        assert self.components.stop_rule is not None
         moves = chosen.any(1)
-        verdict = self.parts.stop_rule.check(whole, self.canvas, self.states["stop_rule"])
+        verdict = self.components.stop_rule.check(whole, self.canvas, self.states["stop_rule"])
         if verdict.fill is not None and whole.best is not None:
             fill = (verdict.fill & moves)[:, None]
             rest = whole.valid & ~chosen & fill

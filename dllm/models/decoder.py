@@ -266,8 +266,8 @@ class Decoder(nn.Module):
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         run = LayerInputs.of(self.spec, plan, kv, wide)
         for layer in self.layers:
-            if plan.walk is None:
+            if plan.runner is None:
                 x = layer(x, run)
             else:
-                x, run = plan.walk.layer(cast(DecoderLayer, layer), x, run)
+                x, run = plan.runner.layer(cast(DecoderLayer, layer), x, run)
         return cast(Tensor, self.norm(x))

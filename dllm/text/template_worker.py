@@ -1,4 +1,4 @@
-"""The process that renders chat templates, a JSON line in, a JSON line out: see templates.py.
+"""Process that renders chat templates, a JSON line in, a JSON line out: see templates.py.
 
 Run as a file, with the seconds of a line and the bytes of memory that end it; imports jinja2 alone.
 The environment is the one of transformers' apply_chat_template.

@@ -91,7 +91,7 @@ def nll(model: Decoder, streams: Streams, ids: Tensor, masked: Tensor, weights: 
     view, row, pos = weights.nonzero(as_tuple=True)
     where = streams.pos(ids.device)[None]
     x = model.embed(streams.tokens(ids, masked, model.spec.mask_id))
-    hidden = model.body(x, ForwardPlan(where, where, walk=streams))
+    hidden = model.body(x, ForwardPlan(where, where, runner=streams))
     logits = model.head(hidden[row, streams.source(view, pos)])
     wide = logits.double() if logits.dtype == torch.float64 else logits.float()
     return weighted(wide, ids[row, pos], weights[view, row, pos])

@@ -41,7 +41,7 @@ class MemoModel:
     Only uncached forwards over whole rows; others go through. Of a batch, the rows that are new are
     computed. Logits come back as they were computed; in fp32 the last bits may differ from what
     another batch around the row would have given. Entries of `head` with which the engine fills
-    rows up (behind the ascending ones, and predicting no hole) come back as zeros.
+    rows up (behind the ascending ones, and predicting no masked position) come back as zeros.
 
     limit: bytes of logits, on the model's device; beyond it the least recently used canvas goes.
     """

@@ -1,4 +1,4 @@
-"""What `dllm tune` measured and what follows from it: trials, their frontier, the chosen setting.
+"""Results of `dllm tune`: of each setting, their frontier, the chosen one.
 
 Numbers only; nothing is decoded here.
 """
@@ -36,7 +36,7 @@ class TunedSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TuningResult:
     """What one setting did on all prompts.
 
     count: prompts; agree: those answered with the reference's token ids. lost, gained: prompts that
@@ -86,13 +86,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `tune` found. trials: all settings, fewest forwards first; reference: one token per
+    """What `tune` found. results: all settings, fewest forwards first; reference: one token per
     forward, not among them. skipped: settings that this model or its tokenizer cannot run, and why.
     rows, reused: canvases that forwards asked for in this run, and those that were remembered.
     """
 
-    reference: Trial
-    trials: tuple[Trial, ...]
+    reference: TuningResult
+    results: tuple[TuningResult, ...]
     max_loss: float
     config: DecodeConfig = field(default_factory=DecodeConfig)
     model: str = ""
@@ -101,11 +101,11 @@ class Report:
     reused: int = 0
 
     @property
-    def chosen(self) -> Trial:
+    def chosen(self) -> TuningResult:
         """Fewest forwards with a loss of at most `max_loss`, then the least loss; if no setting
         has that: the reference.
         """
-        good = [t for t in (*self.trials, self.reference) if t.loss <= self.max_loss]
+        good = [t for t in (*self.results, self.reference) if t.loss <= self.max_loss]
         return min(good, key=by_forwards)
 
     @property
@@ -114,12 +114,12 @@ class Report:
         return self.chosen is self.reference
 
     @property
-    def frontier(self) -> tuple[Trial, ...]:
+    def frontier(self) -> tuple[TuningResult, ...]:
         """Trials, the reference among them, that no other beats in both forwards and loss."""
-        found: list[Trial] = []
-        for trial in sorted((*self.trials, self.reference), key=by_forwards):
-            if not found or trial.loss < found[-1].loss:
-                found.append(trial)
+        found: list[TuningResult] = []
+        for result in sorted((*self.results, self.reference), key=by_forwards):
+            if not found or result.loss < found[-1].loss:
+                found.append(result)
         return tuple(found)
 
     def to_preset(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Report:
                 "max_loss": self.max_loss,
                 "reference_forwards": self.reference.forwards,
                 "falls_back": self.falls_back,
-                "frontier": [trial.as_dict() for trial in self.frontier],
+                "frontier": [result.as_dict() for result in self.frontier],
             },
         }
 
@@ -143,14 +143,14 @@ class Report:
         write_json(path, self.to_preset())
 
 
-def by_forwards(trial: Trial) -> tuple[float, float, int]:
+def by_forwards(result: TuningResult) -> tuple[float, float, int]:
     """Sort key: fewest forwards, then the least loss, then the most answers in agreement."""
-    return trial.forwards, trial.loss, -trial.agree
+    return result.forwards, result.loss, -result.agree
 
 
 def preset_options(config: DecodeConfig) -> dict[str, Any]:
     """The options that make `config`, for a file: the sampler, the block length, and whatever
-    differs from its default. ConfigError where a part is an object and not a spec.
+    differs from its default. ConfigError where a component is an object and not a spec.
     """
     found = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "history"}
     kept = ("sampler", "block_length")

@@ -1,4 +1,4 @@
-"""Which rule and knob suit a user's own model and prompts: measured, not guessed.
+"""Search for the rule and options that suit a user's own model and prompts: measured, not guessed.
 
 Every setting of a grid decodes all prompts; its answers are compared with those of one token per
 forward. Knows configs, outputs and a log file; nothing here depends on a method.
@@ -22,21 +22,21 @@ from dllm.models.protocol import Model
 from dllm.output import Finished, Output, Timings
 from dllm.text.prompts import Prompt
 from dllm.tuning.memo import MEMO_BYTES, MemoModel
-from dllm.tuning.results import Report, Trial, TunedSetting, by_forwards, preset_options
+from dllm.tuning.results import Report, TunedSetting, TuningResult, by_forwards, preset_options
 
-__all__ = ["GRID", "REFERENCE", "MemoModel", "Report", "Trial", "TunedSetting", "tune"]
+__all__ = ["GRID", "REFERENCE", "MemoModel", "Report", "TunedSetting", "TuningResult", "tune"]
 
 LOG_FORMAT = "dllm-tune-1"
 LOGGED = tuple(f.name for f in fields(Output) if f.name not in ("timings", "history"))
 
 
 def _setting(sampler: str, **more: str | None) -> TunedSetting:
-    parts = ["whole canvas" if part is None else part for part in more.values()]
-    return TunedSetting(" + ".join([*parts, sampler]), {"sampler": sampler, **more})
+    others = ["whole canvas" if each is None else each for each in more.values()]
+    return TunedSetting(" + ".join([*others, sampler]), {"sampler": sampler, **more})
 
 
-def _sweep(rule: str, knob: str, *values: float) -> list[TunedSetting]:
-    return [_setting(f"{rule}:{knob}={value}") for value in values]
+def _sweep(rule: str, option: str, *values: float) -> list[TunedSetting]:
+    return [_setting(f"{rule}:{option}={value}") for value in values]
 
 
 ALONE = {"planner": "fixed", "cache": "none", "transform": None, "stop_rule": None}
@@ -79,11 +79,11 @@ def tune(
 ) -> Report:
     """Decode `prompts` with every setting of `grid` and with one token per forward; compare.
 
-    config: what all settings start from; the reference is uncached and has its own parts. score:
-    whether an answer (prompt index, Output) is right, in place of agreement with the reference.
-    log: JSON lines of all answers; a run continues from it, also with another grid, score or
-    max_loss. on_progress: called with answers done, answers in all and the setting at work. model:
-    the name it was loaded by, for log and preset.
+    config: what all settings start from; the reference is uncached and has its own components.
+    score: whether an answer (prompt index, Output) is right, in place of agreement with the
+    reference. log: JSON lines of all answers; a run continues from it, also with another grid,
+    score or max_loss. on_progress: called with answers done, answers in all and the setting at
+    work. model: the name it was loaded by, for log and preset.
 
     Ctrl-C raises KeyboardInterrupt once what is finished is in the log. Raises DllmError for a
     temperature above 0, options that are wrong, prompts that do not fit, or a log made with others.
@@ -111,11 +111,11 @@ def tune(
                 if on_progress is not None:
                     on_progress(finished, total, setting)
     answers = {s.key: [done.outputs[s.key, i] for i in range(len(ids))] for s, _ in configs}
-    reference, *trials = (
-        _trial(setting, answers[setting.key], answers[REFERENCE.key], score)
+    reference, *results = (
+        _result(setting, answers[setting.key], answers[REFERENCE.key], score)
         for setting, _ in configs
     )
-    ordered = tuple(sorted(trials, key=by_forwards))
+    ordered = tuple(sorted(results, key=by_forwards))
     return Report(
         reference, ordered, max_loss, config, model, tuple(skipped), memo.rows, memo.reused
     )
@@ -156,19 +156,19 @@ def _decode(
     return {i: output for i, output in ends.items() if output.finish_reason != "interrupted"}
 
 
-def _trial(
+def _result(
     setting: TunedSetting,
     outputs: list[Output],
     reference: list[Output],
     score: Callable[[int, Output], bool] | None,
-) -> Trial:
+) -> TuningResult:
     same = [a.token_ids == b.token_ids for a, b in zip(outputs, reference)]
     right, expected = same, [True] * len(same)
     if score is not None:
         right = [bool(score(i, output)) for i, output in enumerate(outputs)]
         expected = [bool(score(i, output)) for i, output in enumerate(reference)]
     nfe = sum(output.nfe for output in outputs)
-    return Trial(
+    return TuningResult(
         setting=setting,
         count=len(outputs),
         agree=sum(same),

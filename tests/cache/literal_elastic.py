@@ -76,8 +76,8 @@ def decode(
         best, conf = {}, {}
         for p, row in zip(nearest, logits, strict=True):
             row[spec.mask_id] = -torch.inf
-            law = torch.softmax(row, -1)
-            conf[p], best[p] = float(law.max()), int(law.argmax())
+            probs = torch.softmax(row, -1)
+            conf[p], best[p] = float(probs.max()), int(probs.argmax())
         decoded = set(choose(conf))
         told.commits.append({p: best[p] for p in decoded})
         for p in decoded:

@@ -119,7 +119,7 @@ def test_it_needs_a_block_causal_model():
         run(decoder(0, 4), [[5]], cache="block:block_length=3")
 
 
-def test_a_mask_token_in_the_prompt_is_no_hole():
+def test_a_mask_token_in_the_prompt_is_no_masked_position():
     model = decoder(0, 4)
     batch = [[5, MASK, 6, 7, MASK, 8]]
     (plain,), (cached,) = (

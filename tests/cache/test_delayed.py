@@ -43,7 +43,7 @@ def test_it_is_the_described_one(case, refresh, mode, first):
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(PLAIN), min_size=1), st.integers(1, 14), st.sampled_from([0, 1]))
 def test_a_rule_that_takes_back_is_followed(prompt, size, shift):
-    """A hole is computed as one in every forward, also where a token has been."""
+    """A masked position is computed as one in every forward, also where a token has been."""
     watched = Watched(decoder(shift))
     (output,) = run(
         watched, [prompt], max_new_tokens=size, block_length=5, sampler="saber", cache="delayed"
@@ -57,7 +57,7 @@ def test_a_rule_that_takes_back_is_followed(prompt, size, shift):
 def test_both_a_row_and_what_it_predicts_have_to_settle():
     canvas = Canvas.from_prompts([[3, 3]], 6, mask_id=5)
     changed = torch.zeros_like(canvas.known)
-    for p, now in ((2, False), (3, True), (5, False), (7, False)):  # holes are 4 and 6
+    for p, now in ((2, False), (3, True), (5, False), (7, False)):  # masked positions are 4 and 6
         canvas.known[0, p], changed[0, p] = True, now
     for shift, expected in ((0, [0, 1, 2, 5, 7]), (1, [0, 1, 7])):
         step = step_of(canvas, changed=changed, shift=shift)

@@ -84,7 +84,9 @@ def prompt_of(seed: int, most: int = 8) -> list[int]:
 
 
 def quota(conf: dict[int, float]) -> list[int]:
-    """The first of the best; in fp32, where holes of an empty canvas are as good as each other."""
+    """The first of the best; in fp32, where masked positions of an empty canvas are as good as each
+    other.
+    """
     return [int(max(sorted(conf), key=lambda p: torch.tensor(conf[p]).float()))]
 
 
@@ -111,10 +113,10 @@ def test_it_is_the_literal_reference(cases):
         tracked, refresh = 1 + seed % 4 // 2, (None, None, 3)[seed // 7 % 3]
         sampler = sorted(RULES)[seed // 2 % 2]
         model, prompt, size = deep(shift, seed % 5), prompt_of(seed, 6), 4 + seed % 5
-        knobs = {"window": window, "gamma": gamma, "tracked": tracked, "refresh": refresh}
-        knobs["union"] = seed // 3 % 2 == 1
+        options = {"window": window, "gamma": gamma, "tracked": tracked, "refresh": refresh}
+        options["union"] = seed // 3 % 2 == 1
         with torch.no_grad():
-            told = decode(model, prompt, size, RULES[sampler], **knobs)
+            told = decode(model, prompt, size, RULES[sampler], **options)
         watched = Counted(model)
         (out,) = run(
             watched,
@@ -122,7 +124,7 @@ def test_it_is_the_literal_reference(cases):
             max_new_tokens=size,
             block_length=None,
             sampler=sampler,
-            cache=Elastic(**knobs),
+            cache=Elastic(**options),
         )
         assert watched.alone == told.computed, f"case {seed}"
         assert [dict(zip(*step, strict=True)) for step in steps(out)] == told.commits
@@ -135,7 +137,9 @@ def test_it_is_the_literal_reference(cases):
 
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("window", [1, 3, 5])
-def test_refreshed_at_every_step_it_is_uncached_decoding_of_the_first_holes(window, shift):
+def test_refreshed_at_every_step_it_is_uncached_decoding_of_the_first_masked_positions(
+    window, shift
+):
     for seed in range(6):
         model, prompt = deep(shift, seed), prompt_of(seed)
         ids, out = prompt + [model.spec.mask_id] * 9, []
@@ -290,7 +294,7 @@ def test_block_causal_models_are_refused():
         run(decoder(block=4), [[5]], cache="elastic")
 
 
-def test_parts_that_look_at_all_holes_are_refused():
+def test_parts_that_look_at_all_masked_positions_are_refused():
     with pytest.raises(ConfigError, match="looks at all masked positions, but cache 'elastic'"):
         run(decoder(), [[5]], cache="elastic", planner="slowfast")
 

@@ -131,7 +131,7 @@ def test_a_rule_that_takes_back_is_followed(order):
         assert set(commit.positions) <= query
 
 
-def test_parts_that_look_at_all_holes_are_refused():
+def test_parts_that_look_at_all_masked_positions_are_refused():
     with pytest.raises(
         ConfigError, match=r"planner 'slowfast' looks at all masked positions, but cache Greedy"
     ):

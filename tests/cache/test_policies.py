@@ -15,7 +15,7 @@ from dllm.engine import Engine
 from dllm.models.decoder import Decoder
 from tests.cache.models import MASK, PLAIN, Watched, decoder, run, steps
 from tests.decoding.test_guarantees import any_of, rules
-from tests.parts import BLOCKS, CHANGES, EXACT, LAZY, STOPS, WHERE
+from tests.specs import BLOCKS, CHANGES, EXACT, LAZY, STOPS, WHERE
 
 BUSY = {  # options of the parts that see or choose more than a rule does
     "planner": any_of(WHERE),

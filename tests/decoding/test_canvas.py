@@ -1,4 +1,4 @@
-"""The canvas: what is a hole, what a commit changes, what is left when rows leave."""
+"""The canvas: what is a masked position, what a commit changes, what is left when rows leave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tensors(canvas: Canvas) -> dict[str, list]:
 
 
 @given(prompts, st.integers(1, 5))
-def test_a_new_canvas_is_the_prompt_and_holes_behind_it(batch, size):
+def test_a_new_canvas_is_the_prompt_and_masked_positions_behind_it(batch, size):
     canvas = Canvas.from_prompts(batch, size, MASK)
     width = max(map(len, batch)) + size
     assert canvas.ids.shape == (len(batch), width)
@@ -28,7 +28,7 @@ def test_a_new_canvas_is_the_prompt_and_holes_behind_it(batch, size):
         end = len(prompt) + size
         assert canvas.ids[row].tolist() == prompt + [MASK] * (width - len(prompt))
         assert canvas.masked[row].nonzero()[:, 0].tolist() == list(range(len(prompt), end))
-        assert canvas.known[row].tolist() == [not hole for hole in canvas.masked[row]]
+        assert canvas.known[row].tolist() == [not each for each in canvas.masked[row]]
     assert canvas.first_masked().tolist() == canvas.prompt.tolist() == [len(p) for p in batch]
     assert (canvas.length - canvas.prompt).tolist() == [size] * len(batch)
     assert canvas.row.tolist() == list(range(len(batch)))
@@ -74,8 +74,10 @@ def test_windows_are_half_open():
 
 
 @given(prompts, st.integers(1, 9), st.none() | st.integers(1, 12), st.data())
-def test_fixed_blocks_follow_the_first_hole(batch, size, block, data):
-    """Blocks are counted from the prompt's end, the last may be short, the window has a hole."""
+def test_fixed_blocks_follow_the_first_masked_position(batch, size, block, data):
+    """Blocks are counted from the prompt's end, the last may be short, the window has a masked
+    position.
+    """
     canvas = Canvas.from_prompts(batch, size, MASK)
     pos = canvas.prompt[:, None] + torch.arange(size)
     flags = st.lists(st.booleans(), min_size=size, max_size=size).filter(lambda f: not all(f))
@@ -83,7 +85,7 @@ def test_fixed_blocks_follow_the_first_hole(batch, size, block, data):
     windows = FixedBlocks(block).windows(canvas, {})
     first = (canvas.first_masked() - canvas.prompt).tolist()
     b = block or size
-    start = [len(p) + hole // b * b for p, hole in zip(batch, first)]
+    start = [len(p) + at // b * b for p, at in zip(batch, first)]
     assert windows.start[:, 0].tolist() == start
     assert windows.end[:, 0].tolist() == [min(s + b, len(p) + size) for s, p in zip(start, batch)]
     assert (canvas.masked & windows.contains(canvas.pos)).any(1).all()

@@ -1,4 +1,4 @@
-"""The promises of the decode loop over random combinations of all registered parts.
+"""The guarantees of the decode loop over random combinations of all registered parts.
 
 `tests/test_engine.py` has them in detail for a few rules; here every part meets every other.
 """
@@ -18,8 +18,8 @@ from dllm.decoding.canvas import Canvas
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy
-from dllm.samplers.parts import State, Verdict
 from dllm.samplers.prophet import Prophet
+from dllm.samplers.protocols import State, Verdict
 from tests.fakes import (
     EOS,
     EOT,
@@ -33,7 +33,7 @@ from tests.fakes import (
     leaning,
 )
 from tests.guarantees import Request, Watching, check_model, check_run, decode, run, summary
-from tests.parts import CHANGES, GUESSES, LONGEST, RULES, STOPS, WHERE, references
+from tests.specs import CHANGES, GUESSES, LONGEST, RULES, STOPS, WHERE, references
 
 
 def test_every_registered_part_takes_part():

@@ -17,7 +17,7 @@ from dllm.decoding.speculation import Guesses
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output, Started
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import PlannerBase, State
+from dllm.samplers.protocols import PlannerBase, State
 from dllm.samplers.rule import CommitRuleBase, Selection
 from tests.decoding.test_guarantees import (
     Noting,
@@ -31,7 +31,7 @@ from tests.decoding.test_guarantees import (
 )
 from tests.fakes import EOS, EOT, MASK, FakeModel, FakeText, drifting, hashed, leaning, scripted
 from tests.guarantees import ended, replay, run, summary
-from tests.parts import STOPS, WHERE
+from tests.specs import STOPS, WHERE
 
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def test_interrupt_keeps_what_is_committed(batch, config, shift, out, call):
             assert b.text == FakeText().decode(b.token_ids)
 
 
-# --- given text ----------------------------------------------------------------------------------
+# --- prefilled text ------------------------------------------------------------------------------
 
 
 class EndText(FakeText):
@@ -80,7 +80,7 @@ def tokens_of(texts: Sequence[str]) -> dict[int, int]:
     st.sampled_from([("1:ab",), ("4:cd", "0:a"), ("2:\n", "5:bab"), ("3:$",), ("0:a$",), ("7:a",)]),
     models(),
 )
-def test_given_text_stands_where_it_was_put(batch, config, texts, out):
+def test_prefilled_text_stands_where_it_was_put(batch, config, texts, out):
     config = config.replace(prefilled=texts, max_new_tokens=10)
     stands, model = tokens_of(texts), FakeModel(out)
     events = list(Engine(model, EndText()).stream_steps(batch, config))
@@ -107,7 +107,7 @@ def test_given_text_stands_where_it_was_put(batch, config, texts, out):
     assert summary(alone[-1].output) == summary(done[0])
 
 
-def test_a_given_end_token_ends_the_answer():
+def test_a_prefilled_end_token_ends_the_answer():
     model = FakeModel(leaning(7))
     options = {"prefilled": ("1:$",), "sampler": "quota", "max_new_tokens": 6, "block_length": 1}
     (output,) = Engine(model, EndText()).generate([[3, 4]], **options)
@@ -119,7 +119,7 @@ def test_a_given_end_token_ends_the_answer():
 @given(
     prompts, configs, guessing, st.sampled_from([("1:ab",), ("4:cd", "0:a"), ("3:$",)]), models()
 )
-def test_guesses_change_nothing_around_given_text(batch, config, speculator, texts, out):
+def test_guesses_change_nothing_around_prefilled_text(batch, config, speculator, texts, out):
     config = config.replace(prefilled=texts, max_new_tokens=9)
     plain, guessed = (
         list(Engine(FakeModel(out), EndText()).stream_steps(batch, c))
@@ -175,7 +175,9 @@ class Narrow(Stored):
         ("stop_rule", "prophet:at=2", "stop rule 'prophet:at=2'"),
     ],
 )
-def test_a_part_that_looks_at_all_holes_needs_a_cache_that_predicts_them(option, part, refused):
+def test_a_part_that_looks_at_all_masked_positions_needs_a_cache_that_predicts_them(
+    option, part, refused
+):
     with pytest.raises(
         ConfigError, match=rf"{refused} looks at all masked positions, but cache Narrow"
     ):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.parts import Planner, State
+from dllm.samplers.protocols import Planner, State
 
 MASK = 5
 
@@ -32,7 +32,7 @@ class Outlook:
         return Outlook(canvas, self.token[row : row + 1, :size], self.conf[row : row + 1, :size])
 
     def view(self, canvas: Canvas, windows: Windows, **overrides: Any) -> Candidates:
-        """All holes of the windows; padding holds NaN."""
+        """All masked positions of the windows; padding holds NaN."""
         pos, valid = positions(canvas.masked & windows.contains(canvas.pos))
         row, zero = torch.arange(len(pos))[:, None], torch.zeros_like(canvas.prompt)
         conf = self.conf[row, pos].masked_fill(~valid, torch.nan)
@@ -60,7 +60,7 @@ class Outlook:
 
 
 def random_outlook(seed: int, rows: int, most: int = 24) -> Outlook:
-    """Ragged prompts and answers, given tokens here and there, confidences that tie."""
+    """Ragged prompts and answers, prefilled tokens here and there, confidences that tie."""
     rng = np.random.default_rng(seed)
     prompts = [[3] * int(rng.integers(0, 4)) for _ in range(rows)]
     canvas = Canvas.from_prompts(prompts, most, MASK)
@@ -85,8 +85,8 @@ def decode(
 ) -> list[tuple[Canvas, Windows, Windows]]:
     """Every step of a run: the canvas as the planner saw it, its windows, and the narrowed ones.
 
-    A step commits what has confidence `threshold`, and the best of the first window with a hole.
-    Rows that are full leave. asks: how often a step asks for windows.
+    A step commits what has confidence `threshold`, and the best of the first window with a masked
+    position. Rows that are full leave. asks: how often a step asks for windows.
     """
     whole, state, steps = outlook.canvas, dict[str, Tensor](), []
     canvas = whole.take(torch.arange(len(whole.row)))

@@ -15,7 +15,7 @@ from dllm.config import DecodeConfig
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
-from dllm.samplers.parts import State
+from dllm.samplers.protocols import State
 from tests.fakes import FakeModel, FakeText, scripted
 from tests.samplers.canvases import MASK, Outlook, decode, random_outlook
 
@@ -186,7 +186,7 @@ def test_a_planner_that_was_not_bound_says_so():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "said"),
     [
         ({"share": 0.0}, "share=0.0"),
         ({"share": 1.1}, "share=1.1"),
@@ -196,9 +196,9 @@ def test_a_planner_that_was_not_bound_says_so():
         ({"delimiter": ""}, "delimiter=''"),
     ],
 )
-def test_bad_knobs_are_named(knobs, said):
+def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        AdaBlock(**knobs)
+        AdaBlock(**options)
 
 
 def test_the_forward_that_plans_is_the_first_step_of_its_block():

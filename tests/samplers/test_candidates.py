@@ -32,7 +32,7 @@ NEEDS = frozenset({"margin", "entropy"})
 
 
 def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidates:
-    """Candidates of logits [B, K, V], every row being K holes and nothing else."""
+    """Candidates of logits [B, K, V], every row being K masked positions and nothing else."""
     batch, size, _ = logits.shape
     canvas = Canvas.from_prompts([[]] * batch, size, MASK)
     zero = torch.zeros(batch, dtype=torch.long)
@@ -49,7 +49,7 @@ def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidat
     )
 
 
-def law_of(z: np.ndarray) -> np.ndarray:
+def distribution_of(z: np.ndarray) -> np.ndarray:
     z = z.astype(np.float64).copy()
     z[..., MASK] = -np.inf
     p = np.exp(z - z.max(-1, keepdims=True))
@@ -64,7 +64,7 @@ def logits_of(width: int, bound: float) -> st.SearchStrategy[np.ndarray]:
 @settings(max_examples=60)
 @given(st.one_of(logits_of(32, 8), logits_of(64, 8), logits_of(32, 2)))
 def test_scores_have_their_closed_forms(z):
-    found, p = view(torch.from_numpy(z)), law_of(z)
+    found, p = view(torch.from_numpy(z)), distribution_of(z)
     ranked = np.sort(p)
     close = {"rtol": 2e-5, "atol": 2e-7}
     assert found.conf.dtype == found.log1m.dtype == torch.float32
@@ -139,10 +139,10 @@ def test_argmax_ties_go_to_the_lower_token():
 
 @settings(max_examples=40)
 @given(logits_of(64, 4), st.sampled_from([0.5, 2.0]), st.booleans())
-def test_confidence_law(z, temperature, tempered):
-    """`tempered` confidences are of the law drawn from, the others of the model's own."""
+def test_confidence_distribution(z, temperature, tempered):
+    """`tempered` confidences are of the distribution drawn from, the others of the model's own."""
     found = view(torch.from_numpy(z), temperature=temperature, tempered=tempered)
-    p = law_of(z / temperature if tempered else z)
+    p = distribution_of(z / temperature if tempered else z)
     own = np.take_along_axis(p, found.token.numpy()[..., None], -1)[..., 0]
     np.testing.assert_allclose(found.conf, own, rtol=1e-5, atol=1e-7)
 
@@ -266,7 +266,7 @@ def test_the_threshold_itself_is_enough():
 # --- windows -------------------------------------------------------------------------------------
 
 
-def test_holes_of_the_window_in_ascending_order_with_padding():
+def test_masked_positions_of_the_window_in_ascending_order_with_padding():
     canvas = Canvas.from_prompts([[5], [5, 5]], 4, MASK)
     canvas.commit(
         torch.tensor([[2], [3]]), torch.tensor([[6], [6]]), torch.tensor([[True], [False]])

@@ -12,7 +12,7 @@ from dllm.config import DecodeConfig
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.samplers.credit import Credit
-from dllm.samplers.parts import State
+from dllm.samplers.protocols import State
 from tests.fakes import FakeModel, hashed, scripted
 
 MASK, VOCAB = 5, 9
@@ -186,7 +186,7 @@ def test_without_weight_it_changes_nothing_and_rows_do_not_mix():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "said"),
     [
         ({"alpha": -1.0}, r"alpha=-1\.0"),
         ({"alpha": float("nan")}, "alpha=nan"),
@@ -195,6 +195,6 @@ def test_without_weight_it_changes_nothing_and_rows_do_not_mix():
         ({"slots": 0}, "slots=0"),
     ],
 )
-def test_bad_knobs_are_named(knobs, said):
+def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        Credit(**knobs)
+        Credit(**options)

@@ -115,7 +115,7 @@ def test_it_asks_only_for_what_it_reads(error):
 
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan")])
-def test_bad_knobs_are_named(bad):
+def test_bad_options_are_named(bad):
     with pytest.raises(ValueError, match=f"threshold={bad}: expected"):
         Entropy(bad)
     with pytest.raises(ValueError, match=f"bound={bad}: expected"):

@@ -1,4 +1,6 @@
-"""First-hitting sampler: a uniform order, ancestral sampling's law, and noise with a whole tail."""
+"""First-hitting sampler: a uniform order, ancestral sampling's distribution, and noise with a whole
+tail.
+"""
 
 from __future__ import annotations
 
@@ -66,21 +68,23 @@ def test_every_order_is_equally_likely():
     assert chi2 < 20.5  # 5 degrees of freedom, p = 0.001
 
 
-SYMBOLS, HOLES, HIDDEN = 2, 3, 2
+SYMBOLS, POSITIONS, HIDDEN = 2, 3, 2
 
 
 def network(seed: int = 0) -> dict[tuple[int, ...], np.ndarray]:
-    """State (HIDDEN: a hole) -> laws [HOLES, SYMBOLS]; conditionals that fit no joint law."""
+    """State (HIDDEN: a masked position) -> distributions [POSITIONS, SYMBOLS]; conditionals that
+    fit no joint distribution.
+    """
     rng = np.random.default_rng(seed)
-    states = itertools.product(range(SYMBOLS + 1), repeat=HOLES)
-    return {state: rng.dirichlet([0.7] * SYMBOLS, HOLES) for state in states}
+    states = itertools.product(range(SYMBOLS + 1), repeat=POSITIONS)
+    return {state: rng.dirichlet([0.7] * SYMBOLS, POSITIONS) for state in states}
 
 
 def ancestral(steps: int) -> np.ndarray:
     """Law of the answer by ancestral sampling, masked share 1 - k / steps after step k; exact."""
     distributions = network()
     states = list(distributions)
-    distribution = dict.fromkeys(states, 0.0) | {(HIDDEN,) * HOLES: 1.0}
+    distribution = dict.fromkeys(states, 0.0) | {(HIDDEN,) * POSITIONS: 1.0}
     for left in range(steps, 0, -1):
         after = dict.fromkeys(states, 0.0)
         for state, weight in distribution.items():
@@ -96,26 +100,26 @@ def ancestral(steps: int) -> np.ndarray:
             for picks in itertools.product(*choices):
                 after[tuple(s for s, _ in picks)] += weight * math.prod(p for _, p in picks)
         distribution = after
-    return np.array([distribution[x] for x in itertools.product(range(SYMBOLS), repeat=HOLES)])
+    return np.array([distribution[x] for x in itertools.product(range(SYMBOLS), repeat=POSITIONS)])
 
 
 def first_hitting(count: int) -> np.ndarray:
     """Law of the answer by the rule, tokens drawn as the engine draws them; N rows."""
     distributions = network()
-    codes = torch.tensor([3 ** (HOLES - 1 - i) for i in range(HOLES)])
+    codes = torch.tensor([3 ** (POSITIONS - 1 - i) for i in range(POSITIONS)])
     table = torch.tensor(
         np.array([distributions[state] for state in distributions])
     ).log()  # by base-3 code
-    x = torch.full((N, HOLES), HIDDEN)
-    pos, stream = torch.arange(HOLES)[None], torch.tensor([[TOKEN_STREAM]])
-    for step in range(-(-HOLES // count)):
+    x = torch.full((N, POSITIONS), HIDDEN)
+    pos, stream = torch.arange(POSITIONS)[None], torch.tensor([[TOKEN_STREAM]])
+    for step in range(-(-POSITIONS // count)):
         z = table[(x * codes).sum(1)]
         u = uniform(5, torch.arange(N)[:, None], torch.tensor([[step]]), pos, stream)
-        view = many(HOLES, step, x == HIDDEN, draw(z, u))
+        view = many(POSITIONS, step, x == HIDDEN, draw(z, u))
         chosen = commits(view, FirstHitting(count).select(view))
         x = torch.where(chosen, view.token, x)
-    code = (x * torch.tensor([SYMBOLS ** (HOLES - 1 - i) for i in range(HOLES)])).sum(1)
-    return (torch.bincount(code, minlength=SYMBOLS**HOLES).double() / N).numpy()
+    code = (x * torch.tensor([SYMBOLS ** (POSITIONS - 1 - i) for i in range(POSITIONS)])).sum(1)
+    return (torch.bincount(code, minlength=SYMBOLS**POSITIONS).double() / N).numpy()
 
 
 def apart(p: np.ndarray, q: np.ndarray) -> float:
@@ -123,14 +127,14 @@ def apart(p: np.ndarray, q: np.ndarray) -> float:
     return 0.5 * float(np.abs(p - q).sum())
 
 
-def test_the_law_is_ancestral_sampling_with_many_steps():
+def test_the_distribution_is_ancestral_sampling_with_many_steps():
     coarse, limit = ancestral(2), ancestral(400)
     rule = first_hitting(1)
     assert apart(rule, limit) < 0.012  # sqrt(8 / N) / 2 is 0.010, bias 1 / 400 per pair
     assert apart(rule, coarse) > 0.03
 
 
-def test_two_tokens_a_forward_are_another_law():
+def test_two_tokens_a_forward_are_another_distribution():
     assert apart(first_hitting(2), ancestral(400)) > 0.03
 
 
@@ -177,7 +181,7 @@ def test_our_noise_keeps_it():
     assert float(gumbel(largest)) > 36.7
 
 
-def test_our_draw_keeps_the_joint_law():
+def test_our_draw_keeps_the_joint_distribution():
     """The inverse of the cumulative mass at evenly spread u: shares are exact up to the spread."""
     z = torch.tensor(np.concatenate([A * ZIPF, [1 - A]])).log()
     assert not torch.isinf(z).any()

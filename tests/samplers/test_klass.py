@@ -56,11 +56,11 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, high, still, hi
 
 
 def steps(rule: Klass, *kl: list[float], conf: float = 0.9, first: int = 0) -> list[list[int]]:
-    """What is committed of the same holes at successive steps, none of them ever filled."""
+    """What is committed of the same masked positions, step by step, none of them ever filled."""
     state: dict[str, torch.Tensor] = {}
     out = []
     for n, values in enumerate(kl, first):
-        # the last hole is the best, so that a fallback is told from an acceptance
+        # the last masked position is the best, so that a fallback is told from an acceptance
         confs = [conf] * (len(values) - 1) + [0.99]
         view = hand_made(confs, kl=torch.tensor([values]), window_step=torch.tensor([n]))
         view = replace(view, state=state)
@@ -89,7 +89,7 @@ def test_a_new_window_forgets():
         assert committed(rule, view) == [expected]
 
 
-def test_runs_follow_positions_when_holes_are_filled_and_the_window_grows():
+def test_runs_follow_positions_when_masked_positions_are_filled_and_the_window_grows():
     rule = Klass()
     view = hand_made([0.9, 0.9, 0.99], kl=torch.tensor([[INF, 0.0, INF]]))
     assert committed(rule, view) == [[2]]
@@ -140,7 +140,7 @@ def test_the_defaults_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"threshold": 1.5},
         {"threshold": float("nan")},
@@ -150,7 +150,7 @@ def test_the_defaults_are_those_of_the_paper():
         {"steps": 0},
     ],
 )
-def test_bad_knobs_name_their_value(knobs):
-    ((name, value),) = knobs.items()
+def test_bad_options_name_their_value(options):
+    ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        Klass(**knobs)
+        Klass(**options)

@@ -154,7 +154,7 @@ def test_a_window_longer_than_the_filter_is_refused(tmp_path):
 
 
 def view_of(conf: Tensor) -> Candidates:
-    """Rows [B, W] of confidences: one window each, all of it holes."""
+    """Rows [B, W] of confidences: one window each, all of it masked positions."""
     n, block = conf.shape
     one = hand_made([0.5] * block)
     tensors = {
@@ -274,11 +274,11 @@ def test_missing_layers_and_files_are_named(tmp_path):
         load_filter(tmp_path / "text")
 
 
-@pytest.mark.parametrize("knobs", [{"threshold": 1.1}, {"threshold": math.nan}, {"steps": 0}])
-def test_bad_knobs_name_their_value(lively, knobs):
-    ((name, value),) = knobs.items()
+@pytest.mark.parametrize("options", [{"threshold": 1.1}, {"threshold": math.nan}, {"steps": 0}])
+def test_bad_options_name_their_value(lively, options):
+    ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        Learn2PD(lively, **knobs)
+        Learn2PD(lively, **options)
 
 
 # --- the end-of-text cut -------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_everything_behind_the_first_committed_end_is_dropped():
     assert cut(rule, {}, {3: 4}) == 7  # the prompt's own end token is none
 
 
-def test_a_sure_proposal_counts_and_its_hole_stays():
+def test_a_sure_proposal_counts_and_its_masked_position_stays():
     rule = EndOfText(stop_ids=(END,))
     assert cut(rule, {4: 0.97}, {2: 4}) == 5
     assert cut(rule, {4: 0.95}, {2: 4}) == 7

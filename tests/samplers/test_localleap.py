@@ -81,7 +81,7 @@ def test_with_nothing_relaxed_it_is_the_threshold_rule(view, kappa):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"threshold": 1.5}, "threshold=1.5: expected"),
         ({"threshold": float("nan")}, "threshold=nan: expected"),
@@ -91,6 +91,6 @@ def test_with_nothing_relaxed_it_is_the_threshold_rule(view, kappa):
         ({"radius": -1}, "radius=-1: expected"),
     ],
 )
-def test_bad_knobs_are_named(knobs, message):
+def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        LocalLeap(**knobs)
+        LocalLeap(**options)

@@ -31,7 +31,7 @@ Block = tuple[int, int, bool]  # start, end, forced
 
 
 def canvas_of(*rows: str, prompt: int = 2) -> Canvas:
-    """One row per text: `.` hole, `x` committed, `E` committed end of text, `g` given."""
+    """One row per text: `.` masked, `x` committed, `E` committed end of text, `g` prefilled."""
     canvas = Canvas.from_prompts([[3] * prompt] * len(rows), max(map(len, rows)), MASK)
     canvas.shorten(prompt + torch.tensor([len(row) for row in rows]))
     for b, row in enumerate(rows):
@@ -76,7 +76,9 @@ def literal(planner: MultiBlock, canvas: Canvas, row: int) -> list[Block]:
 
 @given(MULTI, st.integers(0, 2**32), st.integers(1, 4))
 def test_blocks_are_those_of_the_text(planner, seed, rows):
-    """Any canvas whose first end of text has a hole before it, as all that are being decoded."""
+    """Any canvas whose first end of text has a masked position before it, as all that are being
+    decoded.
+    """
     rng = np.random.default_rng(seed)
     texts = []
     for _ in range(rows):
@@ -103,7 +105,7 @@ def test_a_block_is_forced_where_its_predecessor_is_nearly_full():
     assert open_blocks(planner, canvas_of("xx.........."))[1] == (6, 10, False)
 
 
-def test_the_first_block_with_a_hole_is_forced_and_full_blocks_are_empty_spans():
+def test_the_first_block_with_a_masked_position_is_forced_and_full_blocks_are_empty_spans():
     windows = MultiBlock(4).windows(canvas_of("xxxx........"), {})
     assert windows.start.tolist() == [[2, 6, 10]]
     assert windows.end.tolist() == [[2, 10, 10]]
@@ -129,7 +131,7 @@ def test_no_block_is_open_behind_a_committed_end_of_text():
     assert len(open_blocks(planner, given_end)) == 4
 
 
-def test_a_row_whose_text_has_ended_before_its_holes_still_has_a_window():
+def test_a_row_whose_text_has_ended_before_its_masked_positions_still_has_a_window():
     """Speculators guess such canvases."""
     planner = MultiBlock(2, add=0.0, stop_ids=(EOS,))
     assert open_blocks(planner, canvas_of("xE......")) == [(4, 6, True)]
@@ -157,7 +159,7 @@ def test_bind_learns_the_stop_ids():
 
 @settings(max_examples=30)
 @given(MULTI, st.integers(0, 2**32))
-def test_a_block_with_a_hole_closes_only_behind_an_end_of_text(planner, seed):
+def test_a_block_with_a_masked_position_closes_only_behind_an_end_of_text(planner, seed):
     rng = np.random.default_rng(seed)
     canvas, before = canvas_of("." * int(rng.integers(1, 24))), set()
     while canvas.masked.any():
@@ -170,7 +172,7 @@ def test_a_block_with_a_hole_closes_only_behind_an_end_of_text(planner, seed):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "said"),
     [
         ({"add": -0.1}, "add=-0.1"),
         ({"add": float("nan")}, "add=nan"),
@@ -178,9 +180,9 @@ def test_a_block_with_a_hole_closes_only_behind_an_end_of_text(planner, seed):
         ({"most": 0}, "most=0"),
     ],
 )
-def test_bad_knobs_are_named(knobs, said):
+def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        MultiBlock(**knobs)
+        MultiBlock(**options)
 
 
 def test_the_engine_works_on_several_blocks_in_one_forward():

@@ -1,4 +1,4 @@
-"""What every planner promises, and the fixed blocks."""
+"""Guarantees of every planner, and the fixed blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dllm.decoding.canvas import Canvas, Windows
 from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
 from dllm.samplers.multi import MultiBlock
-from dllm.samplers.parts import PlannerBase, State
 from dllm.samplers.planner import FixedBlocks
+from dllm.samplers.protocols import PlannerBase, State
 from dllm.samplers.slowfast import SlowFast
 from tests.fakes import EOS, FakeModel, hashed, leaning
 from tests.samplers.canvases import decode, plan, random_outlook
@@ -34,7 +34,7 @@ PLANNERS = st.one_of(
 
 @settings(max_examples=30)
 @given(PLANNERS, st.integers(0, 2**32), st.integers(1, 4), st.floats(0, 1))
-def test_every_step_has_a_window_with_a_hole_and_all_holes_are_filled(planner, seed, rows, share):
+def test_every_step_has_a_window_with_a_mask_and_all_are_filled(planner, seed, rows, share):
     """Windows are disjoint, inside the answer, and narrowed to parts of themselves."""
     outlook = random_outlook(seed, rows)
     for canvas, windows, narrow in decode(planner, outlook, share):

@@ -22,7 +22,7 @@ MARK = (6, 7)
 
 
 def canvas_of(prompt: list[int], *answers: str) -> Canvas:
-    """One row per answer: `.` is a hole, `g` a given token 3, a digit a committed token."""
+    """One row per answer: `.` is masked, `g` a prefilled token 3, a digit a committed token."""
     canvas = Canvas.from_prompts([prompt] * len(answers), max(map(len, answers)), MASK)
     canvas.shorten(len(prompt) + torch.tensor([len(answer) for answer in answers]))
     for b, answer in enumerate(answers):
@@ -35,7 +35,7 @@ def canvas_of(prompt: list[int], *answers: str) -> Canvas:
 
 
 def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> Candidates:
-    """All holes of the canvas, `gap` [B, T] by position; padding holds NaN."""
+    """All masked positions of the canvas, `gap` [B, T] by position; padding holds NaN."""
     pos, valid = positions(canvas.masked)
     rows, zero = torch.arange(len(pos))[:, None], torch.zeros_like(canvas.prompt)
     plain = torch.full(pos.shape, 0.5)
@@ -201,7 +201,7 @@ def test_the_engine_fills_the_row_once_the_answer_is_sure():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "said"),
     [
         ({}, "at=None, marker=''"),
         ({"at": 1, "marker": "x"}, "at=1, marker='x'"),
@@ -212,6 +212,6 @@ def test_the_engine_fills_the_row_once_the_answer_is_sure():
         ({"at": 0, "late": -1.0}, r"late=-1\.0"),
     ],
 )
-def test_bad_knobs_are_named(knobs, said):
+def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        Prophet(**knobs)
+        Prophet(**options)

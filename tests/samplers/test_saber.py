@@ -159,7 +159,7 @@ def test_the_fall_is_that_of_the_most_likely_token_not_of_the_drawn_one():
 def test_tokens_of_this_step_stay():
     """Departure from the released code: only what was decoded before can be taken back."""
     first = ({0: 0.9, 1: 0.9, 2: 0.9, 3: 0.9}, {})
-    second = ({2: 0.1, 3: 0.1}, {0: 0.95, 1: 0.95})  # the holes fell by .8
+    second = ({2: 0.1, 3: 0.1}, {0: 0.95, 1: 0.95})  # the masked positions fell by .8
     assert run(Saber(), first, second)[1] == ([2, 3], [0])
 
 

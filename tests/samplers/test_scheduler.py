@@ -29,7 +29,7 @@ def shares(total: int, steps: int) -> list[int]:
 
 
 def refined(logits: Tensor, sample: Tensor, quota: int, threshold: float, mask: int) -> Tensor:
-    """Commit-by-confidence: all holes above the threshold, or the quota's best if fewer."""
+    """Commit-by-confidence: all candidates above the threshold, or the quota's best if fewer."""
     out = sample.clone()
     top = logits.softmax(-1).max(-1)
     for b in range(len(sample)):
@@ -135,7 +135,7 @@ def taken(rule: Scheduler, view: Candidates) -> list[dict[int, int]]:
 
 
 def literal(view: Candidates, b: int, steps: int) -> dict[int, int]:
-    """The scheduler's own loop at this row's window and step: one block, masks where holes are."""
+    """The scheduler's own loop at this row's window and step: one block, masks where masked."""
     start, end = int(view.start[b]), int(view.end[b])
     sample, logits = torch.zeros(1, end - start).long(), torch.zeros(1, end - start, VOCAB)
     for k in view.valid[b].nonzero()[:, 0].tolist():
@@ -174,7 +174,7 @@ def simple(conf: list[float], **fields: Tensor) -> Candidates:
     return hand_made(conf, logits=distribution.log(), **fields)
 
 
-def test_the_scheduler_sees_its_window_with_masks_at_the_holes():
+def test_the_scheduler_sees_its_window_with_masks_at_the_masked_positions():
     view = simple([0.6, 0.7], window_step=torch.tensor([2]))
     view = replace(view, pos=torch.tensor([[5, 7]]), start=torch.tensor([4]), end=torch.tensor([9]))
     scheduler = Released()
@@ -235,7 +235,7 @@ def test_a_scheduler_that_commits_nothing_leaves_the_floor_to_the_engine():
 
 
 class Draws:
-    """Fills every hole with a random number."""
+    """Fills every masked position with a random number."""
 
     def step(self, model_output, timestep, sample, mask_token_id, generator=None):
         return (torch.randint(8, 2**40, sample.shape, generator=generator),)

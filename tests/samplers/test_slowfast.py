@@ -122,7 +122,7 @@ def test_lengths_one_apart_are_stable_and_two_apart_are_not():
 
 
 def test_the_fast_window_starts_where_no_slow_one_did():
-    """So that its steps and holes are counted anew."""
+    """So that its steps and masked positions are counted anew."""
     found = windows_of(SlowFast(), outlook_of([0.9, 0.4, 0.5, 0.35]))
     assert found == [(0, 1), (2, 3), (1, 4), (1, 4)]
 
@@ -172,16 +172,16 @@ def test_a_cycle_does_not_leave_its_block():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "said"),
+    ("options", "said"),
     [
         ({"explore": 0}, "explore=0"),
         ({"reach": 1.5}, "reach=1.5"),
         ({"reach": float("nan")}, "reach=nan"),
     ],
 )
-def test_bad_knobs_are_named(knobs, said):
+def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
-        SlowFast(**knobs)
+        SlowFast(**options)
 
 
 def test_the_engine_walks_slowly_and_then_fast():

@@ -149,7 +149,7 @@ class Looking(CommitRuleBase):
         return Selection(torch.zeros_like(view.valid))
 
 
-def test_a_guess_shows_the_rule_a_later_step_with_laws_that_stayed():
+def test_a_guess_shows_the_rule_a_later_step_with_distributions_that_stayed():
     half: dict[str, Any] = {"filled": torch.tensor([0.5]), "kl": torch.full((1, 4), torch.inf)}
     view = hand_made([0.9, 0.8, 0.7, 0.6], length=torch.tensor([8]), **half)
     rule = Looking([])
@@ -256,6 +256,6 @@ def test_guesses_help_where_predictions_change_little():
 
 
 @pytest.mark.parametrize("speculator", [FreeDave, SelfSpeculation])
-def test_bad_knobs_are_named(speculator):
+def test_bad_options_are_named(speculator):
     with pytest.raises(ValueError, match="length=0"):
         speculator(length=0)

@@ -77,7 +77,7 @@ def test_padding_neither_joins_nor_splits_runs():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"high": 1.2}, "high=1.2: expected"),
         ({"high": float("nan")}, "high=nan: expected"),
@@ -86,9 +86,9 @@ def test_padding_neither_joins_nor_splits_runs():
         ({"low": float("nan")}, "low=nan: expected"),
     ],
 )
-def test_bad_knobs_are_named(knobs, message):
+def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Hierarchical(**knobs)
+        Hierarchical(**options)
 
 
 def window(size: int, masked: list[int], step: int, start: int = 3) -> Candidates:
@@ -106,7 +106,7 @@ def window(size: int, masked: list[int], step: int, start: int = 3) -> Candidate
 
 
 def levels(size: int) -> list[list[int]]:
-    """The offsets that each forward of a window of nothing but holes commits."""
+    """The offsets that each forward of a window of nothing but masked positions commits."""
     masked, out = list(range(size)), []
     while masked:
         (chosen,) = committed(Dilated(), window(size, masked, len(out)))
@@ -140,7 +140,7 @@ def test_dus_does_not_look_at_confidences():
 
 
 def test_dus_goes_on_where_a_level_is_filled_already():
-    """A level without a hole commits the best candidate, so that no forward is lost."""
+    """A level without a masked position commits the best candidate, so that no forward is lost."""
     view = window(8, [1, 3, 5], 0)
     view = replace(view, conf=torch.tensor([[0.2, 0.9, 0.3]]))
     assert committed(Dilated(), view) == [[6]]

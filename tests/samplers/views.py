@@ -90,7 +90,7 @@ def random_view(rng: np.random.Generator, rows: int, most: int, **overrides: Any
 
 def _scores(rng: np.random.Generator, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Laws over VOCAB tokens and what rules read off them, in float64; log1m exact."""
-    # How much of a law its best token leaves to the others: shared values, any, saturated.
+    # How much of a distribution its best token leaves to the others: shared values, any, saturated.
     kind = rng.choice(3, shape, p=[0.45, 0.35, 0.2])
     left = np.choose(
         kind,

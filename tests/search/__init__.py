@@ -1,1 +1,1 @@
-"""A random search for a broken promise of the decode loop; `python -m tests.search --help`."""
+"""A random search for a broken guarantee of the decode loop; `python -m tests.search --help`."""

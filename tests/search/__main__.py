@@ -1,9 +1,9 @@
-"""Search for a broken promise: random requests over all parts, for as long as one likes.
+"""Search for a broken guarantee: random requests over all parts, for as long as one likes.
 
     python -m tests.search --cases 20000 --seed 7 --state search.jsonl --workers 2
 
 tries the cases 0 to 19999 of the search 7 that are not in the state file yet, and prints a command
-for each that breaks a promise. `--case K` tries that one alone and says what it is.
+for each that breaks a guarantee. `--case K` tries that one alone and says what it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLES = (SAMPLERS, PLANNERS, STOP_RULES, TRANSFORMS, SPECULATORS, POLICIES)
 
 
 def search(arguments: argparse.Namespace) -> int:
-    """Try what is missing; the number of cases that break a promise."""
+    """Try what is missing; the number of cases that break a guarantee."""
     header = {"format": FORMAT, "seed": arguments.seed}
     log = JsonLog(arguments.state, header) if arguments.state else None
     with log or nullcontext():

@@ -52,7 +52,7 @@ def _too_long(*_: Any) -> None:
 
 
 def _where(error: Exception) -> str:
-    """The promise, or what the engine raised and where."""
+    """The guarantee, or what the engine raised and where."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, AssertionError):
         checks = [f.name for f in frames if f.filename.endswith("check.py")]

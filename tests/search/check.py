@@ -1,4 +1,4 @@
-"""Every promise that a case can break, tried on it."""
+"""Every guarantee that a case can break, tried on it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tests.guarantees import (
     summary,
 )
 from tests.interrupting import Lines
-from tests.parts import EXACT
 from tests.search.draw import Case
+from tests.specs import EXACT
 
 ROUNDING = 1e-6  # of a confidence where a batch is computed in another shape
 Check = Callable[[Case, Run], None]
 
 
 def check(case: Case) -> bool:
-    """Try all promises. False where the parts do not go together; AssertionError, or whatever the
+    """Try all guarantees. False where the parts do not go together; AssertionError, or whatever the
     engine raised, where one is broken.
     """
     try:
@@ -79,7 +79,7 @@ def windows_and_forwards(case: Case, whole: Run) -> None:
     """Commits stay in their windows, and forwards are those that the model really made."""
     model = case.source.model()
     if not isinstance(model, FakeModel):
-        return  # a watched planner would count as one that looks at all holes
+        return  # a watched planner would count as one that looks at all masked positions
     planner = Watching(case.request.config.make("planner"))
     watched = case.request.replace(planner=planner)
     found = decode(model, watched)
@@ -186,27 +186,27 @@ def interrupted(case: Case, whole: Run) -> None:
     same(case, whole, decode(model, case.request), "after Ctrl-C the engine goes on")
 
 
-def same(case: Case, one: Run, two: Run, promise: str) -> None:
+def same(case: Case, one: Run, two: Run, guarantee: str) -> None:
     """Two runs of one request on equal models are equal to the last bit."""
     for row in range(len(case.request.prompts)):
-        expect(summary(one.done[row]) == summary(two.done[row]), promise)
-        expect(one.told.commits(row) == two.told.commits(row), promise)
+        expect(summary(one.done[row]) == summary(two.done[row]), guarantee)
+        expect(one.told.commits(row) == two.told.commits(row), guarantee)
 
 
-def alike(one: Output, two: Output, promise: str) -> None:
+def alike(one: Output, two: Output, guarantee: str) -> None:
     """Two outputs of one row, computed in batches of other shapes."""
     names = ("text", "token_ids", "finish_reason", "nfe", "canvases", "slots", "answer_tokens")
     for name in names:
-        expect(getattr(one, name) == getattr(two, name), f"{promise}: {name}")
+        expect(getattr(one, name) == getattr(two, name), f"{guarantee}: {name}")
 
 
-def equal_commits(one: list[Commit], two: list[Commit], promise: str) -> None:
+def equal_commits(one: list[Commit], two: list[Commit], guarantee: str) -> None:
     """Commits alike but for the row's number and rounding."""
     bare = [[replace(c, row=0, confidences=[]) for c in commits] for commits in (one, two)]
-    expect(bare[0] == bare[1], promise)
+    expect(bare[0] == bare[1], guarantee)
     for a, b in zip(one, two, strict=True):
         near = zip(a.confidences, b.confidences, strict=True)
-        expect(all(abs(x - y) <= ROUNDING for x, y in near), f"{promise}: confidences")
+        expect(all(abs(x - y) <= ROUNDING for x, y in near), f"{guarantee}: confidences")
 
 
 CHECKS: list[Check] = [

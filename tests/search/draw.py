@@ -12,7 +12,7 @@ from dllm.decoding.canvas import Prefilled
 from tests.cache.models import decoder
 from tests.fakes import EOS, EOT, MASK, PLAIN, VOCAB, FakeModel, constant, drifting, hashed, leaning
 from tests.guarantees import Request
-from tests.parts import (
+from tests.specs import (
     BLOCKS,
     CHANGES,
     EXACT,
@@ -132,7 +132,7 @@ def any_of(rng: random.Random, table: Mapping[str, Sequence[Any]]) -> Any:
 
 
 def stands(rng: random.Random, size: int) -> Prefilled:
-    """Pieces of an answer of `size` tokens that leave at least one hole."""
+    """Pieces of an answer of `size` tokens that leave at least one masked position."""
     taken = sorted(rng.sample(range(size), rng.randrange(size)))
     tokens = {place: rng.choice([*PLAIN, *PLAIN, MASK, EOS]) for place in taken}
     pieces: list[tuple[int, list[int]]] = []

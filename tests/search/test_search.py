@@ -1,4 +1,4 @@
-"""The random search itself: a short one finds nothing, and a broken promise is found."""
+"""The random search itself: a short one finds nothing, and a broken guarantee is found."""
 
 import sys
 from dataclasses import replace
@@ -99,7 +99,7 @@ def rows_see_each_other(monkeypatch):
 
 
 @pytest.mark.parametrize("mutant", [unsent_lost, stop_strings_overlooked, rows_see_each_other])
-def test_a_broken_promise_is_found(monkeypatch, mutant):
+def test_a_broken_guarantee_is_found(monkeypatch, mutant):
     expected = mutant(monkeypatch)
     found = (attempt(5, number) for number in range(150))
     broken = next(record for record in found if record["result"] == "broken")

@@ -26,7 +26,7 @@ def test_pieces_join_to_the_text(text, words):
 
 
 @given(st.data())
-def test_a_hole_changes_no_other_run(text, data):
+def test_a_masked_position_changes_no_other_run(text, data):
     ids = text.encode(f" {BYTES} {SEVEN}")
     cut = data.draw(st.integers(1, len(ids) - 1))
     pieces = Speller(text).pieces(ids)

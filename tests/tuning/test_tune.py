@@ -1,4 +1,4 @@
-"""Tuning: the choice among trials, the log a run continues from, the memory of canvases."""
+"""Tuning: the choice among results, the log a run continues from, the memory of canvases."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from dllm.decoding.step import DecodeError
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.presets import preset_options, read_preset
-from dllm.tuning.tune import GRID, REFERENCE, MemoModel, Report, Trial, TunedSetting, tune
+from dllm.tuning.tune import GRID, REFERENCE, MemoModel, Report, TunedSetting, TuningResult, tune
 from tests.fakes import MASK, VOCAB, FakeModel, FakeText, hashed
 
 CONFIG = DecodeConfig(max_new_tokens=6, block_length=4)
@@ -27,15 +27,15 @@ def engine(**options):
     return Engine(FakeModel(hashed(spread=1.0), **options), FakeText())
 
 
-def trial(name, forwards, agree, *, count=1000, **more):
+def result(name, forwards, agree, *, count=1000, **more):
     lost = more.pop("lost", count - agree)
     setting = TunedSetting(name, {"sampler": name})
-    return Trial(setting, count, agree, lost, more.pop("gained", 0), forwards, 1.0, **more)
+    return TuningResult(setting, count, agree, lost, more.pop("gained", 0), forwards, 1.0, **more)
 
 
-def report(*trials, max_loss=0.005):
-    reference = Trial(REFERENCE, 1000, 1000, 0, 0, 64.0, 1.0)
-    return Report(reference, trials, max_loss)
+def report(*results, max_loss=0.005):
+    reference = TuningResult(REFERENCE, 1000, 1000, 0, 0, 64.0, 1.0)
+    return Report(reference, results, max_loss)
 
 
 def records(log):
@@ -48,41 +48,41 @@ def records(log):
 
 def numbers(found):
     """What a report says, but for how it was computed."""
-    return found.reference, found.trials, found.chosen, found.frontier
+    return found.reference, found.results, found.chosen, found.frontier
 
 
 def test_the_fewest_forwards_within_the_loss_are_chosen():
-    slow, good, bad = trial("slow", 20, 1000), trial("good", 10, 995), trial("bad", 9, 994)
+    slow, good, bad = result("slow", 20, 1000), result("good", 10, 995), result("bad", 9, 994)
     assert report(slow, good, bad).chosen is good  # a loss of exactly max_loss is within it
     assert report(slow, good, bad, max_loss=0.006).chosen is bad
     assert report(slow, good, bad, max_loss=0).chosen is slow
 
 
 def test_ties_go_to_the_higher_agreement_and_then_to_the_earlier_setting():
-    one, two, three = trial("one", 10, 996), trial("two", 10, 997), trial("three", 10, 997)
+    one, two, three = result("one", 10, 996), result("two", 10, 997), result("three", 10, 997)
     assert report(one, two, three).chosen is two
 
 
 def test_without_a_good_setting_the_reference_is_chosen_and_said_to_be():
-    found = report(trial("bad", 9, 900))
+    found = report(result("bad", 9, 900))
     assert found.chosen is found.reference
     assert found.falls_back
     assert found.to_preset()["options"]["sampler"] == "quota"
     assert found.to_preset()["measured"]["falls_back"] is True
-    assert not report(trial("good", 9, 1000)).falls_back
+    assert not report(result("good", 9, 1000)).falls_back
 
 
 def test_the_frontier_holds_what_nothing_beats():
-    best, worse = trial("best", 10, 990), trial("worse", 10, 980)
-    fast, slower, same = trial("fast", 5, 900), trial("slower", 12, 985), trial("same", 10, 990)
+    best, worse = result("best", 10, 990), result("worse", 10, 980)
+    fast, slower, same = result("fast", 5, 900), result("slower", 12, 985), result("same", 10, 990)
     found = report(worse, slower, best, same, fast)
     assert found.frontier == (fast, best, found.reference)
-    exact = trial("exact", 30, 1000)
+    exact = result("exact", 30, 1000)
     assert report(fast, exact).frontier == (fast, exact)  # dominates the reference
 
 
 def test_a_score_can_gain_as_well_as_lose():
-    better = trial("better", 10, 900, lost=10, gained=30, scored=True)
+    better = result("better", 10, 900, lost=10, gained=30, scored=True)
     assert better.loss == -0.02
     found = report(better, max_loss=0)
     assert found.chosen is better
@@ -93,8 +93,8 @@ def test_a_score_can_gain_as_well_as_lose():
 
 
 def test_the_interval_of_the_loss_is_wilsons():
-    assert trial("none", 1, 100, count=100).interval == pytest.approx((0, 0.03699), abs=1e-4)
-    assert trial("some", 1, 90, count=100).interval == pytest.approx((0.0552, 0.1744), abs=1e-4)
+    assert result("none", 1, 100, count=100).interval == pytest.approx((0, 0.03699), abs=1e-4)
+    assert result("some", 1, 90, count=100).interval == pytest.approx((0.0552, 0.1744), abs=1e-4)
 
 
 def test_trials_are_what_plain_generation_gives():
@@ -102,18 +102,18 @@ def test_trials_are_what_plain_generation_gives():
     plain = {s.name: engine().generate(PROMPTS, CONFIG, **s.options) for s in (REFERENCE, *FEW)}
     reference = plain[REFERENCE.name]
     assert found.reference.loss == 0
-    for t in (found.reference, *found.trials):
+    for t in (found.reference, *found.results):
         outputs = plain[t.setting.name]
         assert t.forwards * 4 == sum(o.nfe for o in outputs)
         assert t.agree == sum(a.token_ids == b.token_ids for a, b in zip(outputs, reference))
         assert t.tokens_per_forward == sum(o.answer_tokens for o in outputs) / (t.forwards * 4)
-    assert [t.forwards for t in found.trials] == sorted(t.forwards for t in found.trials)
-    assert len({t.agree for t in found.trials}) > 1, "the fake should tell settings apart"
+    assert [t.forwards for t in found.results] == sorted(t.forwards for t in found.results)
+    assert len({t.agree for t in found.results}) > 1, "the fake should tell settings apart"
 
 
 def test_any_loss_allows_the_fastest_and_none_only_full_agreement():
     anything = tune(engine(), PROMPTS, config=CONFIG, grid=FEW, max_loss=1)
-    assert anything.chosen.forwards == min(t.forwards for t in anything.trials)
+    assert anything.chosen.forwards == min(t.forwards for t in anything.results)
     assert anything.chosen.agreement < 1
     nothing = tune(engine(), PROMPTS, config=CONFIG, grid=FEW, max_loss=0)
     assert nothing.chosen.agreement == 1
@@ -139,7 +139,7 @@ def test_the_whole_grid_runs():
         on_progress=lambda done, total, setting: steps.append((done, total)),
     )
     assert found.skipped == ()
-    assert {t.setting for t in found.trials} == set(GRID)
+    assert {t.setting for t in found.results} == set(GRID)
     assert steps == [(n, 2 * (len(GRID) + 1)) for n in range(1, 2 * (len(GRID) + 1) + 1)]
     assert len({s.key for s in GRID}) == len({s.name for s in GRID}) == len(GRID)
 
@@ -147,7 +147,7 @@ def test_the_whole_grid_runs():
 def test_a_setting_that_cannot_run_here_is_left_out_with_the_reason():
     adablock = TunedSetting("adablock", {"sampler": "threshold", "planner": "adablock"})
     found = tune(Engine(FakeModel()), PROMPTS, config=CONFIG, grid=[*FEW, adablock])
-    assert len(found.trials) == 3
+    assert len(found.results) == 3
     ((setting, reason),) = found.skipped
     assert setting is adablock
     assert "tokenizer" in reason
@@ -164,8 +164,8 @@ def test_the_batch_has_no_part_in_random_choices(tmp_path):
 
 
 def test_equal_settings_are_run_once():
-    twin = TunedSetting("twin", dict(FEW[0].options))
-    assert len(tune(engine(), PROMPTS, config=CONFIG, grid=[*FEW, twin]).trials) == 3
+    again = TunedSetting("again", dict(FEW[0].options))
+    assert len(tune(engine(), PROMPTS, config=CONFIG, grid=[*FEW, again]).results) == 3
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_log_of_something_else_is_refused_and_left_alone(tmp_path):
         with pytest.raises(DllmError, match=message):
             tune(subject, prompts, **same | change)
     assert log.read_bytes() == text
-    assert len(tune(engine(), PROMPTS, **same).trials) == 3  # another grid is no other log
+    assert len(tune(engine(), PROMPTS, **same).results) == 3  # another grid is no other log
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_only_the_new_rows_of_a_batch_are_computed():
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_what_fills_a_row_up_is_not_computed_but_a_hole_is_in_any_order(shift):
+def test_what_fills_a_row_up_is_not_computed_but_a_masked_position_is_in_any_order(shift):
     model = FakeModel(shift=shift)
     memo = MemoModel(model)
     ids = torch.tensor([[3, 4, 6, MASK, MASK]])

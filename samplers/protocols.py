@@ -1,6 +1,6 @@
-"""What the other parts are: planners, stop rules, logit transforms, speculators; all optional.
+"""Protocols of the components beside the rule: planners, stop rules, transforms, speculators.
 
-A part is a frozen dataclass of knobs. It may have `bind(vocabulary)`, called once a request, which
+Each is a frozen dataclass of options. It may have `bind(vocabulary)`, called once a request, which
 gives back a copy that knows the token ids of the texts it was given.
 """
 
@@ -27,7 +27,7 @@ __all__ = [
     "Vocabulary",
 ]
 
-State = dict[str, Tensor]  # tensors [B, ...] that a part keeps between steps, by assigning to a key
+State = dict[str, Tensor]  # tensors [B, ...] that one keeps between steps, by assigning to a key
 
 
 class Vocabulary(Protocol):
@@ -49,7 +49,9 @@ class Vocabulary(Protocol):
 
 
 class Planner(Protocol):
-    """In which windows of each row tokens may be committed. See `PlannerBase` for the defaults."""
+    """Chooses the windows of each row in which tokens may be committed. See `PlannerBase` for the
+    defaults.
+    """
 
     @property
     def needs(self) -> frozenset[str]:
@@ -57,14 +59,14 @@ class Planner(Protocol):
         ...
 
     def windows(self, canvas: Canvas, state: State) -> Windows:
-        """Before the forward: windows of every row, at least one of them with a hole."""
+        """Before the forward: windows of every row, at least one with a masked position."""
         ...
 
     def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
-        """After the forward: the same windows or parts of them, still with a hole.
+        """After the forward: the same windows or parts of them, still with a masked position.
 
-        `view` holds all holes of `windows`, one row per canvas row; its window fields are those of
-        the widest span.
+        `view` holds all masked positions of `windows`, one row per canvas row; its window fields
+        are those of the widest span.
         """
         ...
 
@@ -84,7 +86,7 @@ class PlannerBase:
 class Verdict:
     """What a stop rule decided after a step's commits.
 
-    fill [B] bool: commit the most likely token in every remaining hole now.
+    fill [B] bool: commit the most likely token at every masked position left now.
     length [B]: drop all positions of the row from this one on (the row's length: keep all).
     """
 
@@ -102,11 +104,11 @@ class StopRule(Protocol):
 
     @property
     def whole_row(self) -> bool:
-        """Whether `check` must see all holes of a row and not only those of its windows."""
+        """Whether `check` must see all masked positions of a row, not only its windows'."""
         ...
 
     def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
-        """`view`: the holes before this step; `canvas`: with this step's commits."""
+        """`view`: the masked positions before this step; `canvas`: with this step's commits."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What is drawn follows its law: tokens, and the positions of the random rules.
+"""Draws follow their distributions: tokens, and the positions of the random rules.
 
 Seeds are fixed and every row is a draw, so a test passes always or never; the bounds are 4 sigma.
 """
@@ -27,7 +27,7 @@ def first_commits(out: Out, draws: int = DRAWS, **options) -> list[list[Commit]]
     return [output.history for output in outputs]
 
 
-def assert_law(found: Counter, distribution: Mapping) -> None:
+def assert_distribution(found: Counter, distribution: Mapping) -> None:
     """Chi-square within 4 sigma, and nothing outside the support."""
     total = sum(found.values())
     assert set(found) <= {key for key, p in distribution.items() if p > 0}
@@ -38,7 +38,9 @@ def assert_law(found: Counter, distribution: Mapping) -> None:
     assert chi2 < df + 4 * np.sqrt(2 * df)
 
 
-def token_law(z: np.ndarray, temperature: float, top_p: float = 1, top_k: int = 0) -> np.ndarray:
+def token_distribution(
+    z: np.ndarray, temperature: float, top_p: float = 1, top_k: int = 0
+) -> np.ndarray:
     """softmax(z / T) without the mask token, cut to top_p and then to top_k, renormalised."""
     z = z / temperature
     z[MASK] = -np.inf
@@ -68,26 +70,28 @@ def token_law(z: np.ndarray, temperature: float, top_p: float = 1, top_k: int = 
         {"temperature": 1.5, "top_p": 0.8, "top_k": 3},
     ],
 )
-def test_tokens_follow_the_tempered_law(sampler, options):
+def test_tokens_follow_the_tempered_distribution(sampler, options):
     out, draws = hashed(3, spread=0.8), DRAWS if sampler == "quota" else 300  # drawn alike
     rows = first_commits(out, draws, max_new_tokens=1, sampler=sampler, **options)
-    distribution = token_law(out(np.array([MASK]))[0], **options)
-    assert_law(Counter(row[0].token_ids[0] for row in rows), dict(enumerate(distribution)))
+    distribution = token_distribution(out(np.array([MASK]))[0], **options)
+    assert_distribution(Counter(row[0].token_ids[0] for row in rows), dict(enumerate(distribution)))
     conf = {row[0].token_ids[0]: row[0].confidences[0] for row in rows}
-    own = distribution if sampler.startswith("dream") else token_law(out(np.array([MASK]))[0], 1.0)
-    for token, value in conf.items():  # Dream: of the law drawn from; else of the model's own
-        assert value == pytest.approx(own[token], rel=1e-6)
+    # Dream's confidences are of the distribution that is drawn from, others of the model's own
+    if sampler == "quota":
+        distribution = token_distribution(out(np.array([MASK]))[0], 1.0)
+    for token, value in conf.items():
+        assert value == pytest.approx(distribution[token], rel=1e-6)
 
 
 def test_positions_draw_independently():
     out = hashed(8, spread=0.7)
     rows = first_commits(out, max_new_tokens=2, sampler="quota:steps=1", temperature=1.0, top_k=4)
-    distributions = [token_law(z, 1.0, top_k=4) for z in out(np.array([MASK, MASK]))]
+    distributions = [token_distribution(z, 1.0, top_k=4) for z in out(np.array([MASK, MASK]))]
     joint = {
         (a, b): distributions[0][a] * distributions[1][b]
         for a, b in product(range(VOCAB), repeat=2)
     }
-    assert_law(Counter(tuple(row[0].token_ids) for row in rows), joint)
+    assert_distribution(Counter(tuple(row[0].token_ids) for row in rows), joint)
 
 
 def test_seeds_draw_independently():
@@ -121,7 +125,7 @@ def test_random_remasking_takes_all_orders_alike():
     rows = first_commits(
         scripted({0: 7, 1: 8, 2: 9}), max_new_tokens=3, sampler="quota:remasking=random"
     )
-    assert_law(Counter(map(order_of, rows)), dict.fromkeys(permutations(range(3)), 1 / 6))
+    assert_distribution(Counter(map(order_of, rows)), dict.fromkeys(permutations(range(3)), 1 / 6))
 
 
 HEIGHTS = {0: 1.0, 1: 2.5, 2: 4.0, 3: 3.0, 4: 1.7}
@@ -137,7 +141,7 @@ def test_alg_temp_orders_positions_by_plackett_luce():
         out, max_new_tokens=3, sampler="dream:alg=maskgit_plus,steps=3,alg_temp=0.4"
     )
     distribution = plackett_luce(np.exp(confidences()[:3] / 0.4), 3)
-    assert_law(Counter(map(order_of, rows)), distribution)
+    assert_distribution(Counter(map(order_of, rows)), distribution)
 
 
 def test_alg_temp_draws_several_positions_without_replacement():
@@ -148,7 +152,7 @@ def test_alg_temp_draws_several_positions_without_replacement():
     distribution: Counter = Counter()
     for order, p in plackett_luce(np.exp(confidences() / 0.3), 2).items():
         distribution[tuple(sorted(order))] += p
-    assert_law(Counter(tuple(row[0].positions) for row in rows), distribution)
+    assert_distribution(Counter(tuple(row[0].positions) for row in rows), distribution)
 
 
 def test_origin_commits_each_position_with_the_rate_of_the_step():
@@ -160,7 +164,7 @@ def test_origin_commits_each_position_with_the_rate_of_the_step():
     for chosen in product([False, True], repeat=3):
         subset = tuple(i for i in range(3) if chosen[i]) or (1,)
         distribution[subset] += r ** sum(chosen) * (1 - r) ** (3 - sum(chosen))
-    assert_law(Counter(tuple(row[0].positions) for row in rows), distribution)
+    assert_distribution(Counter(tuple(row[0].positions) for row in rows), distribution)
     assert max(len(row) for row in rows) == 3  # the last step commits all that is left
 
 
@@ -183,4 +187,4 @@ def test_the_token_draw_does_not_decide_the_position():
         (row[0].positions[0], row[0].token_ids[0]) for row in rows if row[0].token_ids[0] in plain
     )
     distribution = dict.fromkeys(product(range(2), plain), 1 / (2 * len(plain)))
-    assert_law(found, distribution)
+    assert_distribution(found, distribution)
