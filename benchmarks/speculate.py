@@ -41,7 +41,7 @@ BRANCHES = ("ngram", "suffix")
 SEARCHES = {"argmax path": "argmax", "CPS": "cps", "product tree": "product"}
 
 # searches that draw their drafts, from the generator that the target's tokens are drawn from: the
-# texts have the same law, not the same tokens
+# texts have the same distribution, not the same tokens
 DRAWN = {
     "sampled path, block test": "sample",
     "greedy plus one": "greedy-plus-one",
@@ -215,7 +215,7 @@ def table_of(result: dict[str, Any]) -> str:
                 f"{each['accepted_per_round']:.2f} | {each['target_passes_per_token']:.3f} | "
                 f"{each['drafts_per_round']:.1f}"
             )
-            identical = "same law" if drawn else f"{each['identical']} / {each['of']}"
+            identical = "same distribution" if drawn else f"{each['identical']} / {each['of']}"
         else:
             numbers, identical = "0 | 1 | 0", "–"
         lines.append(

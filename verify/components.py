@@ -1,4 +1,4 @@
-"""The parts of speculative decoding by name; each is a dataclass of knobs ("name:key=value")."""
+"""Components of speculative decoding by name; each is a dataclass of options ("name:key=value")."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SEARCHES: Registry[Search] = Registry(
     "dllm.search_methods",
     {
         "argmax": f"{HERE}.draft.search:Argmax",
-        "cps": f"{HERE}.draft.search:Cps",
+        "cps": f"{HERE}.research.cps:Cps",
         "product": f"{HERE}.draft.search:Product",
-        "coupled": f"{HERE}.draft.search:Coupled",
+        "coupled": f"{HERE}.research.coupled:Coupled",
         "sample": f"{HERE}.draft.construct:SampledChain",
-        "rsd": f"{HERE}.draft.construct:RsdTree",
-        "kseq": f"{HERE}.draft.construct:KSeqTree",
+        "rsd": f"{HERE}.research.rsd:RsdTree",
+        "kseq": f"{HERE}.research.kseq:KSeqTree",
         "greedy-plus-one": f"{HERE}.draft.construct:GreedyPlusOne",
     },
 )
@@ -33,11 +33,11 @@ RULES: Registry[AcceptanceRule] = Registry(
         "greedy": f"{HERE}.accept.rules:GreedyAcceptance",
         "match": f"{HERE}.accept.rules:Match",
         "ratio": f"{HERE}.accept.sampled:Ratio",
-        "rsd": f"{HERE}.accept.sampled:Rsd",
-        "kseq": f"{HERE}.accept.sampled:KSeq",
+        "rsd": f"{HERE}.research.rsd:Rsd",
+        "kseq": f"{HERE}.research.kseq:KSeq",
         "block": f"{HERE}.accept.sampled:BlockVerification",
-        "typical": f"{HERE}.accept.lossy:Typical",
-        "relaxed": f"{HERE}.accept.lossy:Relaxed",
+        "typical": f"{HERE}.research.lossy:Typical",
+        "relaxed": f"{HERE}.research.lossy:Relaxed",
     },
 )
 CONTROLS: Registry[Controller] = Registry(
@@ -45,7 +45,7 @@ CONTROLS: Registry[Controller] = Registry(
     "dllm.controls",
     {
         "fixed": f"{HERE}.control.controllers:FixedController",
-        "adl": f"{HERE}.control.controllers:AdlController",
+        "adl": f"{HERE}.research.cps:AdlController",
         "threshold": f"{HERE}.control.controllers:ThresholdController",
         "cost": f"{HERE}.control.goodput:CostController",
     },

@@ -23,6 +23,26 @@ if TYPE_CHECKING:  # they need torch, which `--help` does without
 
 OF_TARGET = ("temperature", "top_p", "top_k")  # None: as the target's checkpoint says
 
+# options that ask for another mode than greedy decoding or sampling -> the values that do not
+MODES: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "use_mtp": (None, False),
+}
+# options that are kept where transformers calls the loop, but not by an engine
+NOT_OURS: dict[str, tuple[Any, ...]] = {
+    "guidance_scale": (None, 1),
+    "max_time": (None,),
+    "num_return_sequences": (None, 1),
+    "token_healing": (None, False),
+}
+
 # further options of the target's own decoding, by the names they have in transformers
 GENERATION = (
     "do_sample",
@@ -50,19 +70,8 @@ GENERATION = (
     "prefix_allowed_tokens_fn",
     "eos_token_id",
     # refused where they change anything: here to be put back to what changes nothing
-    "num_beams",
-    "num_beam_groups",
-    "constraints",
-    "force_words_ids",
-    "penalty_alpha",
-    "dola_layers",
-    "prompt_lookup_num_tokens",
-    "assistant_early_exit",
-    "use_mtp",
-    "guidance_scale",
-    "max_time",
-    "num_return_sequences",
-    "token_healing",
+    *MODES,
+    *NOT_OURS,
     "cache_implementation",
 )
 

@@ -1,4 +1,4 @@
-"""What a user holds: an AR target, a drafter, texts in, `SpecOutput`s out. The loop is in loop.py.
+"""Engine of speculative decoding: an AR target, a drafter, texts in, `SpecOutput`s out.
 
 rounds (ids) -> stream (events) -> generate (outputs).
 """

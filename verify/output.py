@@ -1,4 +1,4 @@
-"""What speculation gives back: rounds while it runs, a `SpecOutput` a row at the end.
+"""Output of speculation: rounds while it runs, a `SpecOutput` a row at the end.
 
 Knows no tensors, so that what was recorded is shown again without them.
 """
@@ -53,8 +53,9 @@ class SpecOutput:
     text: the answer, cut where a stop string begins.  token_ids: its tokens, without the end token
     or those that reach into the stop string.  rounds: one per pass of the target, in order.
     target_passes, drafter_passes: those this row took part in.  seconds: of those rounds, all rows
-    of the batch together.  lossless: whether the acceptance rule leaves the target's law as it is.
-    decoding: the target's own, its checkpoint's options included, by transformers' names.
+    of the batch together.  lossless: whether the acceptance rule leaves the target's distribution
+    as it is.  decoding: the target's own, its checkpoint's options included, as transformers names
+    them.
     """
 
     text: str
@@ -116,14 +117,14 @@ class StandingRounds:
     def after(self, each: Round, output: Callable[..., SpecOutput]) -> StandingRounds:
         """One round later; output(rounds, seconds): what a row came to."""
         rounds, seconds, new = list(self.rounds), list(self.seconds), list[SpecEvent]()
-        for part in each.rows:
-            row = part.row
-            rounds[row] = (*rounds[row], part)
+        for row_round in each.rows:
+            row = row_round.row
+            rounds[row] = (*rounds[row], row_round)
             seconds[row] += each.draft + each.verify + each.host
-            new.append(part)
-            if part.finish_reason is not None:
+            new.append(row_round)
+            if row_round.finish_reason is not None:
                 new.append(Finished(row, output(rounds[row], seconds[row])))
-        ended = {part.row for part in each.rows if part.finish_reason is not None}
+        ended = {done.row for done in each.rows if done.finish_reason is not None}
         left = [row for row in self.left if row not in ended]
         return StandingRounds(rounds, seconds, left, iter([*self.untold, *new]))
 

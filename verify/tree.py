@@ -1,4 +1,4 @@
-"""What is verified in one pass of the target: a tree of draft tokens. Tokens and numbers only."""
+"""Tree of draft tokens, verified in one pass of the target. Tokens and numbers only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
-    """A probability law over a few tokens: tokens [M] distinct, probs [M] that sum to 1."""
+class Distribution:
+    """Probabilities of a few tokens: tokens [M] distinct, probs [M] that sum to 1."""
 
     tokens: NDArray[np.int64]
     probs: NDArray[np.float64]
@@ -20,22 +20,23 @@ class Law:
         """Probability of one token; 0 for one that is not among them."""
         return float(self.probs[self.tokens == token].sum())
 
-    def without(self, taken: Sequence[int]) -> Law:
-        """The law given that none of `taken` comes, normalised; empty when nothing is left."""
+    def without(self, taken: Sequence[int]) -> Distribution:
+        """The same given that none of `taken` comes, normalised; empty when nothing is left."""
         keep = ~np.isin(self.tokens, list(taken)) & (self.probs > 0)
         tokens, probs = self.tokens[keep], self.probs[keep]
-        return Law(tokens, probs / probs.sum() if len(probs) else probs)
+        return Distribution(tokens, probs / probs.sum() if len(probs) else probs)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How the sampled children of one node came about; an acceptance rule needs it, see accept.py.
+    """How the sampled children of one node came about; an acceptance rule needs it, see
+    accept/sampled.py.
 
-    law: what the first of `tokens` was drawn from.  tokens: in the order they were drawn, with
-    repetitions where the draws were independent.
+    distribution: what the first of `tokens` was drawn from.  tokens: in the order they were drawn,
+    with repetitions where the draws were independent.
     """
 
-    distribution: Law
+    distribution: Distribution
     tokens: tuple[int, ...]
 
 

@@ -9,10 +9,11 @@ import transformers as tf
 from dllm.errors import DllmError
 from dllm.integrations.assisted import Assist, LatticeCandidates
 from dllm.verify.accept.rules import Match
-from dllm.verify.control.controllers import AdlController, FixedController, ThresholdController
+from dllm.verify.control.controllers import FixedController, ThresholdController
 from dllm.verify.control.goodput import CostController
 from dllm.verify.draft.chain import Chain
 from dllm.verify.draft.rows import SpeculationComponents
+from dllm.verify.research.cps import AdlController
 from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says, Wrong
 from tests.verify.exact import law_of, tv
 

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, StoppingCriteria, StopStringCriteria
 import dllm.verify
 from dllm.errors import DllmError
 from tests.verify.scripted import ADVERSARIES, Scripted, knowing
-from tests.verify.tiny_targets import FAMILIES, VOCAB, tiny_target
+from tests.verify.tiny_targets import FAMILIES, SHALLOW, VOCAB, tiny_target
 
 target_model = cache(tiny_target)  # the same object: what was learned of it is kept
 SEARCHES = ["argmax", "cps", "product", "coupled:gamma=1.5", "greedy-plus-one", "sample"]
@@ -53,7 +53,7 @@ def ours(model, rows, **options):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data(), rows=prompts)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 def test_greedy_is_token_for_token_that_of_generate(family, data, rows):
     model = target_model(family)
     if model.config._attn_implementation == "eager":
@@ -77,34 +77,40 @@ def test_greedy_is_token_for_token_that_of_generate(family, data, rows):
     assert got.tolist() == expected.tolist()
 
 
+ROWS, SHORT = [[9, 4, 17, 4, 9], [30, 4]], {"max_new_tokens": 12, "eos_token_id": 3}
+
+
+@cache
+def greedy_texts():
+    return plain(target_model(SHALLOW), ROWS, **SHORT).tolist()
+
+
 @pytest.mark.parametrize("name", ADVERSARIES)
 @pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("sampled", [False, True])
-def test_a_drafter_cannot_change_the_text(name, search, sampled):
-    model, rows = target_model("llama"), [[9, 4, 17, 4, 9], [30, 4]][: 1 if sampled else 2]
+def test_a_drafter_cannot_change_the_text(name, search):
     drafter = Scripted(ADVERSARIES[name], eos=(3,))
-    options = {"max_new_tokens": 12, "eos_token_id": 3}
-    if not sampled:
-        got = ours(model, rows, drafter=drafter, search=search, **options)
-        assert got.tolist() == plain(model, rows, **options).tolist()
-        return
-    accept = "match"  # one draw per emitted token, so that even the sampled text is the same
-    deterministic = {"drafter": drafter, "search": search, "accept": accept}
-    if search in ("sample", "greedy-plus-one"):  # these draw drafts from the same generator
-        return
-    for seed in range(5):
-        torch.manual_seed(seed)
-        expected = model.generate(**padded(rows), do_sample=True, pad_token_id=0, **options)
-        torch.manual_seed(seed)
-        got = model.generate(
-            **padded(rows),
-            do_sample=True,
-            pad_token_id=0,
-            custom_generate=dllm.verify.generate,
-            **deterministic,
-            **options,
-        )
-        assert got.tolist() == expected.tolist()
+    got = ours(target_model(SHALLOW), ROWS, drafter=drafter, search=search, **SHORT)
+    assert got.tolist() == greedy_texts()
+
+
+def sampled(seed, **options):
+    torch.manual_seed(seed)
+    given = {**padded(ROWS[:1]), **SHORT, **options}
+    return target_model(SHALLOW).generate(**given, do_sample=True, pad_token_id=0).tolist()
+
+
+plainly_sampled = cache(sampled)
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("search", SEARCHES[:4])  # the others draw drafts from the same generator
+def test_a_drafter_cannot_change_a_sampled_text(name, search):
+    """One draw per emitted token, so that even the sampled text is the same."""
+    drafter = Scripted(ADVERSARIES[name], eos=(3,))
+    options = {"drafter": drafter, "search": search, "accept": "match"}
+    for seed in range(2):
+        got = sampled(seed, custom_generate=dllm.verify.generate, **options)
+        assert got == plainly_sampled(seed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,7 +126,7 @@ def test_sampling_follows_the_seed(family):
         "pad_token_id": 0,
     }
     texts = []
-    for seed in range(4):
+    for seed in range(2):
         torch.manual_seed(seed)
         expected = model.generate(**padded(rows), **options)
         drafter = knowing(expected.tolist(), VOCAB)
@@ -238,8 +244,12 @@ def test_right_drafts_save_forwards():
     assert [len(each.rows[0].tokens) for each in rounds] == [5, 5, 5, 5]
 
 
-def test_stop_strings_end_each_text_for_itself():
-    pair = dllm.verify.load("tiny-ar", "tiny", dtype="float64")
+@pytest.fixture(scope="module")
+def pair():
+    return dllm.verify.load("tiny-ar", "tiny", dtype="float64")
+
+
+def test_stop_strings_end_each_text_for_itself(pair):
     asked = ["Reverse the list: pear, fig, plum", "Copy the list: fig, plum, pear, kiwi"]
     rows = [pair.text.chat([{"role": "user", "content": text}]) for text in asked]
 
@@ -256,8 +266,7 @@ def test_stop_strings_end_each_text_for_itself():
     assert texts == ["plum, fig, pear", "fig, plum, pear"]
 
 
-def test_a_drafter_is_loaded_for_a_tokenizer():
-    pair = dllm.verify.load("tiny-ar", None, dtype="float64")
+def test_a_drafter_is_loaded_for_a_tokenizer(pair):
     tokenizer = pair.text.tokenizer
     drafter = dllm.verify.load_drafter("tiny", tokenizer, dtype="float64")
     messages = [{"role": "user", "content": "Copy the list: fig, plum, pear, kiwi"}]
@@ -269,9 +278,8 @@ def test_a_drafter_is_loaded_for_a_tokenizer():
     assert sum(each.rows[0].accepted for each in rounds) > len(rounds)
 
 
-def test_a_drafter_by_its_name():
+def test_a_drafter_by_its_name(pair):
     """It is loaded once, for the tokenizer that lies beside the target's checkpoint."""
-    pair = dllm.verify.load("tiny-ar", None, dtype="float64")
     row = pair.text.chat([{"role": "user", "content": "Copy the list: fig, plum, pear, kiwi"}])
     rounds = []
     options = {"sources": (), "on_round": rounds.append}

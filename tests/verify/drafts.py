@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dllm.verify.draft.lattice import Branch, Lattice
-from dllm.verify.sources.memory import SourceSession
+from dllm.verify.sources.memory import Memory, SourceSession
 from dllm.verify.tree import Tree
 
 # (tokens before) -> (weight, token) of everything that may come next
@@ -117,3 +118,52 @@ def check_heaviest(tree: Tree, nodes: dict[tuple[int, ...], float], drafts: int)
     given = [nodes[path] for path in paths(tree)]
     np.testing.assert_allclose(tree.weights[1:], given, rtol=1e-9)
     np.testing.assert_allclose(given, sorted(nodes.values(), reverse=True)[:drafts], rtol=1e-9)
+
+
+ROOT = 3  # the last committed token
+
+
+def table(seed, vocabulary=6):
+    """A proxy g[u, v] without zeros."""
+    return np.random.default_rng(seed).dirichlet(np.full(vocabulary, 0.5), vocabulary) + 0.01
+
+
+def memory_of(branches=(), seed=None):
+    memory = Memory([Say(branches, None if seed is None else table(seed))])
+    memory.extend([ROOT])
+    return memory
+
+
+def columns_of(lattice):
+    """[{token: probability}] up to the first column without a token."""
+    columns = [
+        {int(t): math.exp(p) for t, p in zip(*column) if t >= 0}
+        for column in zip(lattice.tokens, lattice.logp)
+    ]
+    return list(itertools.takewhile(bool, columns))
+
+
+def fused(own, branches):
+    """The conditional distribution of a lattice (path -> {token: weight}) and branches."""
+
+    def conditional(path):
+        inside = all(token in own(path[:i]) for i, token in enumerate(path))
+        ours, theirs = own(path) if inside else {}, {}
+        for branch in branches:
+            if branch.tokens[: len(path)] == path and len(branch.tokens) > len(path):
+                token = branch.tokens[len(path)]
+                theirs[token] = max(theirs.get(token, 0), branch.weights[len(path)])
+        return [(1 - (1 - ours.get(t, 0)) * (1 - theirs.get(t, 0)), t) for t in {*ours, *theirs}]
+
+    return conditional
+
+
+def check_search(search, own, lattice, branches, drafts, seed=None):
+    """The tree is the heaviest nodes of `own` and the branches."""
+    tree = search.grow(ROOT, lattice, memory_of(branches, seed), drafts, None)
+    assert tree.tokens[0] == ROOT
+    assert not tree.draws
+    check_tree(tree, lattice.eos)
+    cut = [Branch(b.tokens[:drafts], b.weights[:drafts], b.source) for b in branches]
+    nodes = all_nodes(fused(own, cut), 6, lattice.eos)
+    check_heaviest(tree, nodes, drafts)

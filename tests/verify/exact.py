@@ -1,4 +1,6 @@
-"""Exact laws of random programs: every choice and coin is enumerated, nothing is estimated."""
+"""Exact distributions of random programs: every choice and coin is enumerated, nothing is
+estimated.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class ExactRng:
 
 
 def law_of(program: Callable[[Rng], T]) -> dict[T, float]:
-    """The law of what `program` returns; it may use no other randomness than its argument."""
+    """The distribution of what `program` returns, which draws from its argument alone."""
     distribution: dict[T, float] = defaultdict(float)
     scripts: list[list[int]] = [[]]
     while scripts:
@@ -61,7 +63,7 @@ def law_of(program: Callable[[Rng], T]) -> dict[T, float]:
 
 
 def chained(step: Callable[[S, Rng], S], start: S, done: Callable[[S], bool]) -> dict[S, float]:
-    """The law of the first state that is done, of the Markov chain that `step` makes."""
+    """The distribution of the first state that is done, of the Markov chain that `step` makes."""
     known: dict[S, dict[S, float]] = {}
     final: dict[S, float] = defaultdict(float)
     now = {start: 1.0}
@@ -85,7 +87,7 @@ def tv(a: Mapping[T, float], b: Mapping[T, float]) -> float:
 
 
 def image(distribution: Mapping[S, float], of: Callable[[S], T]) -> dict[T, float]:
-    """The law of a function of what `distribution` is the law of."""
+    """The distribution of a function of what `distribution` is the distribution of."""
     out: dict[T, float] = defaultdict(float)
     for x, prob in distribution.items():
         out[of(x)] += prob
@@ -93,7 +95,8 @@ def image(distribution: Mapping[S, float], of: Callable[[S], T]) -> dict[T, floa
 
 
 class Table:
-    """A target over tokens 0..vocab-1: a random law p(v | text) for every text, made when asked.
+    """A target over tokens 0..vocab-1: a random distribution p(v | text) for every text, made when
+    asked.
 
     sharp: the larger, the nearer to greedy.  zeros: share of tokens that are impossible.
     """
@@ -117,7 +120,7 @@ class Table:
         return torch.softmax(self.scores(text), -1).tolist()
 
     def text_law(self, length: int, eos: Sequence[int] = ()) -> dict[tuple[int, ...], float]:
-        """The law of its own texts: `length` tokens, fewer where one of `eos` came before."""
+        """The distribution of its own texts: `length` tokens, fewer where one of `eos` came."""
         distribution = {(): 1.0}
         for _ in range(length):
             longer: dict[tuple[int, ...], float] = {}
@@ -131,7 +134,7 @@ class Table:
         return distribution
 
     def marginals(self, text: tuple[int, ...], depth: int) -> np.ndarray:
-        """[depth, vocab]: the true law of each of the next tokens, whatever those between."""
+        """[depth, vocab]: the true marginal of each of the next tokens."""
         columns, distribution = np.zeros((depth, self.vocab)), {text: 1.0}
         for column in columns:
             distribution = {

@@ -1,4 +1,6 @@
-"""A random drafter with a Markov head: its laws from the formula, its lattice, trees of it."""
+"""A random drafter with a Markov head: its distributions from the formula, its lattice, trees of
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ ROOT, VOCAB = 3, 5
 
 
 class Head:
-    """A random chain over tokens 0..VOCAB-1 of `depth` columns, and its laws from the formula."""
+    """A random chain over tokens 0..VOCAB-1 of `depth` columns, and its distributions from the
+    formula.
+    """
 
     def __init__(self, seed, depth=3, temperature=1.0, banned=(), size=2.0):
         rng = np.random.default_rng(seed)

@@ -79,7 +79,7 @@ class World:
         return lattice_of(columns / columns.sum(1, keepdims=True), self.width, self.eos)
 
     def grown(self, search: Search) -> Grow:
-        """How a part of ours makes the tree behind a text."""
+        """How a search of ours makes the tree behind a text."""
 
         def grow(text: Text, lattice: Lattice, rng: Rng) -> Tree:
             memory = Memory([Copies(text, self.vocab)] if self.branches else [])
@@ -111,7 +111,7 @@ class World:
         return len(text) >= self.length or (len(text) > 0 and text[-1] in self.eos)
 
     def distribution(self, rule: AcceptanceRule, grow: Grow) -> dict[Text, float]:
-        """The exact law of the text that rounds of drafting and accepting give."""
+        """The exact distribution of the text that rounds of drafting and accepting give."""
 
         def step(text: Text, rng: Rng) -> Text:
             tree = grow(text, self.lattice(text), rng)

@@ -61,5 +61,5 @@ ADVERSARIES = {
     "nothing inside": lambda context, depth: [{10**6: 1.0}] * depth,
     "twice": lambda context, depth: [[(4, 0.5), (4, 0.3), (9, 0.2)]] * depth,
     "longer": lambda context, depth: [{4: 0.5, 9: 0.4}] * (depth + 40),
-    "not a law": lambda context, depth: [[(4, 5.0), (9, float("nan")), (6, 0.0)]] * depth,
+    "not a distribution": lambda context, depth: [[(4, 5.0), (9, float("nan")), (6, 0.0)]] * depth,
 }

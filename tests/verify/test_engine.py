@@ -79,10 +79,10 @@ def test_a_row_of_a_batch_is_what_it_is_alone(pair, prompts, temperature):
 
 
 def test_one_prompt_many_times_is_many_samples(pair):
-    prompts = ["Shuffle the list: red, blue, green, gold"] * 8
-    outputs = pair.generate(prompts, temperature=2.0, seed=3, max_new_tokens=16)
-    assert len({output.text for output in outputs}) > 5
-    again = pair.generate(prompts, temperature=2.0, seed=4, max_new_tokens=16)
+    prompts = ["Shuffle the list: red, blue, green, gold"] * 6
+    outputs = pair.generate(prompts, temperature=2.0, seed=3, max_new_tokens=10)
+    assert len({output.text for output in outputs}) > 3
+    again = pair.generate(prompts, temperature=2.0, seed=4, max_new_tokens=10)
     assert [output.text for output in again] != [output.text for output in outputs]
 
 
@@ -121,14 +121,13 @@ def test_each_of_several_end_tokens_ends_a_text(tmp_path):
     own = dllm.verify.load("tiny-ar", dtype="float64")
     text = own.generate(PROMPTS[0])
     folder, ends = tmp_path / "two-ends", sorted(own.eos)
-    for second in (text.token_ids[2], text.token_ids[4]):
-        own.target.model.generation_config.eos_token_id = [*ends, second]
-        own.target.model.save_pretrained(folder)
-        own.text.tokenizer.save_pretrained(folder)
-        output = dllm.verify.load(folder, dtype="float64").generate(PROMPTS[0])
-        assert output.finish_reason == "eos"
-        assert output.token_ids == text.token_ids[: text.token_ids.index(second)]
-    assert text.finish_reason == "eos"
+    second = text.token_ids[4]
+    own.target.model.generation_config.eos_token_id = [*ends, second]
+    own.target.model.save_pretrained(folder)
+    own.text.tokenizer.save_pretrained(folder)
+    output = dllm.verify.load(folder, dtype="float64").generate(PROMPTS[0])
+    assert output.finish_reason == text.finish_reason == "eos"
+    assert output.token_ids == text.token_ids[: text.token_ids.index(second)]
 
 
 def test_a_character_of_several_tokens_stands_with_the_last(pair):
@@ -256,7 +255,7 @@ def test_a_configuration_is_checked_without_a_model():
         config.replace(lossles=True)
 
 
-def test_parts_are_made_once_whatever_the_seed_and_the_length():
+def test_components_are_made_once_whatever_the_seed_and_the_length():
     """What they have learned of a pair stays."""
     engine = SpecEngine(dllm.verify.HFTarget(tiny_target("llama")))
     for seed in range(3):

@@ -14,7 +14,7 @@ from dllm.verify.output import RowRound
 from tests.guarantees import Told
 from tests.interrupting import Lines, every_line
 from tests.verify.scripted import knowing
-from tests.verify.tiny_targets import VOCAB, tiny_target
+from tests.verify.tiny_targets import SHALLOW, VOCAB, tiny_target
 
 PROMPTS = [[9, 4, 9, 4, 9, 4], [17, 3], [5]]
 SIZE = 7
@@ -34,7 +34,7 @@ LEARNING = (
 
 @pytest.fixture(scope="module")
 def target():
-    model = tiny_target("llama")
+    model = tiny_target(SHALLOW)
     model.generation_config.eos_token_id = 7
     return dllm.verify.HFTarget(model)
 

@@ -77,6 +77,7 @@ def gpt2():
     )
 
 
+SHALLOW = "llama-shallow"  # for tests of what is around the model: a forward costs a third
 FAMILIES = {
     "llama": llama,
     "llama-eager": lambda: llama(attn_implementation="eager"),
@@ -91,6 +92,8 @@ FAMILIES = {
 def tiny_target(family, dtype=torch.float64):
     """A random model; the same one at every call."""
     torch.manual_seed(0)
+    if family == SHALLOW:
+        return llama(num_hidden_layers=1).to(dtype).eval()
     return FAMILIES[family]().to(dtype).eval()
 
 

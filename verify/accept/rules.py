@@ -1,10 +1,12 @@
-"""Which tokens the target emits in a round, given the tree of drafts and the target's own laws.
+"""Acceptance rules: which tokens the target emits in a round, given the tree of drafts and the
+target's own distributions.
 
-The one theorem (emit, then follow): at a node the rule emits a token z whose law is the target's
-law there, given all that was emitted before and given the tree. If z is a child of the node the
-walk goes on from it, else the round ends. Whatever the tree, the text is then the target's own:
-whether the walk goes on never changes what is emitted. So a rule is free in how it makes z agree
-with the children, as long as its law is right; with deterministic children drawing z alone is all.
+The one theorem (emit, then follow): at a node the rule emits a token z whose distribution is the
+target's distribution there, given all that was emitted before and given the tree. If z is a child
+of the node the walk goes on from it, else the round ends. Whatever the tree, the text is then the
+target's own: whether the walk goes on never changes what is emitted. So a rule is free in how it
+makes z agree with the children, as long as its distribution is right; with deterministic children
+drawing z alone is all.
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ class AcceptedPath:
 class AcceptanceRule:
     """An acceptance rule; a subclass says how a token is emitted at one node.
 
-    lossless: the text's law is the target's own.
+    lossless: the text's distribution is the target's own.
     """
 
     paper: ClassVar[str] = ""
     lossless: ClassVar[bool] = True
 
     def emit(self, scores: Tensor, draw: Draw | None, rng: Rng) -> int:
-        """The next token, of law softmax(scores [V]); `draw`: the node's sampled children."""
+        """The next token, drawn by softmax(scores [V]); `draw`: the node's sampled children."""
         raise NotImplementedError
 
     def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:

@@ -1,8 +1,9 @@
 """Acceptance rules for trees with sampled children (see construct.py); none changes the text.
 
-Each spends the draw of the node (which tokens, from which law q) on a token of law p, the
-target's. Deterministic children may stand beside the sampled ones: the token that comes out is
-looked up among all of them. Where a node has no draw, a token of the target is drawn and matched.
+Each spends the draw of the node (which tokens, from which distribution q) on a token of
+distribution p, the target's. Deterministic children may stand beside the sampled ones: the token
+that comes out is looked up among all of them. Where a node has no draw, a token of the target is
+drawn and matched.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm.verify.accept.rules import AcceptedPath, Ended, Match, Scores, follow, go_on
 from dllm.verify.rng import Rng
-from dllm.verify.tree import Draw, Law, Tree
+from dllm.verify.tree import Distribution, Draw, Tree
 
 
 class Sampled(Match):
@@ -29,7 +28,7 @@ class Sampled(Match):
         return self.spend(distribution(scores), draw, rng)
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        """A token of law p [V] (fp64) out of the draw and new coins."""
+        """A token of distribution p [V] (fp64) out of the draw and new coins."""
         raise NotImplementedError
 
 
@@ -37,51 +36,14 @@ class Sampled(Match):
 class Ratio(Sampled):
     """Keep the drafted y with probability min(1, p(y)/q(y)), else draw from nrm[p - q]+.
 
-    Speculative sampling. q is the law that y really came from: cut and renormalised. Further draws
-    of a node count as deterministic children.
+    Speculative sampling. q is the distribution that y really came from: cut and renormalised.
+    Further draws of a node count as deterministic children.
     """
 
     paper = "arXiv 2211.17192; arXiv 2302.01318"
 
     def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
         return one_by_one(p, draw.distribution, draw.tokens[:1], rng)
-
-
-@dataclass(frozen=True)
-class Rsd(Sampled):
-    """The ratio test on each draw in turn, for draws without replacement.
-
-    A rejected draw leaves nrm[p - q]+ as the target's law, and q without that token, renormalised,
-    as the next draw's (recursive rejection sampling).
-    """
-
-    paper = "RSD, arXiv 2402.14160"
-
-    def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        return one_by_one(p, draw.distribution, draw.tokens, rng)
-
-
-@dataclass(frozen=True)
-class KSeq(Sampled):
-    """For k independent draws: keep each with probability min(1, p/(rho q)).
-
-    rho is the smallest that leaves a residual for what is to be drawn if none is kept. At least one
-    is kept no less than (1 - 1/e) as often as is possible.
-    """
-
-    paper = "SpecTr (k-SEQ), arXiv 2310.15141"
-
-    def spend(self, p: Tensor, draw: Draw, rng: Rng) -> int:
-        q, count = draw.distribution, len(draw.tokens)
-        on_q = p[torch.from_numpy(q.tokens).to(p.device)].cpu().numpy()
-        rho = smallest_rho(on_q, q.probs, count)
-        for token in draw.tokens:
-            if passes(share(float(p[token]), rho * q.prob(token)), rng):
-                return token
-        kept = np.minimum(on_q / rho, q.probs)
-        each = float(kept.sum())
-        taken = Law(q.tokens, kept * (any_of(each, count) / each if each > 0 else 0.0))
-        return rng.choice(normalised(minus(p, taken), p))
 
 
 @dataclass(frozen=True)
@@ -132,32 +94,14 @@ def distribution(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1, dtype=torch.float64)
 
 
-def one_by_one(p: Tensor, q: Law, tokens: Sequence[int], rng: Rng) -> int:
-    """A token of law p by ratio tests on draws from q without replacement."""
+def one_by_one(p: Tensor, q: Distribution, tokens: Sequence[int], rng: Rng) -> int:
+    """A token of distribution p by ratio tests on draws from q without replacement."""
     for token in tokens:
         if passes(share(float(p[token]), q.prob(token)), rng):
             return token
         p = normalised(minus(p, q), p)
         q = q.without([token])
     return rng.choice(p)
-
-
-def smallest_rho(p: NDArray[np.float64], q: NDArray[np.float64], count: int) -> float:
-    """The least rho in [1, count] with 1 - (1 - b)^count <= rho b, b = sum min(p / rho, q)."""
-    low, high = 1.0, float(count)
-    for _ in range(50):
-        rho = (low + high) / 2
-        each = float(np.minimum(p / rho, q).sum())
-        if any_of(each, count) <= rho * each:
-            high = rho
-        else:
-            low = rho
-    return high
-
-
-def any_of(each: float, count: int) -> float:
-    """Probability that one of `count` independent events of probability `each` happens."""
-    return 1 - (1 - each) ** count
 
 
 def share(part: float, whole: float) -> float:
@@ -172,7 +116,7 @@ def passes(chance: float, rng: Rng) -> bool:
     return chance >= 1 or (chance > 0 and rng.flip(chance))
 
 
-def minus(p: Tensor, q: Law) -> Tensor:
+def minus(p: Tensor, q: Distribution) -> Tensor:
     """[p - q]+ over all tokens [V]; neither needs to sum to 1."""
     tokens = torch.from_numpy(q.tokens).to(p.device)
     return p.index_add(0, tokens, torch.from_numpy(q.probs).to(p), alpha=-1).clamp(min=0)

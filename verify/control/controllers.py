@@ -1,4 +1,4 @@
-"""How far to draft and how much to verify: the only part that looks at the clock.
+"""Controllers: how far to draft and how much to verify; the only component that has a clock.
 
 It decides before a token is drawn, or on trees whose tokens were not drawn (non-anticipation).
 """
@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm.checks import check_number, check_share, check_whole
+from dllm.checks import check_share, check_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Spent:
 
 
 class ControlSession(Protocol):
-    """State of one request; a part's `open(rows)` makes it. Rows keep their first numbers.
+    """State of one request; a controller's `open(rows)` makes it. Rows keep their first numbers.
 
     A round asks depth and drafts of each live row, then sizes; it ends with observe for each of
     these rows, then spent. Whoever decides sees weights and lengths, never a token.
@@ -75,7 +75,7 @@ class ControlSession(Protocol):
 
 
 class Controller(Protocol):
-    """A frozen dataclass of knobs; `open` begins a batch of `rows` texts."""
+    """A frozen dataclass of options; `open` begins a batch of `rows` texts."""
 
     def open(self, rows: int) -> ControlSession: ...
 
@@ -122,52 +122,6 @@ class FixedController:
 
 
 @dataclass(frozen=True)
-class AdlController:
-    """Adaptive draft length as published: averages of drafted and of accepted lengths.
-
-    The next length is the average of what was drafted before the first end token, rounded down,
-    and `delta` more where as much was accepted on average; within k_min and k_max. No more can be
-    accepted than was drafted, so it grows only while whole drafts are accepted, and an average
-    that starts at 0 is below k_min at once: this follows end tokens, and knows no cost. All that
-    is drafted is verified.  rho: weight of the newest length.
-    """
-
-    paper: ClassVar[str] = "DiffuSpec, arXiv 2510.02358, section 3.3"
-    k_min: int = 20
-    k_max: int = 30
-    delta: float = 10
-    rho: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_whole("k_min", self.k_min, 1)
-        check_whole("k_max", self.k_max, self.k_min)
-        check_share("rho", self.rho)
-        check_number("delta", self.delta, 0, kind="a number of tokens")
-
-    def open(self, rows: int) -> ControlSession:
-        return AdlSession(self, rows)
-
-
-class AdlSession(FixedSession):
-    """The averages of every row. averages [rows, 2]: of drafted and of accepted tokens."""
-
-    def __init__(self, part: AdlController, rows: int) -> None:
-        super().__init__([part.k_max] * rows, None)
-        self.part = part
-        self.averages = np.zeros((rows, 2))
-
-    def observe(self, row: int, seen: Observed) -> None:
-        if not seen.depth:
-            return
-        drafted = min(seen.end, seen.depth)
-        self.averages[row] *= 1 - self.part.rho
-        self.averages[row] += self.part.rho * np.array([drafted, seen.accepted])
-        drafts, accepted = self.averages[row]
-        grown = drafts + self.part.delta * (accepted >= drafts)
-        self.depths[row] = int(min(max(grown, self.part.k_min), self.part.k_max))
-
-
-@dataclass(frozen=True)
 class ThresholdController:
     """Verify while it is likely enough that all goes well.
 
@@ -200,16 +154,16 @@ class ThresholdController:
 class ThresholdSession(FixedSession):
     """The depth of every row."""
 
-    def __init__(self, part: ThresholdController, rows: int) -> None:
-        super().__init__([part.depth] * rows, part.nodes)
-        self.part = part
+    def __init__(self, options: ThresholdController, rows: int) -> None:
+        super().__init__([options.depth] * rows, options.nodes)
+        self.options = options
 
     def sizes(self, weights: Sequence[NDArray[np.float64]]) -> list[int]:
-        likely = [1 - row <= self.part.reject for row in weights]
+        likely = [1 - row <= self.options.reject for row in weights]
         return [int(np.logical_and.accumulate(row).sum()) for row in likely]
 
     def observe(self, row: int, seen: Observed) -> None:
         if seen.depth:
             full = seen.accepted >= seen.depth
-            longer = min(self.depths[row] + self.part.step, self.part.most)
-            self.depths[row] = longer if full else self.part.depth
+            longer = min(self.depths[row] + self.options.step, self.options.most)
+            self.depths[row] = longer if full else self.options.depth

@@ -1,4 +1,4 @@
-"""What is learned while decoding: how long passes take, and how far a draft's weights are right."""
+"""Estimates learned while decoding: seconds of passes, and how far a draft's weights are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafting as much as pays, by the clock: the most tokens per second, down to no draft at all."""
+"""Control by the clock: as much drafting as gives the most tokens per second, down to none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CostController:
     accepted, the least after an end token; `least` to `most`, at first `depth`. memory: rounds for
     which measured seconds count.
 
-    What was learned stays with the part, for the next request: use one part per pair of models.
+    What was learned stays with the controller, for the next request: use one per pair of models.
     """
 
     paper: ClassVar[str] = "CaDDTree, arXiv 2606.01813; SmartSpec, arXiv 2406.14066"
@@ -88,12 +88,12 @@ class Arm:
 
 
 class Learned:
-    """What one part knows: costs, calibration, and which mode is best."""
+    """Knowledge of one controller: costs, calibration, and which mode is best."""
 
-    def __init__(self, part: CostController) -> None:
-        self.waste, self.most = part.waste, part.most
-        self.start = float(part.depth)  # positions of the first draft of a text
-        self.costs = CostModel(part.memory)
+    def __init__(self, options: CostController) -> None:
+        self.waste, self.most = options.waste, options.most
+        self.start = float(options.depth)  # positions of the first draft of a text
+        self.costs = CostModel(options.memory)
         self.right: dict[Mode, Calibration] = {"branches": Calibration(), "drafter": Calibration()}
         self.arms: dict[Mode, Arm] = {"branches": Arm(), "drafter": Arm()}
         self.seen = 0  # rounds, compared or not
@@ -177,11 +177,11 @@ class Learned:
 class CostSession:
     """One request. It asks what was learned what to do, and adds to it."""
 
-    def __init__(self, part: CostController, rows: int) -> None:
-        self.part = part
-        self.learned = part.learned
-        self.depths = [max(round(self.learned.start), part.least)] * rows
-        self._reached = np.zeros((rows, part.most))  # share of rounds that accepted this much
+    def __init__(self, options: CostController, rows: int) -> None:
+        self.options = options
+        self.learned = options.learned
+        self.depths = [max(round(self.learned.start), options.least)] * rows
+        self._reached = np.zeros((rows, options.most))  # share of rounds that accepted this much
         self._rounds = [0] * rows
         self._live = list(range(rows))
         self._seen: dict[int, Observed] = {}
@@ -200,7 +200,7 @@ class CostSession:
     def drafts(self, row: int) -> int:
         if self.mode == "plain":
             return 0
-        return min(self.part.nodes, self.learned.costs.widest(len(self._live)) - 1)
+        return min(self.options.nodes, self.learned.costs.widest(len(self._live)) - 1)
 
     def sizes(self, weights: Sequence[NDArray[np.float64]]) -> list[int]:
         longest = max((len(row) for row in weights), default=0)
@@ -225,7 +225,7 @@ class CostSession:
         self._rounds[row] += 1
         if self._rounds[row] == 1:
             self.learned.first(seen)
-        reached = seen.accepted > np.arange(self.part.most)
+        reached = seen.accepted > np.arange(self.options.most)
         step = max(RATE, 1 / self._rounds[row])
         self._reached[row] += step * (reached - self._reached[row])
         if seen.end < seen.depth:
@@ -233,8 +233,8 @@ class CostSession:
         elif seen.accepted >= min(seen.depth, seen.drafts) > 0:
             depth = 2 * self.depths[row]
         else:
-            depth = 1 + int((self._reached[row] >= self.part.threshold).sum())
-        self.depths[row] = min(max(depth, self.part.least), self.part.most)
+            depth = 1 + int((self._reached[row] >= self.options.threshold).sum())
+        self.depths[row] = min(max(depth, self.options.least), self.options.most)
 
     def spent(self, seen: Spent) -> None:
         rounds, self._seen = self._seen, {}

@@ -1,4 +1,4 @@
-"""Drafts for a loop that is not ours: one text, and for each of its rounds a path of tokens.
+"""Chain: drafts for a loop of others, one text, and for each of its rounds a path of tokens.
 
 Whoever asks checks the path himself: by drawing from the target and comparing, never by a ratio
 with the drafter's probabilities, since these tokens are searched for and not drawn from them.

@@ -1,8 +1,8 @@
-"""Columns of a drafter whose Markov head says how a token changes the next one's law.
+"""Lattices of a drafter whose Markov head says how a token changes the next one's distribution.
 
 The head adds a bias to the logits of a column, given the token of the column before it (DSpark,
-arXiv 2607.05147). So the drafter's law is a Markov chain, and candidates are chosen by what it
-finds likely, not by marginals alone.
+arXiv 2607.05147). So the drafter's distribution is a Markov chain, and candidates are chosen by
+what it finds likely, not by marginals alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def candidates(
     banned: Sequence[int],
     eos: Collection[int],
 ) -> tuple[Tensor, Tensor]:
-    """tokens [n, K, M] and pairs [n, K, M, M]; of column 0 all rows of pairs are its law.
+    """tokens [n, K, M] and pairs [n, K, M, M]; of column 0 all rows of pairs are its distribution.
 
     One column after the other, all rows of the batch at once. Paths end behind a token of eos.
     """

@@ -1,10 +1,11 @@
-"""Trees whose tokens are drawn from a lattice, for the acceptance rules of sampled.py.
+"""Searches that draw trees from a lattice, for the acceptance rules of sampled.py.
 
 The shape is planned first, from the lattice alone; then each column is drawn once, for all nodes of
-its depth, since a walk passes each depth once. With a Markov head a column's law depends on the
-token before, so that there is a draw for each node. Either way whether a node is verified never
-depends on the token drawn for it. What stands below a drawn end token is left out: that depends on
-a token which the walk has accepted already. Branches that were not drawn stand beside the others.
+its depth, since a walk passes each depth once. With a Markov head a column's distribution depends
+on the token before, so that there is a draw for each node. Either way whether a node is verified
+never depends on the token drawn for it. What stands below a drawn end token is left out: that
+depends on a token which the walk has accepted already. Branches that were not drawn stand beside
+the others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dllm.checks import check_probability, check_whole
 from dllm.verify.draft.lattice import TINY, Branch, Lattice
 from dllm.verify.rng import Rng
 from dllm.verify.sources.memory import Memory
-from dllm.verify.tree import Draw, Law, Tree
+from dllm.verify.tree import Distribution, Draw, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Construction:
     """A search that draws; a subclass plans the shape and draws the columns.
 
     confidence: nothing is drafted from the first column on whose likeliest token is less probable.
-    Weights say how often a node is accepted where the target's laws are the drafter's marginals.
+    Weights say how often a node is accepted where the target's distributions are the drafter's
+    marginals.
     """
 
     paper: ClassVar[str] = ""
@@ -63,8 +65,8 @@ class Construction:
         """Slots in the first `depth` columns, heaviest first: parents before their children."""
         raise NotImplementedError
 
-    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
-        """Draws from a law of that depth, as many as `plan` picks from; fewer if it has no more."""
+    def column(self, distribution: Distribution, depth: int, rng: Rng) -> Draw:
+        """Draws at that depth, as many as `plan` picks from; fewer if there are no more tokens."""
         raise NotImplementedError
 
     def depth(self, lattice: Lattice) -> int:
@@ -94,21 +96,21 @@ class Construction:
 
 
 class Columns:
-    """The laws of a lattice's columns below the nodes of a tree that grows, and draws from them.
+    """Distributions of a lattice's columns below the nodes of a growing tree, and draws from them.
 
     One for all nodes of a depth, with pairs one for each node.
     """
 
     def __init__(self, search: Construction, lattice: Lattice, tree: Tree, rng: Rng) -> None:
         self.search, self.lattice, self.tree, self.rng = search, lattice, tree, rng
-        self.distributions: dict[int, Law] = {}
+        self.distributions: dict[int, Distribution] = {}
         self.draws: dict[int, Draw] = {}
 
     def key(self, slot: Slot, parent: int) -> int:
-        """What slots share a law and its draws by: their depth, or the node above them."""
+        """What slots share a distribution and its draws by: their depth, or the node above them."""
         return slot.depth if self.lattice.pairs is None else parent
 
-    def distribution(self, slot: Slot, parent: int) -> Law:
+    def distribution(self, slot: Slot, parent: int) -> Distribution:
         key = self.key(slot, parent)
         if key not in self.distributions:
             if parent and self.lattice.pairs is not None:
@@ -143,7 +145,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class SampledChain(Construction):
-    """A chain of one token per column, each drawn from the column's own law.
+    """A chain of one token per column, each drawn from the column's own distribution.
 
     Where no token of a column has the probability `confidence`, nothing is drafted from it on.
     """
@@ -154,77 +156,8 @@ class SampledChain(Construction):
         for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
             yield Slot(i - 1, i, float(weight), pick=0)
 
-    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
+    def column(self, distribution: Distribution, depth: int, rng: Rng) -> Draw:
         return Draw(distribution, drawn(distribution, 1, rng))
-
-
-@dataclass(frozen=True)
-class RsdTree(Construction):
-    """At each depth a set of tokens drawn without replacement, below every node of the last depth.
-
-    RSD with constant branching, but without a Markov head one set for all nodes of a depth. widths:
-    tokens per depth; the last goes on for deeper columns. Where no token of a column has the
-    probability `confidence`, nothing is drafted from it on.
-    """
-
-    paper = "RSD, arXiv 2402.14160"
-
-    accepts: ClassVar[tuple[str, ...]] = ("rsd", "ratio", "match")
-    widths: tuple[int, ...] = (3, 2, 1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.widths or min(self.widths) < 1:
-            text = "+".join(map(str, self.widths))
-            raise ValueError(f"widths={text}: expected whole numbers of at least 1 joined by +")
-
-    def width(self, depth: int) -> int:
-        return self.widths[min(depth, len(self.widths) - 1)]
-
-    def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
-        column, last, count = chances(lattice), [(-1, 1.0)], 0
-        share, most = column.sum(1), np.count_nonzero(column, 1)
-        for i in range(depth):
-            width, above, last = min(self.width(i), int(most[i])), last, []
-            for parent, weight in above:
-                weight *= share[i] / width
-                for pick in range(width):
-                    yield Slot(parent, i, weight, pick)
-                    last.append((count, weight))
-                    count += 1
-
-    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
-        tokens = list[int]()
-        for _ in range(self.width(depth)):
-            tokens += drawn(distribution.without(tokens), 1, rng)
-        return Draw(distribution, tuple(tokens))
-
-
-@dataclass(frozen=True)
-class KSeqTree(Construction):
-    """Several independent chains as one tree, in which equal prefixes merge.
-
-    chains: how many. Where no token of a column has the probability `confidence`, nothing is
-    drafted from it on.
-    """
-
-    paper = "SpecTr, arXiv 2310.15141"
-
-    accepts: ClassVar[tuple[str, ...]] = ("kseq", "ratio", "match")
-    chains: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("chains", self.chains, 1, 1024)
-
-    def plan(self, lattice: Lattice, depth: int) -> Iterator[Slot]:
-        for i, weight in enumerate(np.cumprod(shares(lattice))[:depth]):
-            for chain in range(self.chains):
-                parent = (i - 1) * self.chains + chain if i else -1
-                yield Slot(parent, i, float(weight) / self.chains, chain)
-
-    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
-        return Draw(distribution, drawn(distribution, self.chains, rng))
 
 
 @dataclass(frozen=True)
@@ -276,7 +209,7 @@ class GreedyPlusOne(Construction):
             if token in lattice.eos
         }
 
-    def column(self, distribution: Law, depth: int, rng: Rng) -> Draw:
+    def column(self, distribution: Distribution, depth: int, rng: Rng) -> Draw:
         rest = distribution.without(distribution.tokens[: self.tops].tolist())
         return Draw(rest, drawn(rest, 1, rng))
 
@@ -296,12 +229,12 @@ def chances(lattice: Lattice) -> NDArray[np.float64]:
 
 
 def shares(lattice: Lattice) -> NDArray[np.float64]:
-    """[K] sum min(m, q) of a column's marginal m and its law q: the mass that was kept."""
+    """[K] sum min(m, q) of a column's marginal m and its distribution q: the mass that was kept."""
     return np.asarray(chances(lattice).sum(1))
 
 
-def drawn(distribution: Law, count: int, rng: Rng) -> tuple[int, ...]:
-    """`count` independent tokens of the law; none of a law without tokens."""
+def drawn(distribution: Distribution, count: int, rng: Rng) -> tuple[int, ...]:
+    """`count` independent tokens of the distribution; none of a distribution without tokens."""
     if not len(distribution.tokens):
         return ()
     probs = torch.from_numpy(distribution.probs)

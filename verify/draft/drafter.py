@@ -1,4 +1,4 @@
-"""A masked-diffusion model as a drafter: one pass over what is new and K masks gives K columns.
+"""Drafter that is a masked-diffusion model: one pass over what is new and K masks gives K columns.
 
 The prefix stays in a KV cache, so a round computes the tokens of the last round and the
 masks. In a model that looks both ways a prefix key is as old as the round that wrote it; that
@@ -77,7 +77,7 @@ class ModelSession:
         self.drafter, self.model = drafter, drafter.model
         self.spec = drafter.model.spec
         self.seen: list[list[int]] = [[] for _ in limits]  # what the cache was written from
-        self.known = [0] * len(limits)  # how many of those are in it
+        self.cached = [0] * len(limits)  # how many of those are in it
         length = max(limits, default=0) + max(drafter.limit, drafter.horizon) + 1
         self.kv = self.model.new_kv(len(limits), length)
         shape, mask = (len(limits), length), self.spec.mask_id
@@ -86,7 +86,7 @@ class ModelSession:
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows go on."""
         self.seen = [self.seen[row] for row in rows]
-        self.known = [self.known[row] for row in rows]
+        self.cached = [self.cached[row] for row in rows]
         index = torch.tensor(rows, dtype=torch.long, device=self.model.device)
         self.canvas = self.canvas[index]
         self.kv.keep(index, self.kv.length)
@@ -122,26 +122,26 @@ class ModelSession:
             bias = drafter.markov.bias
             return chains(bias, logits, last, depths, drafter.width, **options)
         return [
-            Lattice.of(part[:depth], drafter.width, **options)
-            for part, depth in zip(logits, asked.values(), strict=True)
+            Lattice.of(each[:depth], drafter.width, **options)
+            for each, depth in zip(logits, asked.values(), strict=True)
         ]
 
     def begin(self, row: int, context: list[int]) -> None:
         """Note the row's tokens; what the cache has of another text is forgotten."""
-        known = min(self.known[row], len(context))
-        if context[:known] != self.seen[row][:known]:
-            known = next(i for i, (a, b) in enumerate(zip(context, self.seen[row])) if a != b)
-        self.known[row], self.seen[row] = known, context
-        self.canvas[row, known:] = self.spec.mask_id
-        self.canvas[row, known : len(context)] = torch.as_tensor(context[known:])
+        cached = min(self.cached[row], len(context))
+        if context[:cached] != self.seen[row][:cached]:
+            cached = next(i for i, (a, b) in enumerate(zip(context, self.seen[row])) if a != b)
+        self.cached[row], self.seen[row] = cached, context
+        self.canvas[row, cached:] = self.spec.mask_id
+        self.canvas[row, cached : len(context)] = torch.as_tensor(context[cached:])
 
     def start(self, row: int) -> int:
         """The first position that the next pass has to compute."""
-        known, block = self.known[row], self.spec.block_length
+        cached, block = self.cached[row], self.spec.block_length
         if block is not None:  # in a block that is not full the keys change with every token
-            known -= known % block
-        # with a shift the first column is read at the last known token
-        return min(known, len(self.seen[row]) - self.spec.shift)
+            cached -= cached % block
+        # with a shift the first column is read at the last token of the text
+        return min(cached, len(self.seen[row]) - self.spec.shift)
 
     def end(self, length: int, depth: int) -> int:
         """The position behind the last mask and the separator of a draft of `depth` columns."""
@@ -179,7 +179,7 @@ class ModelSession:
         valid = pos < end
         first = torch.tensor(lengths, device=device)[:, None] - start - self.spec.shift
         head = first + torch.arange(max(asked.values()), device=device)
-        rows = None if len(asked) == len(self.known) else torch.tensor([*asked], device=device)
+        rows = None if len(asked) == len(self.cached) else torch.tensor([*asked], device=device)
         plan = ForwardPlan(
             pos=torch.where(valid, pos, 0),
             head=torch.minimum(head, end - start - 1),
@@ -190,8 +190,8 @@ class ModelSession:
         canvas = self.canvas if rows is None else self.canvas[rows]
         logits: Tensor = self.model(canvas, plan, self.kv)
         for row, length in zip(asked, lengths, strict=True):
-            self.known[row] = length
-        self.kv.drop(torch.tensor(self.known, device=device))
+            self.cached[row] = length
+        self.kv.drop(torch.tensor(self.cached, device=device))
         return logits
 
     def masked(self, asked: Mapping[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The N heaviest nodes of a tree that is given by what may follow what.
+"""Heap search: the N heaviest nodes of a tree that is given by what may follow what.
 
 A weight is the product of conditional weights of at most 1 along the path, so it never rises on
 the way down: a heap that holds the children of what it gave out gives all nodes in order.
@@ -23,7 +23,7 @@ Step = tuple[float, int, str, S]  # weight given the parent (in (0, 1]), token, 
 Expand = Callable[[S], Sequence[Step[S]]]  # state -> steps of distinct tokens, heaviest first
 
 
-def heaviest(
+def heaviest_tree(
     root: int, expand: Expand[S], start: S, drafts: int, eos: Collection[int] = ()
 ) -> Tree:
     """The tree of the `drafts` heaviest nodes, added in that order; nothing behind a token of eos.
@@ -51,62 +51,61 @@ def heaviest(
 
 
 @dataclass(frozen=True, slots=True)
-class Both(Generic[A, B]):
+class Joint(Generic[A, B]):
     """A state of each of two views; first: None where the first knows nothing."""
 
     first: A | None
     second: B
 
 
-def fuse(first: Expand[A], second: Expand[B]) -> Expand[A | Both[A, B]]:
+def fuse(first: Expand[A], second: Expand[B]) -> Expand[A | Joint[A, B]]:
     """What either of two views says, each below its own tokens; a state of the first stays one.
 
-    A token of both is one step with both below it. They are taken as independent evidence, so its
-    weight is 1 - (1 - a)(1 - b).
+    A token of both is one step with both states behind it. They are taken as independent evidence,
+    so its weight is 1 - (1 - a)(1 - b).
     """
 
-    def expand(state: A | Both[A, B]) -> Sequence[Step[A | Both[A, B]]]:
-        if not isinstance(state, Both):
+    def expand(state: A | Joint[A, B]) -> Sequence[Step[A | Joint[A, B]]]:
+        if not isinstance(state, Joint):
             return first(state)
         ours = () if state.first is None else first(state.first)
-        known = {step[1]: step for step in ours}
-        steps: dict[int, Step[A | Both[A, B]]] = {**known}
-        for weight, token, source, below in second(state.second):
-            if token in known:
-                other, _, name, beside = known[token]
+        of_first = {step[1]: step for step in ours}
+        steps: dict[int, Step[A | Joint[A, B]]] = {**of_first}
+        for weight, token, source, behind in second(state.second):
+            if token in of_first:
+                other, _, name, beside = of_first[token]
                 either = 1 - (1 - other) * (1 - weight)
-                steps[token] = (either, token, f"{name}+{source}", Both(beside, below))
+                steps[token] = (either, token, f"{name}+{source}", Joint(beside, behind))
             else:
-                steps[token] = (weight, token, source, Both(None, below))
+                steps[token] = (weight, token, source, Joint(None, behind))
         return sorted(steps.values(), key=lambda step: -step[0])
 
     return expand
 
 
 @dataclass(slots=True)
-class Twig:
+class BranchNode:
     """A node of the trie of branches."""
 
     weight: float = 0.0
     source: str = ""
-    below: dict[int, Twig] = field(default_factory=dict)
+    children: dict[int, BranchNode] = field(default_factory=dict)
+
+    def steps(self) -> list[Step[BranchNode]]:
+        """What follows, heaviest first."""
+        found = [(node.weight, token, node.source, node) for token, node in self.children.items()]
+        return sorted(found, key=lambda step: -step[0])
 
 
-def plant(branches: Iterable[Branch]) -> Twig:
+def trie(branches: Iterable[Branch]) -> BranchNode:
     """The trie of some branches. Where several agree the heaviest counts: they read one text."""
-    root = Twig()
+    root = BranchNode()
     for branch in branches:
-        twig = root
+        node = root
         for token, weight in zip(branch.tokens, branch.weights):
             if not weight > 0:
                 break
-            twig = twig.below.setdefault(token, Twig())
-            if weight > twig.weight:
-                twig.weight, twig.source = weight, branch.source
+            node = node.children.setdefault(token, BranchNode())
+            if weight > node.weight:
+                node.weight, node.source = weight, branch.source
     return root
-
-
-def climb(twig: Twig) -> list[Step[Twig]]:
-    """What follows in a trie."""
-    steps = [(below.weight, token, below.source, below) for token, below in twig.below.items()]
-    return sorted(steps, key=lambda step: -step[0])

@@ -1,4 +1,4 @@
-"""What one pass of a drafter says: for each of the next K positions, its most likely tokens.
+"""Lattice: what one pass of a drafter says, the most likely tokens of each of the next K positions.
 
 Marginals, and with a Markov head (conditional.py) what a token is worth behind another one; else
 how tokens of neighbouring positions go together is the search's business. Numpy, since searching
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dllm.verify.tree import Law
+from dllm.verify.tree import Distribution
 
 TINY = 1e-100  # in place of a sum of 0, where the other factor is 0 too
 
@@ -42,8 +42,9 @@ class Lattice:
     eos: tokens behind which nothing is drafted.
     branches: whole continuations that do not fit into columns.
     pairs [K, M, M] float64 or None: ln of the probability of candidate v of a column behind
-    candidate u of the column before it, u in rows; those of column 0 mean nothing, its law is
-    logp[0]. With pairs the drafter's law is that Markov chain; logp is then what `chained` says.
+    candidate u of the column before it, u in rows; those of column 0 mean nothing, its distribution
+    is logp[0]. With pairs the drafter's distribution is that Markov chain; logp is then what
+    `chained` says.
     """
 
     tokens: NDArray[np.int64]
@@ -87,9 +88,10 @@ class Lattice:
         eos: Collection[int] = (),
         branches: tuple[Branch, ...] = (),
     ) -> Lattice:
-        """The Markov chain of a first column of log-law first [M] and pairs [K, M, M].
+        """The Markov chain of a first column of log-distribution first [M] and pairs [K, M, M].
 
-        logp of a later column: its law behind the candidates before it, as if there were no others.
+        logp of a later column: its distribution behind the candidates before it, as if there were
+        no others.
         """
         logp = np.full(tokens.shape, -np.inf)
         logp[:1] = first
@@ -106,23 +108,18 @@ class Lattice:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def mass(self) -> NDArray[np.float64]:
-        """[K] probability that the kept tokens of each column have together."""
-        return np.asarray(np.exp(self.logp).sum(1))
-
-    def distribution(self, depth: int) -> Law:
-        """Column `depth` as a law: cut to the kept tokens and renormalised, ready to draw from."""
+    def distribution(self, depth: int) -> Distribution:
+        """Column `depth`, cut to the kept tokens and renormalised: ready to draw from."""
         keep = self.tokens[depth] >= 0
         probs = np.exp(self.logp[depth][keep])
-        return Law(self.tokens[depth][keep], probs / probs.sum())
+        return Distribution(self.tokens[depth][keep], probs / probs.sum())
 
     def slot(self, depth: int, token: int | None) -> int | None:
         """Where a token stands in a column, if it is a candidate."""
         found = np.flatnonzero(self.tokens[depth] == token)
         return int(found[0]) if len(found) else None
 
-    def distribution_behind(self, depth: int, before: int) -> Law:
+    def distribution_behind(self, depth: int, before: int) -> Distribution:
         """The same behind the token `before` of the column before it, the likeliest token first.
 
         Empty where none may follow. For a lattice with pairs and a candidate `before`.
@@ -130,10 +127,10 @@ class Lattice:
         assert self.pairs is not None
         probs = np.exp(self.pairs[depth, self.slot(depth - 1, before)])
         order = np.argsort(-probs, kind="stable")[: np.count_nonzero(probs)]
-        return Law(self.tokens[depth][order], probs[order] / max(probs.sum(), TINY))
+        return Distribution(self.tokens[depth][order], probs[order] / max(probs.sum(), TINY))
 
     def given(self, path: Sequence[int]) -> NDArray[np.float64]:
-        """[M] ln of the drafter's law of the column behind `path`, candidates of those before."""
+        """[M] ln of the drafter's probabilities behind `path`, candidates of the columns before."""
         if self.pairs is None or not path:
             return np.asarray(self.logp[len(path)])
         return np.asarray(self.pairs[len(path), path[-1]])
@@ -202,7 +199,8 @@ class Lattice:
         """Without the first `count` columns and branches: what is left once those are committed.
 
         last: the token that came in the last of them. With pairs the next column is the one behind
-        it; behind a token that is no candidate it is what `chained` says, a law like any other.
+        it; behind a token that is no candidate it is what `chained` says, a distribution like any
+        other.
         """
         tokens, logp = self.tokens[count:], self.logp[count:]
         if self.pairs is None or not len(tokens):

@@ -1,5 +1,4 @@
-"""Row drafter: the half of a round that comes before the target's pass, and what is learned behind
-it.
+"""Row drafter: all of a round but the target's pass, namely trees before it and lessons behind it.
 
 The loop of this package and those of others (chain.py) draft by it: a drafter's session, the
 model-free sources of each row, a controller and a search give trees; what the target then emits
@@ -47,7 +46,7 @@ class SpeculationComponents:
 
 @dataclass(slots=True)
 class DraftedRow:
-    """A text that is drafted for, and its part of the round that runs.
+    """A text that is drafted for, and what the round that runs has of it.
 
     number: its place at the start, by which the controller knows it.  tokens: committed ones,
     prompt included.  limit: tokens that the text may have at most.  rng: of a search that draws.
@@ -153,7 +152,7 @@ class RowDrafter:
         verified: when the target's share of the round ended, by `perf_counter`.
         """
         for row, tokens in zip(self.rows, emitted, strict=True):
-            self._observe(row, tokens)
+            self.observe(row, tokens)
         rows, width = len(self.rows), max(len(row.tree) for row in self.rows)
         depth = max(row.depth for row in self.rows)
         if alive is not None and len(alive) < rows:
@@ -162,6 +161,27 @@ class RowDrafter:
         spent = Spent(rows, width, depth, self._draft, verified - self._proposed, host)
         self.control.spent(spent)
         return spent
+
+    def observe(self, row: DraftedRow, tokens: Sequence[int]) -> None:
+        """Append what was emitted, and say what became of the row's drafts."""
+        row.accepted = row.tree.follow(tokens)
+        row.memory.extend(tokens)
+        row.tokens += tokens
+        if self.components.reuse:
+            row.left = row.lattice.shift(len(tokens), tokens[-1])
+        kept = np.zeros(row.tree.drafts, bool)
+        kept[np.array(row.accepted, int) - 1] = True
+        self.control.observe(
+            row.number,
+            Observed(
+                depth=row.depth,
+                end=row.lattice.first_end(),
+                drafts=row.tree.drafts,
+                accepted=len(row.accepted),
+                weights=row.weights,
+                kept=kept,
+            ),
+        )
 
     def _ask(self) -> None:
         """Find every row's lattice: what is left of the last one, or a new one."""
@@ -200,27 +220,6 @@ class RowDrafter:
         sizes = self.control.sizes([row.weights for row in self.rows])
         for row, size in zip(self.rows, sizes, strict=True):
             row.tree = row.tree.cut(size)
-
-    def _observe(self, row: DraftedRow, tokens: Sequence[int]) -> None:
-        """Append what was emitted, and say what became of the row's drafts."""
-        row.accepted = row.tree.follow(tokens)
-        row.memory.extend(tokens)
-        row.tokens += tokens
-        if self.components.reuse:
-            row.left = row.lattice.shift(len(tokens), tokens[-1])
-        kept = np.zeros(row.tree.drafts, bool)
-        kept[np.array(row.accepted, int) - 1] = True
-        self.control.observe(
-            row.number,
-            Observed(
-                depth=row.depth,
-                end=row.lattice.first_end(),
-                drafts=row.tree.drafts,
-                accepted=len(row.accepted),
-                weights=row.weights,
-                kept=kept,
-            ),
-        )
 
     def _keep(self, alive: Sequence[int]) -> None:
         """Only these rows go on."""

@@ -1,4 +1,4 @@
-"""A drafter whose tokens are not the target's: texts and columns are translated.
+"""Drafter of another vocabulary than the target's: texts and columns are translated.
 
 Whatever is lost on the way makes drafts shorter, never the text wrong: drafts are only compared
 with what the target emits.

@@ -1,4 +1,6 @@
-"""Retrieval: continuations of the text's end in a stored collection of texts (REST, 2311.08252)."""
+"""Retrieval: continuations of the text's end in a stored collection of texts (REST, arXiv
+2311.08252).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be drafted without a model: continuations and conditional probabilities from text.
+"""Sources of drafts without a model: continuations and conditional probabilities from text.
 
 A `SourceSession` reads one row's tokens as they come, and answers from them: which continuations it
 has (`branches`) and how likely a token is behind others (`logp`, `pairs`: a proxy, which couples a

@@ -1,4 +1,4 @@
-"""Counts of what followed what, taken from the row's own text as it grows."""
+"""N-gram source: counts of what followed what, taken from the row's own text as it grows."""
 
 from __future__ import annotations
 

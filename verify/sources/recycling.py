@@ -1,4 +1,4 @@
-"""Token recycling: what the target found likely behind a token when it last saw it (2408.08696)."""
+"""Token recycling (arXiv 2408.08696): tokens that the target last found likely behind another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dllm.checks import check_whole
-from dllm.verify.draft.heap import Step, heaviest
+from dllm.verify.draft.heap import Step, heaviest_tree
 from dllm.verify.draft.lattice import Branch
 from dllm.verify.sources.memory import Array, Ids, Rate, SourceSession
 
@@ -74,7 +74,7 @@ class Adjacency(SourceSession):
                 if rank < len(known)
             ]
 
-        tree = heaviest(self.last, expand, (0, self.last), self.nodes)
+        tree = heaviest_tree(self.last, expand, (0, self.last), self.nodes)
         leaves = sorted({*range(1, len(tree))} - {*tree.parents})
         given = [w / tree.weights[p] for w, p in zip(tree.weights, tree.parents)]
         return [

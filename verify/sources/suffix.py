@@ -1,4 +1,4 @@
-"""What came behind the earlier occurrences of the text's own end.
+"""Suffix source: what came behind the earlier occurrences of the text's own end.
 
 Prompt lookup, CopySpec and suffix decoding copy from there; here all of them are one automaton
 that reads each token once, in constant time on average.

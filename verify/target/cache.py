@@ -1,7 +1,7 @@
-"""The target's cache: keys and values by slot, append-only, with holes. No model, no tokens.
+"""KV cache of the target: keys and values by slot, append-only, with gaps. No model, no tokens.
 
-All rows and layers share one slot axis. A slot that a row does not use is a hole: its keys stay
-where they are and no query may see them. Positions are stored beside the slots, because a hole
+All rows and layers share one slot axis. A slot that a row does not use is a gap: its keys stay
+where they are and no query may see them. Positions are stored beside the slots, because a gap
 moves slots and positions apart.
 """
 
@@ -91,12 +91,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class Slots(Cache):
-    """The cache of a batch. `commit` makes of a pass's slots what the rows keep, and holes.
+    """The cache of a batch. `commit` makes of a pass's slots what the rows keep, and gaps.
 
     valid, pos: [B, capacity], of which the first `used` count.  lengths [B]: committed tokens of
     each row, so also the position of its next one.
     horizon: how many positions back any layer sees, itself included (None: all the way); what is
-    farther back is dropped by `compact`.  share: holes among the slots that call for it.
+    farther back is dropped by `compact`.  share: gaps among the slots that call for it.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Slots(Cache):
 
     @property
     def whole(self) -> bool:
-        """True if every row has all its tokens in slots 0, 1, ... without holes."""
+        """True if every row has all its tokens in slots 0, 1, ... without gaps."""
         nothing_dropped = self.horizon is None or self.used < self.horizon
         return nothing_dropped and bool((self.lengths == self.used).all())
 
@@ -129,8 +129,8 @@ class Slots(Cache):
 
     @torch.inference_mode()
     def reserve(self, width: int) -> None:
-        """Make room for a pass of `width` queries per row: compact before the memory grows, unless
-        so few slots are holes that it would be due again soon."""
+        """Make space for a pass of `width` queries per row: compact before the memory grows, unless
+        so few slots are gaps that it would be due again soon."""
         budget = self.valid.shape[1]
         gaps = self.used - self.longest
         if self.used + width > budget and gaps >= budget // 4:
@@ -142,7 +142,7 @@ class Slots(Cache):
     @torch.inference_mode()
     def commit(self, pos: Tensor, keep: NDArray[np.bool_]) -> None:
         """Of the last pass, at positions pos [B, W], keep the slots keep [B, W]; the others are
-        holes, and free where no row keeps one behind them."""
+        gaps, and free where no row keeps one behind them."""
         counts = keep.sum(1)
         last = keep.shape[1] - keep[:, ::-1].argmax(1)  # behind the last slot that is kept
         width = int(last[counts > 0].max(initial=0))

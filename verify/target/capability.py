@@ -1,4 +1,4 @@
-"""Which transformers models can verify trees: what their configuration says, then a trial."""
+"""Check that a transformers model can verify trees: by its configuration, then by a trial."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _ropes(text: Any) -> list[dict[str, Any]]:
 def probe(
     model: Any, vocab_size: int, begin: Callable[[Sequence[Sequence[int]]], TargetSession]
 ) -> None:
-    """Compare two rounds over ragged trees, with holes between them, with plain passes.
+    """Compare two rounds over ragged trees, with gaps between them, with plain passes.
 
     begin: opens a session. Raises DllmError where the logits differ, or the model fails.
     """
@@ -116,7 +116,7 @@ def probe(
     try:
         session = begin(texts)
         session.score([_bush(text[-1], vocab_size) for text in texts])
-        session.commit([[0, 2, 4], [0]])  # leaves holes in both rows
+        session.commit([[0, 2, 4], [0]])  # leaves gaps in both rows
         texts[0] += [(texts[0][-1] + step) % vocab_size for step in (2, 6, 9)]
         texts[1] += [(texts[1][-1] + 7) % vocab_size]
         trees = [_bush(text[-1], vocab_size) for text in texts]

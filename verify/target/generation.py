@@ -1,4 +1,4 @@
-"""A transformers model's own decoding: greedy or sampled, with which processors, until which end.
+"""Own decoding of a transformers model: greedy or sampled, its processors, its ends.
 
 transformers itself reads the checkpoint's `generation_config`, puts options over it and builds the
 processors: `generate` is called with a loop that only takes what was prepared.
@@ -17,28 +17,10 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from dllm.checks import ConfigError
 from dllm.errors import DllmError
+from dllm.verify.config import MODES, NOT_OURS
 from dllm.verify.target.processors import OPTIONS, Processors
 
 SINGLE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-# what makes another mode of them -> the values that do not
-MODES: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "num_beam_groups": (None, 1),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "penalty_alpha": (None, 0),
-    "dola_layers": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_early_exit": (None,),
-    "use_mtp": (None, False),
-}
-# options that are kept where transformers calls the loop, but not by an engine
-NOT_OURS: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (None, 1),
-    "max_time": (None,),
-    "num_return_sequences": (None, 1),
-    "token_healing": (None, False),
-}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Any transformers causal LM as the target: the trees of all rows in one forward.
+"""Target that is a transformers causal LM: the trees of all rows in one forward.
 
 Knows transformers' calling convention. A mask [B, 1, Q, S + Q] of our own says which slots of the
 cache and which queries each query sees, explicit positions say where it stands; so rows may differ

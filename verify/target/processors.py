@@ -1,4 +1,4 @@
-"""The logits processors of a transformers model, for rows that are at different places.
+"""Logits processors of a transformers model, for rows that are at different places.
 
 transformers calls processors once a step, with a rectangle of all rows. A pass over drafts asks for
 the scores behind several continuations of a row, each row for itself and some of them in vain. So a

@@ -1,4 +1,4 @@
-"""What one pass asks of the target: waiting tokens and trees of all rows, on one axis of queries.
+"""Queries of one pass of the target: waiting tokens and trees of all rows, on one axis of queries.
 
     columns   | padding, waiting tokens | root, nodes of the tree, padding |
                                           ^ the last `width` columns, whose logits are needed

@@ -1,4 +1,6 @@
-"""Every rule gives the target's own law, by enumeration of all it draws; wrong ones do not."""
+"""Every rule gives the target's own distribution, by enumeration of all it draws; wrong ones do
+not.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.verify.accept.lossy import Relaxed, Typical
 from dllm.verify.accept.rules import GreedyAcceptance, Match
-from dllm.verify.accept.sampled import BlockVerification, KSeq, Ratio, Rsd, minus, normalised
+from dllm.verify.accept.sampled import BlockVerification, Ratio, minus, normalised
+from dllm.verify.research.kseq import KSeq
+from dllm.verify.research.lossy import Relaxed, Typical
+from dllm.verify.research.rsd import Rsd
 from dllm.verify.rng import TorchRng
-from dllm.verify.tree import Draw, Law, Tree
+from dllm.verify.tree import Distribution, Draw, Tree
 from tests.verify.exact import Table, chained, image, law_of, tv
 from tests.verify.rounds import World, root_of
 
@@ -23,8 +27,8 @@ EXACT = 1e-12
 BIASED = 1e-2
 
 
-def draws_of(distribution: Law, count: int, kind: str, rng) -> tuple[int, ...]:
-    """`count` draws from a law: "iid", or "distinct" ones without replacement."""
+def draws_of(distribution: Distribution, count: int, kind: str, rng) -> tuple[int, ...]:
+    """`count` draws from a distribution: "iid", or "distinct" ones without replacement."""
     tokens: list[int] = []
     for _ in range(count):
         left = distribution if kind == "iid" else distribution.without(tokens)
@@ -82,15 +86,16 @@ WILD = [
     eos=st.sampled_from(((), (2,))),
 )
 def test_any_tree_gives_the_law_of_the_target(rule, draws, kind, seed, zeros, width, eos):
-    """Fixed children, drawn children, nodes with neither; laws cut and sharpened; impossible
-    tokens; ends of the text inside a round."""
+    """Fixed children, drawn children, nodes with neither; distributions cut and sharpened;
+    impossible tokens; ends of the text inside a round.
+    """
     world = World(seed, zeros=zeros, width=width, eos=eos, sharp=2.0)
     distribution = world.distribution(rule, Wild(world, draws, kind))
     assert tv(distribution, world.truth()) < EXACT
 
 
 def chain(text, tokens, distributions=()) -> Tree:
-    """A chain; laws: what each token is said to be drawn from."""
+    """A chain; distributions: what each token is said to be drawn from."""
     tree = Tree.root(root_of(text))
     for node, token in enumerate(tokens):
         tree.add(node, token, 0.5, "test")
@@ -100,7 +105,7 @@ def chain(text, tokens, distributions=()) -> Tree:
     return tree
 
 
-def laws_of(lattice) -> list[Law]:
+def laws_of(lattice) -> list[Distribution]:
     return [lattice.distribution(depth) for depth in range(len(lattice))]
 
 
@@ -114,19 +119,21 @@ def claimed_argmax(text, lattice, rng) -> Tree:
 
 
 def claimed_conditional(text, lattice, rng) -> Tree:
-    """The likeliest path, said to be drawn from a left-to-right law of the drafter."""
+    """The likeliest path, said to be drawn from a left-to-right distribution of the drafter."""
     tokens = lattice.tokens[:, 0].tolist()
     drafter = Table(5, 3)
     distributions = [
-        Law(np.arange(3), np.array(drafter.probs((*text, *tokens[:depth]))))
+        Distribution(np.arange(3), np.array(drafter.probs((*text, *tokens[:depth]))))
         for depth in range(len(tokens))
     ]
     return chain(text, tokens, distributions)
 
 
 def not_renormalised(text, lattice, rng) -> Tree:
-    """Drawn from the cut law, tested with what it was before the cut."""
-    distributions = [Law(lattice.tokens[i], np.exp(lattice.logp[i])) for i in range(len(lattice))]
+    """Drawn from the cut distribution, tested with what it was before the cut."""
+    distributions = [
+        Distribution(lattice.tokens[i], np.exp(lattice.logp[i])) for i in range(len(lattice))
+    ]
     return chain(text, sampled(lattice, rng), distributions)
 
 
@@ -161,7 +168,9 @@ def best_of(text, lattice, rng) -> Tree:
 
 
 def beams(text, lattice) -> dict[tuple[int, ...], float]:
-    """The three heaviest paths by marginals and a left-to-right law, with normalised weights."""
+    """The three heaviest paths by marginals and a left-to-right distribution, with normalised
+    weights.
+    """
     distributions, proxy, scored = laws_of(lattice), Table(6, 3), {}
     for path in itertools.product(range(3), repeat=len(distributions)):
         steps = [
@@ -181,7 +190,7 @@ def from_beams(text, lattice, rng) -> Tree:
 
 
 def from_beams_conditional(text, lattice, rng) -> Tree:
-    """The same with the law that each token of the path had, given those before it."""
+    """The same with the distribution that each token of the path had, given those before it."""
     tree, weights = from_beams(text, lattice, rng), beams(text, lattice)
     for depth in range(len(lattice)):
         seen = tree.tokens[1 : depth + 1]
@@ -189,7 +198,7 @@ def from_beams_conditional(text, lattice, rng) -> Tree:
         for path, weight in weights.items():
             if list(path[:depth]) == seen:
                 mass[path[depth]] += weight
-        distribution = Law(np.arange(3), mass / mass.sum())
+        distribution = Distribution(np.arange(3), mass / mass.sum())
         tree.draws[depth] = Draw(distribution, (tree.tokens[depth + 1],))
     return tree
 
@@ -208,7 +217,7 @@ class RsdUnnormalised(Rsd):
     def spend(self, p, draw, rng):
         tokens, probs = draw.distribution.tokens, draw.distribution.probs.copy()
         for token in draw.tokens:
-            q = Law(tokens, probs)
+            q = Distribution(tokens, probs)
             if rng.flip(min(1.0, float(p[token]) / q.prob(token))):
                 return token
             p = normalised(minus(p, q), p)
@@ -307,7 +316,7 @@ def rounds(world: World, rule, grow, rng) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("rule", [Ratio(), BlockVerification()])
 def test_the_enumeration_of_whole_texts_says_the_same(rule):
-    """Without putting rounds together from their laws."""
+    """Without putting rounds together from their distributions."""
     world = World(2, length=2, width=2)
     whole = law_of(lambda rng: rounds(world, rule, just_sampled, rng))
     assert tv(whole, world.distribution(rule, just_sampled)) < EXACT

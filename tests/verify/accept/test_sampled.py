@@ -11,23 +11,21 @@ import torch
 
 from dllm.verify.accept.sampled import (
     BlockVerification,
-    KSeq,
     Ratio,
-    Rsd,
-    any_of,
     normalised,
     share,
-    smallest_rho,
 )
+from dllm.verify.research.kseq import KSeq, any_of, smallest_rho
+from dllm.verify.research.rsd import Rsd
 from dllm.verify.rng import TorchRng
-from dllm.verify.tree import Draw, Law, Tree
+from dllm.verify.tree import Distribution, Draw, Tree
 from tests.verify.accept.test_rules import chain, draws_of, laws_of, sampled
 from tests.verify.exact import image, law_of, tv
 from tests.verify.rounds import World
 
 
 def pair(seed: int, vocab: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """A target's and a drafter's law, sometimes with impossible tokens."""
+    """A target's and a drafter's distribution, sometimes with impossible tokens."""
     rng = np.random.default_rng(seed)
     distributions = rng.dirichlet(np.full(vocab, 0.7), 2)
     distributions[rng.random((2, vocab)) < 0.15] = 0
@@ -37,8 +35,8 @@ def pair(seed: int, vocab: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 
 def at_one_node(rule, p, q, kind: str, count: int, tops=()) -> tuple[dict[int, float], float]:
-    """The exact law of the emitted token, and the probability that it is a child."""
-    scores, distribution = torch.from_numpy(p).log(), Law(np.flatnonzero(q), q[q > 0])
+    """The exact distribution of the emitted token, and the probability that it is a child."""
+    scores, distribution = torch.from_numpy(p).log(), Distribution(np.flatnonzero(q), q[q > 0])
 
     def program(rng) -> tuple[int, bool]:
         draw = Draw(
@@ -93,7 +91,7 @@ def test_rsd_keeps_more_than_one_test_somewhere():
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("count", [1, 2])
 def test_fixed_likeliest_tokens_and_one_draw(seed, count):
-    """Kept: p(tops) + sum min(p, q'), the optimum for that law of drafts."""
+    """Kept: p(tops) + sum min(p, q'), the optimum for that distribution of drafts."""
     p, q = pair(seed)
     tops = np.argsort(-q)[:count].tolist()
     rest = np.where(np.isin(np.arange(4), tops), 0, q)
@@ -177,7 +175,7 @@ def test_nothing_left_by_rounding_falls_back_to_the_law_itself():
 def test_extreme_laws(rule, p, q):
     """Finite, normalised, and never a token that the target excludes."""
     p, q = np.array(p), np.array(q)
-    scores, distribution = torch.from_numpy(p).log(), Law(np.arange(3), q)
+    scores, distribution = torch.from_numpy(p).log(), Distribution(np.arange(3), q)
 
     def program(rng) -> int:
         tree = Tree.root(0)
@@ -190,7 +188,9 @@ def test_extreme_laws(rule, p, q):
 
 @pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), BlockVerification()])
 def test_without_a_draw_the_target_is_drawn_from_as_alone(rule):
-    """The same number from the same generator as `torch.multinomial` on the target's fp32 law."""
+    """The same number from the same generator as `torch.multinomial` on the target's fp32
+    distribution.
+    """
     scores = torch.randn(50, generator=torch.Generator().manual_seed(1))
     walk = rule.walk(
         Tree.root(0), lambda node, tokens: scores, TorchRng(torch.Generator().manual_seed(2)), bool

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,12 +10,12 @@ from hypothesis import strategies as st
 from dllm.registry import SpecError
 from dllm.verify.components import CONTROLS
 from dllm.verify.control.controllers import (
-    AdlController,
     FixedController,
     Observed,
     Spent,
     ThresholdController,
 )
+from dllm.verify.research.cps import AdlController
 
 
 def seen(depth: int, end: int, accepted: int, drafts: int | None = None) -> Observed:
@@ -26,65 +24,13 @@ def seen(depth: int, end: int, accepted: int, drafts: int | None = None) -> Obse
     return Observed(depth, end, drafts, accepted, weights, np.arange(drafts) < accepted)
 
 
-@dataclass
-class LiteralAdl:
-    """The paper's algorithm with its names; positions count from 1."""
-
-    k_min: int
-    k_max: int
-    delta: float
-    rho: float
-    ema_gen: float = 0.0
-    ema_acc: float = 0.0
-
-    def step(self, k: int, first_eos: int | None, accepted: int) -> int:
-        l_gen = k if first_eos is None else min(first_eos - 1, k)
-        self.ema_gen = (1 - self.rho) * self.ema_gen + self.rho * l_gen
-        self.ema_acc = (1 - self.rho) * self.ema_acc + self.rho * accepted
-        k_next = self.ema_gen
-        if self.ema_acc >= self.ema_gen:
-            k_next += self.delta
-        if k_next < self.k_min:
-            return self.k_min
-        return self.k_max if k_next > self.k_max else int(np.floor(k_next))
-
-
-@given(st.data())
-def test_adl_is_the_published_rule(data):
-    k_min = data.draw(st.integers(1, 30))
-    k_max = data.draw(st.integers(k_min, 60))
-    delta = data.draw(st.sampled_from([0, 3, 10]))
-    rho = data.draw(st.sampled_from([0.25, 0.5, 0.75, 1.0]))
-    control = AdlController(k_min, k_max, delta, rho).open(3)
-    literal = [LiteralAdl(k_min, k_max, delta, rho) for _ in range(3)]
-    lengths = [k_max] * 3
-    for row in data.draw(st.lists(st.integers(0, 2), max_size=30)):
-        k = lengths[row]
-        assert [control.depth(r) for r in range(3)] == lengths
-        assert control.drafts(row) == k
-        eos = data.draw(st.none() | st.integers(1, k))
-        drafted = k if eos is None else eos - 1
-        # as much as was drafted is often accepted, so that the length also grows
-        accepted = data.draw(st.integers(0, drafted) | st.just(drafted))
-        lengths[row] = literal[row].step(k, eos, accepted)
-        control.observe(row, seen(k, k if eos is None else eos - 1, accepted))
-
-
-def test_adl_stays_short_unless_whole_drafts_are_accepted():
-    control = AdlController().open(2)
-    for accepted in (29, 19, 19, 19, 19, 19):
-        control.observe(0, seen(control.depth(0), control.depth(0), accepted))
-        control.observe(1, seen(control.depth(1), control.depth(1), control.depth(1)))
-    assert [control.depth(0), control.depth(1)] == [20, 30]
-
-
 def test_a_round_without_the_drafter_says_nothing_about_its_length():
-    for part in (AdlController(), ThresholdController(step=5)):
-        control = part.open(1)
+    for controller in (AdlController(), ThresholdController(step=5)):
+        control = controller.open(1)
         before = control.depth(0)
         control.observe(0, seen(0, 0, 0, drafts=4))
         control.observe(0, seen(before, before, before))
-        once = part.open(1)
+        once = controller.open(1)
         once.observe(0, seen(before, before, before))
         assert control.depth(0) == once.depth(0)
 

@@ -164,10 +164,10 @@ def test_weights_that_claim_too_much_or_too_little_are_corrected(claim):
 
 
 def warm(
-    part: CostController, curve: Callable[[int, int], float], rows: int, draft: float
+    controller: CostController, curve: Callable[[int, int], float], rows: int, draft: float
 ) -> CostSession:
     """A control that knows all costs, has fair calibration and found the drafter best."""
-    learned = part.learned
+    learned = controller.learned
     for width in (1, 2, 4, 8, 16, 32, 64):
         for _ in range(3):
             learned.costs.add(Spent(rows, width, 8, draft, curve(rows, width), 0.02), True, True)
@@ -176,7 +176,7 @@ def warm(
     for arm in learned.arms.values():
         arm.due = 10**9
     learned.arms["drafter"].add(5.0, 1.0)
-    control = part.open(rows)
+    control = controller.open(rows)
     assert isinstance(control, CostSession)
     assert (control.mode, control.trying) == ("drafter", False)
     return control
@@ -277,16 +277,16 @@ def test_depth_doubles_after_a_full_accept_and_is_what_is_left_before_an_end():
 
 
 def test_the_first_draft_of_a_text_asks_for_what_such_drafts_have_needed():
-    part = CostController(depth=8, least=4, most=32)
+    controller = CostController(depth=8, least=4, most=32)
     for accepted, expected in ((8, 16), (16, 32), (31, 32)):
-        control = part.open(1)
+        control = controller.open(1)
         see(control, 0, control.depth(0), accepted)
         see(control, 0, 4, 0)  # a later round says nothing about first ones
-        warm(part, bf16, 1, 0.1)
-        assert round(part.learned.start) == expected
+        warm(controller, bf16, 1, 0.1)
+        assert round(controller.learned.start) == expected
     for _ in range(60):
-        see(part.open(1), 0, 32, 9)
-    assert round(part.learned.start) == 10
+        see(controller.open(1), 0, 32, 9)
+    assert round(controller.learned.start) == 10
 
 
 def test_depth_follows_the_positions_that_are_reached_often_enough():
@@ -302,14 +302,14 @@ def test_depth_follows_the_positions_that_are_reached_often_enough():
 
 
 def test_the_prompt_pass_says_nothing_about_later_ones():
-    part = CostController()
+    controller = CostController()
     for _ in range(20):
-        control = part.open(1)
+        control = controller.open(1)
         control.observe(0, Observed(0, 0, 0, 0, np.zeros(0), np.zeros(0, bool)))
         control.spent(Spent(1, 1, 0, 0.0, 900.0, 0.0))
     world = World(bf16, drafter=chance(0.9))
     world.play(control, 60)
-    assert part.learned.costs.plain(1) == pytest.approx(1.01)
+    assert controller.learned.costs.plain(1) == pytest.approx(1.01)
 
 
 def test_a_drafter_that_catches_up_is_not_taken_for_slow():
@@ -323,20 +323,20 @@ def test_a_drafter_that_catches_up_is_not_taken_for_slow():
         return 0.3 if before else 30.0
 
     world.draft = draft
-    part = CostController()
-    world.play(part.open(1), 200)
+    controller = CostController()
+    world.play(controller.open(1), 200)
     assert paused[0]
     assert np.mean([depth > 0 for depth, _, _ in world.log[50:]]) > 0.9
-    assert part.learned.costs.round(1, 1, 8, True) < 1.5
+    assert controller.learned.costs.round(1, 1, 8, True) < 1.5
 
 
 def test_what_was_learned_stays_for_the_next_request():
-    part = CostController()
+    controller = CostController()
     bad = World(bf16, drafter=chance(0.02))
-    bad.play(part.open(1), 100)
+    bad.play(controller.open(1), 100)
     again = World(bf16, drafter=chance(0.02))
     for _ in range(10):
-        again.play(part.open(1), 20)
+        again.play(controller.open(1), 20)
     assert sum(depth > 0 for depth, _, _ in again.log) <= 8
     other = World(bf16, drafter=chance(0.02))
     other.play(CostController().open(1), 20)
@@ -344,9 +344,9 @@ def test_what_was_learned_stays_for_the_next_request():
 
 
 def test_a_batch_that_shrinks_is_measured_anew_and_still_pays():
-    part = CostController()
+    controller = CostController()
     world = World(gpu, draft=lambda depth: 0.2, drafter=chance(0.8))
-    control = part.open(8)
+    control = controller.open(8)
     world.play(control, 200, rows=8)
     assert np.mean([depth > 0 for depth, _, _ in world.log[50:]]) > 0.8
     world.play(control, 100, rows=2)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from dllm.verify.draft.conditional import lattices
 from dllm.verify.draft.construct import SampledChain
 from dllm.verify.draft.lattice import Lattice
-from dllm.verify.draft.search import Argmax, Coupled, Cps, Product
+from dllm.verify.draft.search import Argmax, Product
+from dllm.verify.research.coupled import Coupled
+from dllm.verify.research.cps import Cps
 from tests.verify.drafts import all_nodes, paths
 from tests.verify.headed import ROOT, VOCAB, Head, few, grown, heads, memory_of
 
@@ -82,7 +84,7 @@ def test_argmax_is_the_greedy_path_of_the_whole_vocabulary(head, width, drafts):
 
 
 def candidates_of(first, rows, width=2, eos=()):
-    """The second column's candidates of a chain given by its laws {token: probability}."""
+    """The second column's candidates of a chain given by its distributions {token: probability}."""
 
     def column(distribution):
         return torch.tensor([distribution.get(v, 1e-9) for v in range(VOCAB)]).log()

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm.verify.draft.lattice import Lattice
-from dllm.verify.draft.search import Argmax, Coupled, Cps, Product
+from dllm.verify.draft.search import Argmax, Product
+from dllm.verify.research.coupled import Coupled
+from dllm.verify.research.cps import Cps
 from dllm.verify.rng import TorchRng
 from dllm.verify.sources.memory import Memory
 from tests.verify.draft.test_construct import SEARCHES

@@ -10,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.verify.draft.construct import GreedyPlusOne, KSeqTree, RsdTree, SampledChain
+from dllm.verify.draft.construct import GreedyPlusOne, SampledChain
 from dllm.verify.draft.lattice import Lattice
-from dllm.verify.draft.search import Argmax, Coupled, Cps, Product
+from dllm.verify.draft.search import Argmax, Product
+from dllm.verify.research.coupled import Coupled
+from dllm.verify.research.cps import Cps
+from dllm.verify.research.kseq import KSeqTree
+from dllm.verify.research.rsd import RsdTree
 from dllm.verify.rng import TorchRng
 from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Draw, Tree
@@ -63,7 +67,7 @@ def test_the_rest_of_a_draft_may_be_drawn_from_again(seed, search, name, changes
 
 
 def with_marginals(search):
-    """The mutant that draws from the conditionals and tests with the columns' own laws."""
+    """The mutant that draws from the conditionals and tests with the columns' own distributions."""
 
     def grow(text, lattice, rng) -> Tree:
         tree = search.grow(text[-1] if text else 0, lattice, Memory(), 4, rng)

@@ -14,11 +14,11 @@ from dllm.registry import SpecError
 from dllm.verify import components as parts
 from dllm.verify.draft.construct import (
     GreedyPlusOne,
-    KSeqTree,
-    RsdTree,
     SampledChain,
 )
 from dllm.verify.draft.lattice import Branch, Lattice
+from dllm.verify.research.kseq import KSeqTree
+from dllm.verify.research.rsd import RsdTree
 from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Tree
 from tests.verify.exact import lattice_of, law_of, tv
@@ -239,7 +239,9 @@ def test_the_heaviest_nodes_of_all():
     lattice = four_columns()
     per_depth = [
         (distribution.probs[0] * m, distribution.probs[1:].sum() * m)
-        for distribution, m in zip((lattice.distribution(i) for i in range(4)), lattice.mass)
+        for distribution, m in zip(
+            (lattice.distribution(i) for i in range(4)), np.exp(lattice.logp).sum(1)
+        )
     ]
     every = [np.prod(x) for n in (1, 2, 3, 4) for x in itertools.product(*per_depth[:n])]
     for tree in trees(GreedyPlusOne(tops=1), lattice, 8):
@@ -254,7 +256,7 @@ def test_a_likeliest_token_that_ends_the_text_costs_one_node():
 def test_kept_end_tokens_do_not_hide_the_likeliest():
     lattice = four_columns(eos=(3,))
     tokens = lattice.tokens.copy()
-    tokens[:, 1] = -1  # a hole, as pruning leaves before an end token
+    tokens[:, 1] = -1  # a gap, as pruning leaves before an end token
     logp = np.where(tokens < 0, -np.inf, lattice.logp)
     [tree] = trees(GreedyPlusOne(tops=2), Lattice(tokens, logp), 99)
     first = [tree.tokens[node] for node in tree.children(0)]
@@ -282,7 +284,7 @@ def test_a_column_without_tokens_ends_the_draft():
 
 
 class Alike:
-    """A target whose law at a position is the drafter's marginal there."""
+    """A target whose distribution at a position is the drafter's marginal there."""
 
     def __init__(self, columns: np.ndarray) -> None:
         self.columns = torch.from_numpy(columns).log()
@@ -296,7 +298,9 @@ class Alike:
     [(SampledChain(), 3), (RsdTree(widths=(2, 1)), 4), (KSeqTree(), 4), (GreedyPlusOne(), 5)],
 )
 def test_weights_add_up_to_the_accepted_drafts(search, drafts):
-    """Where the target's laws are the marginals the sum of weights is E[accepted], exactly."""
+    """Where the target's distributions are the marginals the sum of weights is E[accepted],
+    exactly.
+    """
     world = World(2, vocab=4, columns=3, width=3, length=9, drafts=drafts)
     lattice = world.lattice(())
     rng = np.random.default_rng([2, 99, 0])

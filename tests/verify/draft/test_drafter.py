@@ -37,8 +37,8 @@ def plainly(model, context, depth, masks=None, tail=()):
     return logits.double().softmax(-1).numpy()
 
 
-def drafter(model, **knobs):
-    return ModelDrafter(model, width=VOCAB, **knobs)
+def drafter(model, **options):
+    return ModelDrafter(model, width=VOCAB, **options)
 
 
 @pytest.mark.parametrize(("shift", "block"), MODELS)
@@ -111,11 +111,11 @@ def test_a_text_that_is_taken_back_is_forgotten_from_where_it_differs():
     fresh.propose([[3, 4]], [3])
     (lattice,) = session.propose([[3, 4, 9, 9]], [3])
     # keys of positions 0 and 1 are those of the first call, the rest is computed
-    assert session.known == [4]
+    assert session.cached == [4]
     assert session.kv.live[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]
     assert columns(lattice).shape == (3, VOCAB)
     (again,) = session.propose([[3, 4]], [2])
-    assert session.known == [2]
+    assert session.cached == [2]
     assert len(again) == 2
 
 
@@ -195,7 +195,7 @@ def test_a_draft_longer_than_the_store_is_not_made():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"width": 0}, "width=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
@@ -204,9 +204,9 @@ def test_a_draft_longer_than_the_store_is_not_made():
         ({"markov": MarkovHead(VOCAB + 1, 2)}, f"for {VOCAB + 1} tokens: expected {VOCAB}"),
     ],
 )
-def test_knobs_are_checked(knobs, message):
+def test_knobs_are_checked(options, message):
     with pytest.raises(DllmError, match=message):
-        ModelDrafter(decoder(), **knobs)
+        ModelDrafter(decoder(), **options)
 
 
 def test_a_model_without_a_store_is_refused():

@@ -3,13 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.verify.draft.heap import Both, climb, fuse, heaviest, plant
+from dllm.verify.draft.heap import BranchNode, Joint, fuse, heaviest_tree, trie
 from dllm.verify.draft.lattice import Branch
 from tests.verify.drafts import all_nodes, branch_lists, check_heaviest, check_tree, paths
 
 
 def table(seed: int, depth: int, vocabulary: int = 3):
-    """A random conditional law over tokens, as a function of all tokens before; coarse: ties."""
+    """A random conditional distribution over tokens, as a function of all tokens before; coarse:
+    ties.
+    """
 
     def conditional(path):
         rng = np.random.default_rng([seed, len(path), *path])
@@ -28,7 +30,7 @@ def table(seed: int, depth: int, vocabulary: int = 3):
 @given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from([(), (1,), (0, 2)]))
 def test_the_tree_is_the_heaviest_nodes(seed, drafts, eos):
     conditional, expand = table(seed, 4)
-    tree = heaviest(9, expand, (), drafts, eos)
+    tree = heaviest_tree(9, expand, (), drafts, eos)
     assert tree.tokens[0] == 9
     check_tree(tree, eos)
     check_heaviest(tree, all_nodes(conditional, 4, eos), drafts)
@@ -37,19 +39,19 @@ def test_the_tree_is_the_heaviest_nodes(seed, drafts, eos):
 @given(st.integers(0, 10**6), st.integers(0, 20))
 def test_a_cut_is_the_tree_of_the_smaller_budget(seed, drafts):
     _, expand = table(seed, 4)
-    small, large = (heaviest(9, expand, (), n) for n in (drafts, 30))
+    small, large = (heaviest_tree(9, expand, (), n) for n in (drafts, 30))
     assert large.cut(drafts) == small
 
 
 def test_among_equals_the_earlier_step_comes_first():
-    tree = heaviest(9, lambda path: [(1.0, 5, "a", path), (1.0, 2, "b", path)], (), 4)
+    tree = heaviest_tree(9, lambda path: [(1.0, 5, "a", path), (1.0, 2, "b", path)], (), 4)
     assert paths(tree) == [(5,), (2,), (5, 5), (2, 5)]
     assert tree.sources == ["root", "a", "b", "a", "a"]
 
 
 def test_steps_of_equal_weight_keep_the_order_they_are_given_in():
     steps = [(0.5, 5, "a", ()), (0.5, 2, "a", ()), (0.5, 7, "a", ())]
-    assert heaviest(9, lambda state: steps, (), 3).tokens[1:] == [5, 2, 7]
+    assert heaviest_tree(9, lambda state: steps, (), 3).tokens[1:] == [5, 2, 7]
 
 
 @given(branch_lists())
@@ -60,8 +62,8 @@ def test_a_trie_holds_the_branches_and_nothing_else(branches):
             prefix = branch.tokens[: i + 1]
             known[prefix] = max(known.get(prefix, 0), weight)
 
-    def visit(twig, path):
-        steps = climb(twig)
+    def visit(node, path):
+        steps = node.steps()
         assert [step[0] for step in steps] == sorted((step[0] for step in steps), reverse=True)
         for weight, token, source, below in steps:
             assert known.pop((*path, token)) == weight
@@ -73,15 +75,15 @@ def test_a_trie_holds_the_branches_and_nothing_else(branches):
             )
             visit(below, (*path, token))
 
-    visit(plant(branches), ())
+    visit(trie(branches), ())
     assert not known
 
 
 def test_nothing_hangs_behind_a_token_that_never_comes():
-    root = plant([Branch((1, 2), (0.0, 0.5), "a"), Branch((3, 4, 5), (0.5, 0.0, 0.5), "a")])
-    (step,) = climb(root)
+    root = trie([Branch((1, 2), (0.0, 0.5), "a"), Branch((3, 4, 5), (0.5, 0.0, 0.5), "a")])
+    (step,) = root.steps()
     assert step[:3] == (0.5, 3, "a")
-    assert climb(step[3]) == []
+    assert step[3].steps() == []
 
 
 @given(st.integers(0, 10**6), branch_lists(vocabulary=3), st.integers(0, 30))
@@ -110,7 +112,7 @@ def test_two_views_are_one_tree(seed, branches, drafts):
             for t in {*ours, *theirs}
         ]
 
-    tree = heaviest(9, fuse(expand, climb), Both((), plant(branches)), drafts)
+    tree = heaviest_tree(9, fuse(expand, BranchNode.steps), Joint((), trie(branches)), drafts)
     check_tree(tree)
     check_heaviest(tree, all_nodes(both, 5), drafts)
     for path, source in zip(paths(tree), tree.sources[1:]):
@@ -124,4 +126,4 @@ def test_two_views_are_one_tree(seed, branches, drafts):
 
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_without_steps_the_tree_is_its_root(drafts):
-    assert heaviest(9, lambda state: (), (), drafts).tokens == [9]
+    assert heaviest_tree(9, lambda state: (), (), drafts).tokens == [9]

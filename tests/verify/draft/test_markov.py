@@ -10,7 +10,7 @@ from dllm.errors import DllmError, LoadError
 from dllm.models.hub import resolve
 from dllm.models.loading import load_model
 from dllm.models.markov import MarkovHead, save_markov
-from dllm.verify.loop import Loop
+from dllm.verify.draft.rows import RowDrafter
 
 PROMPTS = ["Reverse the list: pear, fig, plum", "Sort the list: 8, 2, 5"]
 
@@ -93,21 +93,18 @@ def test_drawn_drafts_run_with_reuse_and_branches(headed, search):
 
 
 def test_columns_that_are_used_again_go_on_behind_what_was_emitted(headed, monkeypatch):
-    """The first column of a rest is the head's law behind the last token of the text."""
-    emit, checked = Loop.emit, []
+    """The first column of a rest is the head's distribution behind the last token of the text."""
+    observe, checked = RowDrafter.observe, []
 
-    def watched(self, row, lattice, depth, tree, walk):
-        done = emit(self, row, lattice, depth, tree, walk)
-        count = len(walk.tokens)
-        if count < len(lattice) and lattice.slot(count - 1, row.last) is not None:
-            distribution, left = lattice.distribution_behind(count, row.last), row.left
-            assert (
-                left.tokens[0, : len(distribution.tokens)].tolist() == distribution.tokens.tolist()
-            )
+    def watched(self, row, tokens):
+        observe(self, row, tokens)
+        lattice, count, last = row.lattice, len(tokens), tokens[-1]
+        if count < len(lattice) and lattice.slot(count - 1, last) is not None:
+            expected = lattice.distribution_behind(count, last).tokens
+            assert row.left.tokens[0, : len(expected)].tolist() == expected.tolist()
             checked.append(True)
-        return done
 
-    monkeypatch.setattr(Loop, "emit", watched)
+    monkeypatch.setattr(RowDrafter, "observe", watched)
     headed.generate(PROMPTS, search="argmax", control="fixed:depth=12,nodes=2", reuse=1)
     assert checked
 

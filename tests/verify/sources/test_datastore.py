@@ -14,11 +14,11 @@ from dllm.verify.sources.datastore import FORMAT, REACH, Datastore, sorted_place
 STORES = st.lists(st.lists(st.integers(0, 2), max_size=20), min_size=1, max_size=4).filter(any)
 
 
-def opened(texts, context, **knobs):
+def opened(texts, context, **options):
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "store.safetensors")
         Datastore.build(texts, path)
-        source = Datastore(path, **knobs).open()
+        source = Datastore(path, **options).open()
     source.extend(context[:3])
     source.extend(context[3:])
     return source
@@ -130,13 +130,13 @@ def test_a_bad_file(write, message, tmp_path):
     assert f"path={path!r}: " in str(error.value)
 
 
-@pytest.mark.parametrize(("knob", "least"), [("least", 1), ("samples", 0)])
-def test_a_knob_out_of_range(knob, least, tmp_path):
+@pytest.mark.parametrize(("option", "least"), [("least", 1), ("samples", 0)])
+def test_an_option_out_of_range(option, least, tmp_path):
     path = str(tmp_path / "store.safetensors")
     Datastore.build([[1, 2]], path)
-    expected = f"{knob}={least - 1}: expected a whole number of at least {least}"
+    expected = f"{option}={least - 1}: expected a whole number of at least {least}"
     with pytest.raises(ValueError, match=expected):
-        Datastore(path, **{knob: least - 1})
+        Datastore(path, **{option: least - 1})
 
 
 @given(STORES, st.integers(-1, 4), st.integers(-1, 4))

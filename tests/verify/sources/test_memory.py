@@ -90,7 +90,7 @@ def test_every_source_hears_everything():
 
 
 def test_a_memory_wants_as_many_of_the_targets_tokens_as_its_greediest_source():
-    sources = [part.open() for part in (NGram(), Recycling(top=3), Suffix(), Recycling(top=5))]
+    sources = [source.open() for source in (NGram(), Recycling(top=3), Suffix(), Recycling(top=5))]
     assert Memory().top == Memory([sources[0], sources[2]]).top == 0
     assert Memory(sources).top == 5
 

@@ -114,12 +114,12 @@ def test_the_latest_of_the_commonest_is_the_first():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         ({"order": 1}, "order=1: expected a whole number of at least 2"),
         ({"paths": -1}, "paths=-1: expected a whole number of at least 0"),
     ],
 )
-def test_a_knob_out_of_range(knobs, message):
+def test_an_option_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        NGram(**knobs)
+        NGram(**options)

@@ -13,8 +13,8 @@ SEEN = st.lists(  # (token, the target's best behind it)
 )
 
 
-def opened(seen, last=None, **knobs):
-    source = Recycling(**knobs).open()
+def opened(seen, last=None, **options):
+    source = Recycling(**options).open()
     half = len(seen) // 2
     for part in (seen[:half], seen[half:]):
         if part:
@@ -105,9 +105,9 @@ def test_ranks_learn_which_of_them_come():
     assert second.weights[0] < 0.1
 
 
-@pytest.mark.parametrize(("knob", "value", "low"), [("top", 0, 1), ("nodes", -1, 0)])
-def test_a_knob_out_of_range(knob, value, low):
+@pytest.mark.parametrize(("option", "value", "low"), [("top", 0, 1), ("nodes", -1, 0)])
+def test_an_option_out_of_range(option, value, low):
     with pytest.raises(
-        ValueError, match=f"{knob}={value}: expected a whole number of at least {low}"
+        ValueError, match=f"{option}={value}: expected a whole number of at least {low}"
     ):
-        Recycling(**{knob: value})
+        Recycling(**{option: value})

@@ -9,8 +9,8 @@ from dllm.verify.sources.suffix import DECAY, LENGTHS, Automaton, Suffix
 TEXTS = st.lists(st.integers(0, 2), max_size=40)
 
 
-def opened(text, pieces=1, **knobs):
-    source = Suffix(**knobs).open()
+def opened(text, pieces=1, **options):
+    source = Suffix(**options).open()
     size = max(1, len(text) // pieces)
     for start in range(0, len(text), size):
         source.extend(text[start : start + size])
@@ -143,7 +143,7 @@ def test_reading_takes_time_in_proportion_to_the_text(text):
     assert min(spent(4000) for _ in range(3)) < 12 * min(spent(1000) for _ in range(3))
 
 
-@pytest.mark.parametrize("knob", ["least", "paths"])
-def test_a_knob_out_of_range(knob):
-    with pytest.raises(ValueError, match=f"{knob}=0: expected a whole number of at least 1"):
-        Suffix(**{knob: 0})
+@pytest.mark.parametrize("option", ["least", "paths"])
+def test_an_option_out_of_range(option):
+    with pytest.raises(ValueError, match=f"{option}=0: expected a whole number of at least 1"):
+        Suffix(**{option: 0})

@@ -1,4 +1,4 @@
-"""The cache with holes against lists of what each row should hold."""
+"""The cache with gaps against lists of what each row should hold."""
 
 import gc
 import weakref

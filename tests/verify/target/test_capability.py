@@ -125,7 +125,7 @@ class Faulty(LlamaForCausalLM):
             position_ids[:, -1:] += 1
         if told and self.fault == "mask":
             attention_mask = None
-        if told and self.fault == "holes" and attention_mask is not None:
+        if told and self.fault == "gaps" and attention_mask is not None:
             attention_mask = attention_mask.clone()
             attention_mask[..., : -input_ids.shape[1]] = 0
         if told and self.fault == "branches" and attention_mask is not None:
@@ -156,7 +156,7 @@ class Faulty(LlamaForCausalLM):
         ("positions", "it ignores position_ids"),
         ("off by one", "differ from plain passes"),
         ("mask", r"a mask \[B, 1, Q, K\]"),
-        ("holes", "differ from plain passes"),
+        ("gaps", "differ from plain passes"),
         ("branches", "differ from plain passes"),
         ("nan", "by nan of their spread"),
         ("raises", r"failed \(KeyError: 'boom'\)"),

@@ -18,7 +18,7 @@ from dllm.verify.config import SpecConfig
 from dllm.verify.engine import SpecEngine
 from dllm.verify.rng import row_seed
 from tests.verify.scripted import knowing
-from tests.verify.tiny_targets import VOCAB, tiny_target
+from tests.verify.tiny_targets import SHALLOW, VOCAB, tiny_target
 
 model_of = cache(tiny_target)
 tokens = st.integers(4, VOCAB - 1)
@@ -60,7 +60,7 @@ def some_options(draw, most):
     return found
 
 
-def engine(checkpoint, drafter=None, family="llama"):
+def engine(checkpoint, drafter=None, family=SHALLOW):
     """An engine whose target has these options in its generation config."""
     model = model_of(family)
     with warnings.catch_warnings():
@@ -90,7 +90,7 @@ def forces_the_suppressed(options):
 
 @pytest.mark.parametrize("sampled", [False, True])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_token_for_token_as_generate(sampled, data):
     """Options of the checkpoint, others over them, and what transformers does without any."""
     checkpoint, options = data.draw(some_options(4)), data.draw(some_options(3))

@@ -26,7 +26,7 @@ EXACT, BIASED = 1e-12, 1e-2
 
 
 class TableTarget:
-    """A table of laws as a target of one row."""
+    """A table of distributions as a target of one row."""
 
     def __init__(self, table):
         self.table, self.vocab_size = table, table.vocab
@@ -60,7 +60,7 @@ class Forgetful(Processors):
 
 
 def distribution(table, process, **options):
-    """The exact law of the whole text that speculation gives."""
+    """The exact distribution of the whole text that speculation gives."""
     columns = [{0: 0.5, 2: 0.3}, {2: 0.6, 1: 0.3}]
     drafter = Scripted(lambda context, depth: columns[:depth])
     config = SpecConfig(temperature=1.0, control="fixed:depth=2,nodes=3", sources=(), **options)

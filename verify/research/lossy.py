@@ -1,7 +1,7 @@
 """Acceptance rules that change the text: they keep drafts that the target only finds plausible.
 
-At each node the most likely plausible child is kept; without one the target alone goes on.
-There is no bound on how far the text's law goes from the target's, hence `lossless = False`.
+At each node the most likely plausible child is kept; without one the target alone goes on. There is
+no bound on how far the text's distribution goes from the target's, hence `lossless = False`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lossy(Match):
     greedy: bool = False
 
     def least(self, probs: Tensor) -> float:
-        """The probability that a token must have to be plausible, given the law probs [V]."""
+        """The probability that a token must have to be plausible, given all of them: probs [V]."""
         raise NotImplementedError
 
     def token(self, tree: Tree, node: int, scores: Tensor, rng: Rng) -> int:
@@ -45,7 +45,8 @@ class Lossy(Match):
 
 @dataclass(frozen=True)
 class Typical(Lossy):
-    """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the law's entropy.
+    """Plausible: a probability of at least min(epsilon, delta exp(-H)), H the distribution's
+    entropy.
 
     Typical acceptance, with the values that Medusa released. greedy: where no token is plausible,
     the target's likeliest is taken, not drawn (at temperature 0).

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from dllm.registry import SpecError
-from dllm.verify.accept.lossy import Relaxed, Typical
 from dllm.verify.accept.rules import AcceptanceRule
-from dllm.verify.accept.sampled import BlockVerification, KSeq, Ratio, Rsd
+from dllm.verify.accept.sampled import BlockVerification, Ratio
 from dllm.verify.components import RULES, rule_of
 from dllm.verify.draft.search import Argmax
+from dllm.verify.research.kseq import KSeq
+from dllm.verify.research.lossy import Relaxed, Typical
+from dllm.verify.research.rsd import Rsd
 from dllm.verify.tree import Tree
 from tests.verify.exact import law_of
 
@@ -19,7 +21,7 @@ P = np.array([0.5, 0.3, 0.15, 0.05])
 
 
 def emitted(rule: AcceptanceRule, children: tuple[int, ...]) -> dict[int, float]:
-    """The law of the token emitted at a node with these children, where the target's is P."""
+    """The distribution of what is emitted at a node with these children; the target's is P."""
     tree = Tree.root(0)
     for child in children:
         tree.add(0, child, 0.5, "test")
