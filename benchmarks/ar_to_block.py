@@ -12,13 +12,11 @@ of the answer, its end token included; each model is counted on the tokens of it
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,16 +24,23 @@ from rich.progress import track
 
 import dllm
 import dllm.verify
-from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
+from benchmarks.common import (
+    DOCS,
+    DTYPE,
+    arguments,
+    is_right,
+    markdown,
+    read_result,
+    unseen_of_all,
+    write_result,
+)
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.engine import Engine
-from dllm.eval.tasks import Sample
 from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
 NAME = "ar_to_block"
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED = 37  # of the prompts; see common.WATCHED
 GENERATE, OURS = "AR, transformers generate", "AR, our loop without drafts"
 SAMPLERS = {
@@ -102,12 +107,6 @@ def settings(size: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def prompts(count: int) -> list[tuple[str, Sample]]:
-    """(task, example): the same number of held-out prompts of every task."""
-    each = -(-count // len(DATASETS))
-    return [(name, example) for name in DATASETS for example in unseen(name, each, SEED)]
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All contenders on all prompts; writes benchmarks/results/ar_to_block.json."""
     torch.set_num_threads(1)
@@ -123,7 +122,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         **{name: partial(block, engine, **options) for name, options in settings(size).items()},
     }
     tallies = {name: Tally() for name in contenders}
-    questions = prompts(args.prompts)
+    questions = unseen_of_all(args.prompts, SEED)
     for number, (task, example) in enumerate([questions[0], *track(questions)]):
         ids = encode_prompt(engine.text, example.prompt)
         for name, contender in contenders.items():
@@ -178,34 +177,38 @@ def rates(tally: Tally) -> list[float]:
 
 def table_of(result: dict[str, Any]) -> str:
     """The result as a Markdown table."""
-    lines = [
-        "| model and setting | right | tokens / forward | ms / forward | ms / token "
-        "| speed over generate | over our loop |",
-        "|---|---|---|---|---|---|---|",
+    columns = ["model and setting", "right", "tokens / forward", "ms / forward", "ms / token"]
+    columns += ["speed over generate", "over our loop"]
+    rows = [
+        [
+            each["name"],
+            f"{each['right'] / each['of']:.1%}",
+            f"{each['tokens_per_forward']:.2f}",
+            f"{each['ms_per_forward']:.2f}",
+            f"{each['ms_per_token']:.2f}",
+            f"{each['speed_over_generate']:.2f}×",
+            f"{each['speed_over_our_loop']:.2f}×",
+        ]
+        for each in result["rows"]
     ]
-    for each in result["rows"]:
-        lines.append(
-            f"| {each['name']} | {each['right'] / each['of']:.1%} "
-            f"| {each['tokens_per_forward']:.2f} | {each['ms_per_forward']:.2f} "
-            f"| {each['ms_per_token']:.2f} | {each['speed_over_generate']:.2f}× "
-            f"| {each['speed_over_our_loop']:.2f}× |"
-        )
-    return "\n".join(lines)
+    return markdown(columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", help="directory of the block model")
-    parser.add_argument("--target", default="tiny-ar", help="the AR model it was made of")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompts", type=int, default=234)
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        fill(PAGE, {NAME: table_of(json.loads((RESULTS / f"{NAME}.json").read_text()))})
-        return
-    if args.model is None:
-        parser.error("--model is missing")
+    options = {
+        "--model": ("", "directory of the block model"),
+        "--target": ("tiny-ar", "the AR model it was made of"),
+        "--dtype": DTYPE,
+        "--prompts": (234, "of all tasks"),
+    }
+    args = arguments(
+        __doc__,
+        options,
+        page=DOCS / "training.md",
+        tables=lambda: {NAME: table_of(read_result(NAME))},
+    )
+    if not args.model:
+        raise SystemExit("--model: expected the directory of a block model")
     print(table_of(measure(args)))
 
 

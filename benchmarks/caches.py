@@ -11,8 +11,6 @@ python -m benchmarks.caches_report. A section that is run replaces its own numbe
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import time
@@ -28,12 +26,20 @@ from rich.progress import track
 
 import dllm
 from benchmarks.cache_cost import BLOCK, PER_STEP, PROMPT, Contender, measure, slope
-from benchmarks.common import RESULTS, environment, is_right, unseen, write_result
+from benchmarks.common import (
+    RESULTS,
+    arguments,
+    by_length,
+    is_right,
+    read_result,
+    unseen,
+    write_result,
+)
 from dllm.cache import POLICIES
 from dllm.config import ConfigError, DecodeConfig
 from dllm.engine import Engine
+from dllm.environment import environment
 from dllm.eval.staleness import Meter
-from dllm.eval.tasks.datasets import DATASETS
 from dllm.tuning.memo import MemoModel
 
 # How a policy is measured where that is not with its defaults; for speed vicinity's first forwards
@@ -86,11 +92,10 @@ def long(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
 
 def quality(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
     """Sums over all prompts; a policy that refuses the bundled model is left out."""
-    names = sorted(DATASETS, key=lambda name: DATASETS[name].group == "structured", reverse=True)
     wanted = [p for p in policies if p != "none"]
     # spawned: a fork would inherit the threads of the timed sections
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(decode_task, name, count, wanted) for name in names]
+        jobs = [pool.submit(decode_task, name, count, wanted) for name in by_length()]
         rows = [row for job in track(jobs, "quality") for row in job.result()]
     return {"holes": HOLES, "seed": SEED, "count_per_task": count, "rows": rows}
 
@@ -164,14 +169,14 @@ SECTIONS: dict[str, Callable[[list[str], int, int], dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--policies", nargs="*", help="only these (nothing is written)")
-    parser.add_argument("--repeats", type=int, default=1, help="of all timings; medians count")
-    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
-    args = parser.parse_args()
+    options = {
+        "--only": {"nargs": "*", "choices": SECTIONS, "default": list(SECTIONS)},
+        "--policies": {"nargs": "*", "help": "only these (nothing is written)"},
+        "--repeats": (1, "of all timings; medians count"),
+        "--count": (19, "prompts per task, of 18 tasks"),
+    }
+    args = arguments(__doc__, options)
     torch.set_num_threads(os.cpu_count() or 1)
-    path = RESULTS / "caches.json"
     for name in args.only:
         began = time.perf_counter()
         found = SECTIONS[name](args.policies or list(POLICIES), args.repeats, args.count)
@@ -179,7 +184,7 @@ def main() -> None:
         if args.policies:
             Console().print({name: found, "seconds": took})
             continue
-        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = read_result("caches") if (RESULTS / "caches.json").exists() else {}
         kept.pop("environment", None)
         section = {"environment": environment(), "seconds": took, **found}
         print(write_result("caches", {**kept, name: section}))

@@ -6,15 +6,13 @@ that have no numbers yet are left as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, fill
+from benchmarks.common import DOCS, fill, markdown, read_result
 from dllm.intervals import wilson
 
-DOCS = Path(__file__).parent.parent / "docs"
 Section = dict[str, Any]
 
 
@@ -25,10 +23,8 @@ def name(row: dict[str, Any]) -> str:
     return str(row["cache"])
 
 
-def markdown(head: str, rows: list[list[str]]) -> str:
-    columns = head.split(" | ")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def wide(head: str, rows: list[list[str]]) -> str:
+    return markdown(head.split(" | "), rows, rule="| --- ")
 
 
 def speed_table(section: Section, generated: int, batch: int) -> str:
@@ -50,7 +46,7 @@ def speed_table(section: Section, generated: int, batch: int) -> str:
                 f"{r['bytes'] / 2**20:.0f}",
             ]
         )
-    return markdown(head, rows)
+    return wide(head, rows)
 
 
 def quality_table(section: Section, sampler: str) -> str:
@@ -84,7 +80,7 @@ def quality_table(section: Section, sampler: str) -> str:
                 str(t["worst_age"]) if t["reused"] else "",
             ]
         )
-    return markdown(head, rows)
+    return wide(head, rows)
 
 
 def long_table(section: Section) -> str:
@@ -97,7 +93,7 @@ def long_table(section: Section) -> str:
     head = " | ".join(["cache", *(f"{size:,} tokens" for size in sizes), "exponent"])
     slopes = {key.partition(":")[0]: value for key, value in section["slopes"].items()}
     rows = [[k, *cells, f"{slopes[k.partition(':')[0]]:.2f}"] for k, cells in found.items()]
-    return markdown(head, rows)
+    return wide(head, rows)
 
 
 def small_table(section: Section) -> str:
@@ -111,7 +107,7 @@ def small_table(section: Section) -> str:
         if least is not None
         else f"With a prompt of {prompt} tokens the dual cache is not faster at these lengths."
     )
-    return markdown("answer tokens | none, ms | dual, ms", rows) + f"\n\n{found}"
+    return wide("answer tokens | none, ms | dual, ms", rows) + f"\n\n{found}"
 
 
 def machine(section: Section) -> str:
@@ -170,7 +166,7 @@ def draw(speed: Section, long: Section, target: Path) -> None:
 
 
 def main() -> None:
-    result = json.loads((RESULTS / "caches.json").read_text())
+    result = read_result("caches")
     fill(DOCS / "caches.md", {key: make() for key, make in parts(result).items()})
     if "speed" in result and "long" in result:
         draw(result["speed"], result["long"], DOCS / "caches.svg")

@@ -8,15 +8,12 @@ The same held-out prompts of all task families for every model and rule; 128 hol
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 import dllm
-from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.common import DOCS, arguments, markdown, read_result, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.run import evaluate
@@ -25,7 +22,6 @@ from dllm.eval.tasks.datasets import DATASETS
 from dllm.tuning.memo import MemoModel
 
 NAME = "certainty"
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED, HOLES, BLOCK = 61, 128, 32
 LOOKED_AT = 47, 38  # seed and count of prompts whose results decided about the last round
 BASE, POINT = "tiny", 0.01
@@ -83,13 +79,17 @@ def totals(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, float]
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The totals as Markdown."""
-    lines = ["| model | rule | right | forwards | tokens / forward |", "|---|---|---|---|---|"]
-    for (model, rule), found in totals(rows).items():
-        lines.append(
-            f"| {model} | {short(rule)} | {found['accuracy']:.1%} | {found['forwards']:.2f} | "
-            f"{found['tokens_per_forward']:.1f} |"
-        )
-    return "\n".join(lines)
+    lines = [
+        [
+            model,
+            short(rule),
+            f"{found['accuracy']:.1%}",
+            f"{found['forwards']:.2f}",
+            f"{found['tokens_per_forward']:.1f}",
+        ]
+        for (model, rule), found in totals(rows).items()
+    ]
+    return markdown(["model", "rule", "right", "forwards", "tokens / forward"], lines)
 
 
 def equal(rows: list[dict[str, Any]]) -> str:
@@ -98,7 +98,7 @@ def equal(rows: list[dict[str, Any]]) -> str:
     The distilled may take another bar of the same rule.
     """
     found = totals(rows)
-    lines = ["| tiny: rule, right, forwards | distilled | fewer |", "|---|---|---|"]
+    lines = []
     for (model, rule), base in found.items():
         if model != BASE:
             continue
@@ -110,15 +110,13 @@ def equal(rows: list[dict[str, Any]]) -> str:
             and each["accuracy"] >= base["accuracy"] - POINT
         ]
         mine = f"{short(rule)}: {base['accuracy']:.1%}, {base['forwards']:.2f}"
-        if not good:
-            lines.append(f"| {mine} | at no bar | |")
-            continue
-        forwards, other, right = min(good)
-        lines.append(
-            f"| {mine} | {short(other)}: {right:.1%}, {forwards:.2f} "
-            f"| {base['forwards'] / forwards:.2f}× |"
-        )
-    return "\n".join(lines)
+        if good:
+            forwards, other, right = min(good)
+            its, fewer = f"{short(other)}: {right:.1%}, {forwards:.2f}", base["forwards"] / forwards
+            lines.append([mine, its, f"{fewer:.2f}×"])
+        else:
+            lines.append([mine, "at no bar", ""])
+    return markdown(["tiny: rule, right, forwards", "distilled", "fewer"], lines)
 
 
 def short(rule: str) -> str:
@@ -126,16 +124,17 @@ def short(rule: str) -> str:
     return f"{rule.partition(':')[0]} {rule.rpartition('=')[2]}"
 
 
+def tables() -> dict[str, str]:
+    rows = read_result(NAME)["rows"]
+    return {NAME: table(rows), f"{NAME} equal": equal(rows)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny-sure", help="the distilled checkpoint")
-    parser.add_argument("--count", type=int, default=57, help="prompts of a task")
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        rows = json.loads((RESULTS / f"{NAME}.json").read_text())["rows"]
-        fill(PAGE, {NAME: table(rows), f"{NAME} equal": equal(rows)})
-        return
+    options = {
+        "--model": ("tiny-sure", "the distilled checkpoint"),
+        "--count": (57, "prompts of a task"),
+    }
+    args = arguments(__doc__, options, page=DOCS / "training.md", tables=tables)
     rows = measure((BASE, args.model), args.count)
     write_result(NAME, {"holes": HOLES, "block_length": BLOCK, "seed": SEED, "rows": rows})
     print(table(rows), equal(rows), sep="\n\n")

@@ -1,8 +1,10 @@
-"""What every benchmark writes beside its numbers: the machine, the versions, the revision."""
+"""Frame of every benchmark: command line, held-out prompts, result file, tables of a page."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import argparse
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,42 @@ from dllm.eval.tasks import Sample, scorer_of
 from dllm.eval.tasks.datasets import DATASETS, GeneratedDataset, held_out
 from dllm.files import read_text, write_json, write_text
 
-RESULTS = Path(__file__).parent / "results"
-
-
+ROOT = Path(__file__).parent.parent
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 LIST_SIZES = (3, 4, 5, 6)  # what is promised: lists of up to 6 items
 WATCHED = (1, 2, 5, 7, 8)  # seeds whose prompts were decoded while the model was being trained
+DTYPE = {"default": "float32", "choices": ("float32", "bfloat16")}
+
+# name of an argument -> its default and help, or all that argparse takes
+Arguments = Mapping[str, tuple[Any, str] | dict[str, Any]]
+
+
+def arguments(
+    doc: str | None,
+    named: Arguments | None = None,
+    *,
+    page: Path | None = None,
+    tables: Callable[[], Mapping[str, str]] | None = None,
+) -> argparse.Namespace:
+    """The command line of a benchmark. With `tables`, --report puts them into `page` (see `fill`),
+    which takes no measuring, and ends the program.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=formatter)
+    for name, given in (named or {}).items():
+        if isinstance(given, dict):
+            parser.add_argument(name, **given)
+        elif isinstance(given[0], bool):
+            parser.add_argument(name, action="store_true", help=given[1])
+        else:
+            parser.add_argument(name, type=type(given[0]), default=given[0], help=given[1])
+    if page is not None and tables is not None:
+        parser.add_argument("--report", action="store_true", help=f"only write into {page.name}")
+    found = parser.parse_args()
+    if page is not None and tables is not None and found.report:
+        fill(page, tables())
+        parser.exit()
+    return found
 
 
 def sizes_of(dataset: GeneratedDataset) -> tuple[int, ...]:
@@ -41,17 +74,42 @@ def unseen(
     return ([e for e in free if e.prompt not in watched] or free)[:count]
 
 
+def unseen_of_all(count: int, seed: int) -> list[tuple[str, Sample]]:
+    """(dataset, question): about `count` in all, the same number of every dataset."""
+    each = -(-count // len(DATASETS))
+    return [(name, sample) for name in DATASETS for sample in unseen(name, each, seed)]
+
+
+def by_length() -> list[str]:
+    """The datasets, those with long answers first, so that parallel workers end together."""
+    return sorted(DATASETS, key=lambda name: DATASETS[name].group == "structured", reverse=True)
+
+
 def is_right(dataset: str, sample: Sample, reply: str) -> bool:
     """Whether a reply is right, in exactly the form that the bundled models were trained on."""
     return scorer_of(dataset).grade(sample, reply).strict
 
 
-def write_result(name: str, content: dict[str, Any], directory: Path = RESULTS) -> Path:
-    """Write benchmarks/results/NAME.json, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.json"
+def read_result(name: str) -> dict[str, Any]:
+    """benchmarks/results/NAME.json."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def write_result(name: str, content: dict[str, Any]) -> Path:
+    """Write benchmarks/results/NAME.json, whole or not at all, with the machine, the versions and
+    the revision.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
     write_json(path, {"environment": environment(), **content}, indent=2)
     return path
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "|---") -> str:
+    """A table; rule: the line below the headings, as of one column."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], f"{rule * len(columns)}|", *lines[1:]])
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:

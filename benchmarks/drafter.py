@@ -9,16 +9,13 @@ is compared with the target's own output. Counted beside them: drafts that are a
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 import dllm.verify
-from benchmarks.common import RESULTS, fill, unseen, write_result
+from benchmarks.common import DOCS, arguments, markdown, read_result, unseen, write_result
 from benchmarks.speculate import NEW_TOKENS, alone
 from dllm.eval.tasks.datasets import DATASETS
 from dllm.text.prompts import encode_prompt
@@ -26,7 +23,6 @@ from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
 
 NAME = "drafter"
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 SEED = 67
 SEARCHES = ("argmax", "product")
 SIZES = (16, 32)  # columns drafted and nodes verified a round
@@ -121,27 +117,26 @@ def table(result: dict[str, Any]) -> str:
     columns = [(search, size) for search in SEARCHES for size in SIZES]
     names = list(dict.fromkeys(row["drafter"] for row in result["rows"]))
     cells = {(r["drafter"], r["search"], r["size"]): r for r in result["rows"]}
-    lines = [
-        "| drafter | " + " | ".join(f"{search}, {size}" for search, size in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
+    lines = []
     for name in names:
         row = [cells[name, *column] for column in columns]
         speeds = [f" ({r['speedup']:.1f}×)" if "speedup" in r else "" for r in row]
         shown = [f"{r['accepted_per_round']:.2f}{s}" for r, s in zip(row, speeds, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+        lines.append([name, *shown])
+    return markdown(["drafter", *(f"{search}, {size}" for search, size in columns)], lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--drafter", action="append", default=[], help="NAME=CHECKPOINT")
-    parser.add_argument("--count", type=int, default=13, help="prompts of a task")
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        fill(PAGE, {NAME: table(json.loads((RESULTS / f"{NAME}.json").read_text()))})
-        return
+    options = {
+        "--drafter": {"action": "append", "default": [], "help": "NAME=CHECKPOINT"},
+        "--count": (13, "prompts of a task"),
+    }
+    args = arguments(
+        __doc__,
+        options,
+        page=DOCS / "training.md",
+        tables=lambda: {NAME: table(read_result(NAME))},
+    )
     named = dict(each.split("=", 1) for each in args.drafter)
     result = measure({BASE: "tiny", **named}, args.count)
     write_result(NAME, result)

@@ -13,10 +13,8 @@ results/learn2pd.json; with --report it fills the tables of docs/training.md ins
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +26,7 @@ from rich.progress import track
 from torch import Tensor
 
 import dllm
-from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
+from benchmarks.common import DOCS, arguments, is_right, markdown, read_result, unseen, write_result
 from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
 from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
@@ -47,7 +45,6 @@ from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]  # table, method, knob
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 STOPS, FILLS = "stops", "fills all"
 THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 ACCEPTED = (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of a filter
@@ -196,35 +193,27 @@ def summed(rows: list[Row]) -> dict[Key, Row]:
 
 def rules_table(totals: dict[Key, Row]) -> str:
     """Every rule at every threshold."""
-    lines = [
-        "| rule | at | right | 95% | same as one by one | forwards |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     found = {k: t for k, t in totals.items() if k[0] == "rules"}
     for (_, method, knob), t in sorted(found.items(), key=lambda item: item[1]["nfe"]):
         low, high = wilson(t["right"], t["count"])
-        lines.append(
-            f"| {method} | {knob} | {share(t, 'right'):.1%} | {low:.1%} – {high:.1%} "
-            f"| {share(t, 'same_as_one_by_one'):.1%} | {share(t, 'nfe'):.3f} |"
-        )
-    return "\n".join(lines)
+        cells = [method, knob, f"{share(t, 'right'):.1%}", f"{low:.1%} – {high:.1%}"]
+        cells += [f"{share(t, 'same_as_one_by_one'):.1%}", f"{share(t, 'nfe'):.3f}"]
+        lines.append(cells)
+    return markdown(["rule", "at", "right", "95%", "same as one by one", "forwards"], lines)
 
 
 def ends_table(totals: dict[Key, Row]) -> str:
     """Forwards of the engines with and without a stop, and with EoTP."""
-    lines = [
-        "| rule | engine | EoTP | right | same as one by one | forwards | up to the end |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["rule", "engine", "EoTP", "right", "same as one by one", "forwards"]
+    lines = []
     usual = dict.fromkeys(rule for engine, rule, _ in totals if engine == STOPS)
     for rule, engine, cut in itertools.product(usual, (FILLS, STOPS), (None, *CUTS)):
         t = totals[engine, rule, eotp_name(cut)]
-        lines.append(
-            f"| {rule} | {engine} | {eotp_name(cut)} "
-            f"| {share(t, 'right'):.1%} | {share(t, 'same_as_one_by_one'):.1%} "
-            f"| {share(t, 'nfe'):.2f} | {share(t, 'nfe_to_end'):.2f} |"
-        )
-    return "\n".join(lines)
+        shares = [f"{share(t, each):.1%}" for each in ("right", "same_as_one_by_one")]
+        forwards = [f"{share(t, each):.2f}" for each in ("nfe", "nfe_to_end")]
+        lines.append([rule, engine, eotp_name(cut), *shares, *forwards])
+    return markdown([*columns, "up to the end"], lines)
 
 
 def gap_table(totals: dict[Key, Row]) -> str:
@@ -232,16 +221,14 @@ def gap_table(totals: dict[Key, Row]) -> str:
     one, floor = totals["rules", "one by one", ""], totals["rules", "egp", "oracle"]
     least = share(one, "right") - SLACK
     best, name = fewest(totals, "threshold", least), "fewest forwards within a point of one by one"
-    lines = [
-        "| filter | compared | threshold: right, forwards | filter: right, forwards | of the gap |",
-        "|---|---|---|---|---|",
-    ]
+    columns = ["filter", "compared", "threshold: right, forwards", "filter: right, forwards"]
+    lines = []
     methods = dict.fromkeys(key[1] for key in totals if key[0] == "rules")
     for method in [m for m in methods if m.startswith("learn2pd")]:
         same = [(f"both at {bar:g}", f"{bar:g}", f"{bar:g}") for bar in (0.9, 0.7, 0.5)]
         equal = fewest(totals, method, least)
         if equal is None:
-            lines.append(f"| {method} | {name} | {best} | at no bar | none |")
+            lines.append([method, name, str(best), "at no bar", "none"])
         for compared, a, b in [*([(name, best, equal)] if equal else []), *same]:
             plain, learned = totals["rules", "threshold", a], totals["rules", method, b]
             cells = [
@@ -249,8 +236,8 @@ def gap_table(totals: dict[Key, Row]) -> str:
                 for knob, t in ((a, plain), (b, learned))
             ]
             closed = (plain["nfe"] - learned["nfe"]) / (plain["nfe"] - floor["nfe"])
-            lines.append(f"| {method} | {compared} | {' | '.join(cells)} | {closed:.0%} |")
-    return "\n".join(lines)
+            lines.append([method, compared, *cells, f"{closed:.0%}"])
+    return markdown([*columns, "of the gap"], lines)
 
 
 def fewest(totals: dict[Key, Row], method: str, least: float) -> str | None:
@@ -263,27 +250,24 @@ def share(total: Row, name: str) -> float:
     return float(total[name] / total["count"])
 
 
-def report() -> None:
-    totals = summed(json.loads((RESULTS / "learn2pd.json").read_text())["rows"])
-    parts = {
+def tables() -> dict[str, str]:
+    totals = summed(read_result("learn2pd")["rows"])
+    return {
         "learn2pd": rules_table(totals),
         "learn2pd gap": gap_table(totals),
         "learn2pd ends": ends_table(totals),
     }
-    fill(PAGE, parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("filters", type=Path, nargs="*", help="learn2pd-*.safetensors")
-    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
-    parser.add_argument("--ends", type=int, default=5, help="of these, with both engines")
-    parser.add_argument("--report", action="store_true", help="fill the tables of the page")
-    args = parser.parse_args()
-    if args.report:
-        return report()
+    options = {
+        "filters": {"type": Path, "nargs": "*", "help": "learn2pd-*.safetensors"},
+        "--count": (19, "prompts per task, of 18 tasks"),
+        "--ends": (5, "of these, with both engines"),
+    }
+    args = arguments(__doc__, options, page=DOCS / "training.md", tables=tables)
     if not args.filters:
-        parser.error("expected filters, or --report")
+        raise SystemExit("expected filters, or --report")
     torch.set_num_threads(1)
     rows = [
         r
@@ -300,7 +284,6 @@ def main() -> None:
         "filters": {f.stem: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in args.filters},
     }
     print(write_result("learn2pd", {**header, "rows": rows}))
-    return None
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ for another run.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import tempfile
@@ -25,7 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 import dllm
-from benchmarks.common import sizes_of, write_result
+from benchmarks.common import arguments, sizes_of, write_result
 from benchmarks.samplers import HOLES, fingerprint
 from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.samplers.learn2pd import save_filter
@@ -105,10 +104,11 @@ def judged(model: FilterMLP, traces: Traces) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="where to write the filters")
-    parser.add_argument("--references", type=Path, help="file that keeps the decoded answers")
-    args = parser.parse_args()
+    options = {
+        "directory": {"type": Path, "help": "where to write the filters"},
+        "--references": {"type": Path, "help": "file that keeps the decoded answers"},
+    }
+    args = arguments(__doc__, options)
     torch.set_num_threads(1)
     engine, prompts = dllm.load("tiny"), training_prompts()
     ids = [engine.encode(prompt) for prompt in prompts]

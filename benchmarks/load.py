@@ -1,6 +1,6 @@
 """How fast a checkpoint that is not in memory becomes a model, beside reading its files alone.
 
-    python -m benchmarks.load --gb 5 --out benchmarks/results/load.json
+    python -m benchmarks.load [--gb 5]
 
 Writes random weights of LLaDA-8B's shapes, with as many layers as fit, into a temporary folder,
 drops them from the system's cache before every run, and takes turns.
@@ -8,7 +8,6 @@ drops them from the system's cache before every run, and takes turns.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -18,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-from dllm.environment import environment
-from dllm.files import write_json
+from benchmarks.common import arguments, write_result
 from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.loading import load_model
@@ -65,11 +63,9 @@ def sequential(files: list[Path]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gb", type=float, default=5)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = arguments(
+        __doc__, {"--gb": (5.0, "10^9 bytes of the checkpoint"), "--runs": (3, "of each")}
+    )
     with tempfile.TemporaryDirectory() as name:
         files = write(Path(name), options.gb)
         size = sum(file.stat().st_size for file in files)
@@ -79,10 +75,8 @@ def main() -> None:
             for kind, run in runs.items():
                 seconds[kind].append(round(cold(files, run), 2))
     speeds = {kind: size / 1e9 / statistics.median(found) for kind, found in seconds.items()}
-    result = {"bytes": size, "seconds": seconds, "gb_per_second": speeds, **environment()}
-    print(result)
-    if options.out:
-        write_json(options.out, result)
+    result = {"bytes": size, "seconds": seconds, "gb_per_second": speeds}
+    print(result, write_result("load", result), sep="\n")
 
 
 if __name__ == "__main__":

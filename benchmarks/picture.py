@@ -6,7 +6,6 @@ Run: python -m benchmarks.picture
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -15,6 +14,7 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 import dllm
+from benchmarks.common import DOCS
 from dllm.cli.view import LiveView
 from dllm.output import Commit, Finished
 from dllm.text.following import Follower
@@ -23,7 +23,7 @@ PROMPT = (
     "Leo has 6 shells. Leo finds 8 more. Leo loses 5. Leo gets 7 from Mia. "
     "How many shells does Leo have now?"
 )
-TARGET = Path(__file__).parent.parent / "docs" / "decoding.svg"
+TARGET = DOCS / "decoding.svg"
 COLUMNS = 2
 DARK, LIGHT, GREEN, BRIGHT = (24, 26, 31), (214, 217, 222), (78, 154, 90), (126, 231, 135)
 THEME = TerminalTheme(

@@ -13,7 +13,6 @@ our loop. Counts only: no clock.
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,12 +23,19 @@ from rich.progress import track
 
 import dllm.verify
 from benchmarks import speculate, speculate_smollm
-from benchmarks.common import RESULTS, fill, write_result
+from benchmarks.common import (
+    DOCS,
+    DTYPE,
+    arguments,
+    markdown,
+    read_result,
+    unseen_of_all,
+    write_result,
+)
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 
 NAME = "rounding_{model}_{dtype}"
-PAGE = Path(__file__).parent.parent / "docs" / "verify.md"
 MODELS = {"tiny-ar": "`tiny-ar`", "smollm2": "SmolLM2-135M-Instruct"}
 EACH = 3  # prompts of each category of speculate_smollm.py
 LOOKUP = 10  # drafts of transformers' prompt lookup, as in its documentation
@@ -98,7 +104,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.model is None:
         name, count = "tiny-ar", speculate.NEW_TOKENS
         engine = dllm.verify.load("tiny-ar", "tiny", dtype=args.dtype)
-        texts = [example.prompt for _, example in speculate.prompts(234)]
+        texts = [example.prompt for _, example in unseen_of_all(234, speculate.SEED)]
         settings: dict[str, dict[str, Any]] = {
             "product tree": {"sources": (), "control": speculate.FIXED}
         }
@@ -123,29 +129,27 @@ def same(texts: Sequence[Ids], alone: Sequence[Ids]) -> int:
     return sum(a == b for a, b in zip(texts, alone, strict=True))
 
 
-def report() -> None:
-    """Fill the table of the page from the result files."""
-    lines = ["| model, bfloat16 | greedy, against `generate` alone | identical |", "|---|---|---|"]
-    for model, title in MODELS.items():
-        path = RESULTS / f"{NAME.format(model=model, dtype='bfloat16')}.json"
-        for row in json.loads(path.read_text())["rows"]:
-            lines.append(f"| {title} | {row['name']} | {row['identical']} / {row['of']} |")
-    fill(PAGE, {"rounding": "\n".join(lines)})
+def tables() -> dict[str, str]:
+    rows = [
+        [title, row["name"], f"{row['identical']} / {row['of']}"]
+        for model, title in MODELS.items()
+        for row in read_result(NAME.format(model=model, dtype="bfloat16"))["rows"]
+    ]
+    head = ["model, bfloat16", "greedy, against `generate` alone", "identical"]
+    return {"rounding": markdown(head, rows)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="directory of SmolLM2; left out: tiny-ar")
-    parser.add_argument("--data", type=Path, help="folder of spec_bench.jsonl and gsm8k_test.jsonl")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch", type=int, default=13)
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        report()
-        return
+    data = "folder of spec_bench.jsonl and gsm8k_test.jsonl"
+    options = {
+        "--model": {"type": Path, "help": "directory of SmolLM2; left out: tiny-ar"},
+        "--data": {"type": Path, "help": data},
+        "--dtype": DTYPE | {"default": "bfloat16"},
+        "--batch": (13, "rows decoded together"),
+    }
+    args = arguments(__doc__, options, page=DOCS / "verify.md", tables=tables)
     if (args.model is None) != (args.data is None):
-        parser.error("--model and --data go together")
+        raise SystemExit("--model and --data go together")
     measure(args)
 
 

@@ -7,7 +7,6 @@ Run: python -m benchmarks.rule_overhead
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import write_result
+from benchmarks.common import arguments, write_result
 from benchmarks.step_overhead import BLOCK, EOS, POSITIONS, VOCAB, TableModel
 from dllm.config import DecodeConfig
 from dllm.decoding.step import Decoding
@@ -57,9 +56,7 @@ def seconds_per_step(model: TableModel, batch: int, chosen: dict[str, object]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=3, help="runs, of which the median counts")
-    runs = parser.parse_args().runs
+    runs = arguments(__doc__, {"--runs": (3, "runs, of which the median counts")}).runs
     model, rows = TableModel(), []
     shown = Table("rule", "batch", "ms per step", "against threshold")
     with tempfile.TemporaryDirectory() as folder:

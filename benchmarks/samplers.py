@@ -11,9 +11,7 @@ written after every task.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 import dllm
-from benchmarks.common import RESULTS, is_right, unseen, write_result
+from benchmarks.common import arguments, by_length, is_right, read_result, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
 from dllm.eval.tasks import Sample
@@ -194,15 +192,15 @@ def row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=19, help="prompts per task, of 18 tasks")
-    parser.add_argument("--methods", nargs="*", help="only these (nothing is written)")
-    parser.add_argument("--missing", action="store_true", help="keep what the result file has")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    args = parser.parse_args()
+    options = {
+        "--count": (19, "prompts per task, of 18 tasks"),
+        "--methods": {"nargs": "*", "help": "only these (nothing is written)"},
+        "--missing": (False, "keep what the result file has"),
+        "--workers": (os.cpu_count() or 1, "processes"),
+    }
+    args = arguments(__doc__, options)
     settings = [s for s in SETTINGS if not args.methods or s.method in args.methods]
-    # the longest first, so that the workers end together
-    names = sorted(DATASETS, key=lambda name: DATASETS[name].group == "structured", reverse=True)
+    names = by_length()
     header = {
         "holes": HOLES,
         "seed": SEED,
@@ -240,7 +238,7 @@ def measured(header: Row, settings: list[Setting]) -> list[Row]:
     """What the result file has of `settings`, with whether they are a paper's; SystemExit if it was
     made otherwise than `header` says.
     """
-    result = json.loads((RESULTS / "samplers.json").read_text())
+    result = read_result("samplers")
     for name, value in header.items():
         if result.get(name) != value:
             raise SystemExit(f"--missing: {name} is {result.get(name)!r} there, expected {value!r}")

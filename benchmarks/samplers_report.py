@@ -5,15 +5,13 @@ Run after benchmarks.samplers: python -m benchmarks.samplers_report (needs the e
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, fill
+from benchmarks.common import DOCS, fill, markdown, read_result
 from dllm.intervals import wilson
 
-DOCS = Path(__file__).parent.parent / "docs"
 COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "canvases", "answer_tokens")
 Key = tuple[str, str, str]  # block setting, method, knob
 
@@ -44,20 +42,17 @@ def check_whole(rows: list[dict[str, Any]]) -> None:
 
 def table(rows: list[dict[str, Any]], block: str) -> str:
     """The Markdown table of one block setting: every method at its paper's defaults."""
-    lines = [
-        "| method | at | right | 95% | same as one by one | forwards | tokens / forward |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["method", "at", "right", "95%", "same as one by one", "forwards"]
+    lines = []
     settings = [(k, t) for k, t in summed(rows).items() if k[0] == block and t["paper"]]
     for (_, method, knob), t in sorted(settings, key=lambda item: item[1]["nfe"]):
         low, high = wilson(t["right"], t["count"])
         canvases = f" ({t['canvases'] / t['count']:.1f} canvases)" * (t["canvases"] != t["nfe"])
-        lines.append(
-            f"| {method} | {knob} | {t['right'] / t['count']:.1%} | {low:.1%} – {high:.1%} "
-            f"| {t['same_as_one_by_one'] / t['count']:.1%} | {t['nfe'] / t['count']:.1f}{canvases} "
-            f"| {t['answer_tokens'] / t['nfe']:.2f} |"
-        )
-    return "\n".join(lines)
+        cells = [method, knob, f"{t['right'] / t['count']:.1%}", f"{low:.1%} – {high:.1%}"]
+        cells += [f"{t['same_as_one_by_one'] / t['count']:.1%}"]
+        cells += [f"{t['nfe'] / t['count']:.1f}{canvases}", f"{t['answer_tokens'] / t['nfe']:.2f}"]
+        lines.append(cells)
+    return markdown([*columns, "tokens / forward"], lines)
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
@@ -95,7 +90,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
 
 
 def main() -> None:
-    result = json.loads((RESULTS / "samplers.json").read_text())
+    result = read_result("samplers")
     check_whole(result["rows"])
     fill(DOCS / "samplers.md", {b: table(result["rows"], b) for b in result["blocks"]})
     draw(result["rows"], DOCS / "samplers.svg")

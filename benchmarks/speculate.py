@@ -11,7 +11,6 @@ busy machine hurts all alike. What each gives is compared, token by token, with 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import warnings
@@ -22,8 +21,16 @@ import torch
 from rich.progress import track
 
 import dllm.verify
-from benchmarks.common import RESULTS, fill, is_right, unseen, write_result
-from dllm.eval.tasks import Sample
+from benchmarks.common import (
+    DOCS,
+    DTYPE,
+    arguments,
+    is_right,
+    markdown,
+    read_result,
+    unseen_of_all,
+    write_result,
+)
 from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
@@ -32,7 +39,6 @@ from dllm.verify.rng import row_seed
 from dllm.verify.sources.datastore import Datastore
 
 NAME = "speculate_{dtype}_t{temperature:g}"
-PAGE = Path(__file__).parent.parent / "docs" / "verify.md"
 SEED = 31  # of the prompts; see common.WATCHED
 NEW_TOKENS = 96
 STORED = 200  # training examples a task whose neighbours the coupled lattice knows
@@ -79,12 +85,6 @@ def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
     return found
 
 
-def prompts(count: int) -> list[tuple[str, Sample]]:
-    """(task, example): the same number of held-out prompts of every task."""
-    each = -(-count // len(DATASETS))
-    return [(name, example) for name in DATASETS for example in unseen(name, each, SEED)]
-
-
 def store(engine: SpecEngine, path: Path) -> None:
     """Answers of the training split as a datastore."""
     texts = []
@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace) -> None:
     outputs: dict[str, list[SpecOutput]] = {name: [] for name in table}
     same = dict.fromkeys(table, 0)
     tokens, right = 0, dict.fromkeys(DATASETS, 0)
-    questions = prompts(args.prompts)
+    questions = unseen_of_all(args.prompts, SEED)
     for number, (task, example) in enumerate([questions[0], *track(questions)]):
         warm = number == 0  # the first prompt is decoded once before the clock counts
         ids = encode_prompt(engine.text, example.prompt)
@@ -203,55 +203,43 @@ def row(
 
 def table_of(result: dict[str, Any]) -> str:
     """A result file as a Markdown table."""
-    lines = [
-        "| setting | accepted / round | target passes / token | drafts / round | ms / token "
-        "| speed | identical |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["setting", "accepted / round", "target passes / token", "drafts / round"]
+    columns += ["ms / token", "speed", "identical"]
+    rows = []
     for each in result["rows"]:
+        numbers, identical = ["0", "1", "0"], "–"
         if "of" in each:
             drawn = result["temperature"] and each["name"] in DRAWN
-            numbers = (
-                f"{each['accepted_per_round']:.2f} | {each['target_passes_per_token']:.3f} | "
-                f"{each['drafts_per_round']:.1f}"
-            )
+            numbers = [
+                f"{each['accepted_per_round']:.2f}",
+                f"{each['target_passes_per_token']:.3f}",
+                f"{each['drafts_per_round']:.1f}",
+            ]
             identical = "same distribution" if drawn else f"{each['identical']} / {each['of']}"
-        else:
-            numbers, identical = "0 | 1 | 0", "–"
-        lines.append(
-            f"| {each['name']} | {numbers} | {each['ms_per_token']:.2f} | "
-            f"{each['speedup']:.2f}× | {identical} |"
-        )
-    return "\n".join(lines)
+        time, speed = f"{each['ms_per_token']:.2f}", f"{each['speedup']:.2f}×"
+        rows.append([each["name"], *numbers, time, speed, identical])
+    return markdown(columns, rows)
 
 
-def report() -> None:
-    """Fill the tables of the page from the result files."""
-    parts = {}
-    for dtype in ("float32", "bfloat16"):
-        for temperature in (0.0, 1.0):
-            name = NAME.format(dtype=dtype, temperature=temperature)
-            parts[name] = table_of(json.loads((RESULTS / f"{name}.json").read_text()))
-    greedy = json.loads(
-        (RESULTS / f"{NAME.format(dtype='float32', temperature=0.0)}.json").read_text()
-    )
+def tables() -> dict[str, str]:
+    """The tables of the page, from all result files."""
+    names = [NAME.format(dtype=d, temperature=t) for d in ("float32", "bfloat16") for t in (0.0, 1)]
+    results = {name: read_result(name) for name in names}
+    greedy = results[names[0]]
     each = greedy["prompts"] // len(greedy["right"])
-    parts["right"] = ", ".join(f"{name} {n}/{each}" for name, n in greedy["right"].items()) + "."
-    fill(PAGE, parts)
+    right = ", ".join(f"{name} {n}/{each}" for name, n in greedy["right"].items()) + "."
+    return {name: table_of(result) for name, result in results.items()} | {"right": right}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--prompts", type=int, default=234)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--store", default="build/neighbours.safetensors")
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        report()
-        return
+    options = {
+        "--dtype": DTYPE,
+        "--temperature": (0.0, "of the target"),
+        "--prompts": (234, "of all tasks"),
+        "--seed": (0, "of the draws"),
+        "--store": ("build/neighbours.safetensors", "where the datastore is built"),
+    }
+    args = arguments(__doc__, options, page=DOCS / "verify.md", tables=tables)
     Path(args.store).parent.mkdir(parents=True, exist_ok=True)
     measure(args)
 

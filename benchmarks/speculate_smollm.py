@@ -11,7 +11,6 @@ busy machine hurts all alike. Categories with few prompts of Spec-Bench are one:
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -24,14 +23,13 @@ import torch
 from rich.progress import track
 
 import dllm.verify
-from benchmarks.common import RESULTS, fill, write_result
+from benchmarks.common import DOCS, DTYPE, arguments, markdown, read_result, write_result
 from dllm.text.prompts import encode_prompt
 from dllm.verify.engine import SpecEngine
 from dllm.verify.output import SpecOutput
 
 NAME = "speculate_smollm_{dtype}"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PAGE = Path(__file__).parent.parent / "docs" / "verify.md"
 CATEGORIES = ("summarization", "rag", "translation", "qa", "math_reasoning")
 SOURCES = ("ngram", "suffix", "recycling")
 CONTENDERS: dict[str, dict[str, Any]] = {
@@ -147,42 +145,38 @@ def summary(category: str, row: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def report() -> None:
-    """The table of docs/verify.md."""
-    fill(PAGE, {NAME.format(dtype="bfloat16"): table_of("bfloat16")})
-
-
-def table_of(dtype: str) -> str:
-    result = json.loads((RESULTS / f"{NAME.format(dtype=dtype)}.json").read_text())
-    lines = [
-        "| category | contender | accepted / round | drafts / round | speed | median | least "
-        "| identical | widest gap |",
-        "|---|---|---|---|---|---|---|---|---|",
+def tables() -> dict[str, str]:
+    name = NAME.format(dtype="bfloat16")
+    columns = ["category", "contender", "accepted / round", "drafts / round", "speed", "median"]
+    columns += ["least", "identical", "widest gap"]
+    rows = [
+        [
+            each["category"],
+            each["contender"],
+            f"{each['accepted_per_round']:.2f}",
+            f"{each['drafts_per_round']:.1f}",
+            f"{each['speedup']:.2f}×",
+            f"{each['median_speedup']:.2f}×",
+            f"{each['least_speedup']:.2f}×",
+            f"{each['identical']} / {each['of']}",
+            f"{each['widest_gap']:.3f}",
+        ]
+        for each in read_result(name)["rows"]
     ]
-    for each in result["rows"]:
-        lines.append(
-            f"| {each['category']} | {each['contender']} | {each['accepted_per_round']:.2f} | "
-            f"{each['drafts_per_round']:.1f} | {each['speedup']:.2f}× | "
-            f"{each['median_speedup']:.2f}× | {each['least_speedup']:.2f}× | "
-            f"{each['identical']} / {each['of']} | {each['widest_gap']:.3f} |"
-        )
-    return "\n".join(lines)
+    return {name: markdown(columns, rows)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
-    parser.add_argument("--data", type=Path, help="folder of spec_bench.jsonl and gsm8k_test.jsonl")
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--each", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    if args.report:
-        report()
-        return
+    options = {
+        "--model": (Path("build/smollm2"), "its directory, which is made if it is not there"),
+        "--data": {"type": Path, "help": "folder of spec_bench.jsonl and gsm8k_test.jsonl"},
+        "--dtype": DTYPE | {"default": "bfloat16"},
+        "--each": (8, "prompts of a category"),
+        "--tokens": (96, "of an answer"),
+    }
+    args = arguments(__doc__, options, page=DOCS / "verify.md", tables=tables)
     if args.data is None:
-        parser.error("--data: the folder of spec_bench.jsonl and gsm8k_test.jsonl")
+        raise SystemExit("--data: expected the folder of spec_bench.jsonl and gsm8k_test.jsonl")
     measure(args.model, args.data, args.each, args.tokens, args.dtype)
 
 

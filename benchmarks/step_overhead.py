@@ -8,7 +8,6 @@ look-up and is not counted. Run: python -m benchmarks.step_overhead
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.common import write_result
+from benchmarks.common import arguments, write_result
 from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.config import DecodeConfig
@@ -91,9 +90,7 @@ def usual_seconds(model: TableModel, batch: int, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5, help="runs, of which the median counts")
-    runs = parser.parse_args().runs
+    runs = arguments(__doc__, {"--runs": (5, "runs, of which the median counts")}).runs
     model = TableModel()
     contenders: dict[str, Callable[[int], float]] = {
         "dllm, block 32": lambda batch: engine_seconds(model, batch, 8, BLOCK),

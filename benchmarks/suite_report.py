@@ -6,13 +6,12 @@ summaries over, compressed. Run: python -m benchmarks.suite_report (needs the ex
 
 from __future__ import annotations
 
-import argparse
 import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import RESULTS, fill
+from benchmarks.common import DOCS, RESULTS, arguments, fill
 from dllm.eval.curves import Curve, Point, label, select
 from dllm.eval.distributions import distributions
 from dllm.eval.figures import draw
@@ -23,7 +22,6 @@ from dllm.eval.tables import NONE, TextTable, number, percent, span
 from dllm.intervals import weighted, wilson
 
 SUITE = RESULTS / "suite"
-DOCS = Path(__file__).parent.parent / "docs"
 CACHES = ("none", "dual", "vicinity")
 DEPENDENT = ("shuffle", "replace_random", "insert_random", "remove_random")
 MODEL_LIMITED = ("sort", "sudoku", "word_problem")
@@ -223,9 +221,8 @@ def tables(runs: Mapping[str, Summary]) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pack", nargs="*", type=Path, default=[], help="runs to take over")
-    for run in parser.parse_args().pack:
+    options = {"--pack": {"nargs": "*", "type": Path, "default": [], "help": "runs to take over"}}
+    for run in arguments(__doc__, options).pack:
         pack(run)
     runs = read()
     fill(DOCS / "results.md", tables(runs))

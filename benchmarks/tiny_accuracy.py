@@ -9,8 +9,6 @@ written from the result file and nothing is decoded.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -21,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 import dllm
-from benchmarks.common import RESULTS, fill, sizes_of, unseen, write_result
+from benchmarks.common import ROOT, arguments, markdown, read_result, sizes_of, unseen, write_result
 from dllm.config import DecodeConfig
 from dllm.eval.records import Cell
 from dllm.eval.run import evaluate
@@ -30,7 +28,6 @@ from dllm.eval.tasks.datasets import DATASETS
 from dllm.intervals import wilson
 
 SAMPLERS = {"sequential": "quota", "parallel": "threshold:threshold=0.9"}
-README = RESULTS.parent.parent / "README.md"
 SEED, COUNT = 3, 500
 BLOCKS = (4, 8, 32)
 ROWS = [(name, sizes_of(task)) for name, task in DATASETS.items() if name != "sort"]
@@ -115,7 +112,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`rows`, and what the result file has besides, in the order of the table."""
-    known = json.loads((RESULTS / "tiny_accuracy.json").read_text())["rows"]
+    known = read_result("tiny_accuracy")["rows"]
     by_key = {(r["task"], tuple(r["sizes"]), r["block_length"]): r for r in [*known, *rows]}
     order = [(name, sizes, block) for block in BLOCKS for name, sizes in ROWS]
     return [by_key[key] for key in order if key in by_key]
@@ -125,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line a task; for every block length what one by one and in parallel come to."""
     head = ["task", "prompts"]
     head += [f"{what}, block {block}" for block in BLOCKS for what in ("right", "forwards")]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name in dict.fromkeys(map(name_of, rows)):
         cells = []
         for row in (r for block in BLOCKS for r in rows if r["block_length"] == block):
@@ -135,21 +132,20 @@ def table(rows: list[dict[str, Any]]) -> str:
                 forwards = [way["forwards_per_prompt"] for way in (one, many)]
                 cells.append("{:.1f} → {:.1f}".format(*forwards))
         lines.append([name, prompts, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(head, lines, rule="| --- ")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=COUNT, help="prompts per task (see HALF)")
-    parser.add_argument("--model", default="tiny", help="tiny, or a checkpoint directory")
-    parser.add_argument("--tasks", nargs="*", default=list(DATASETS), choices=list(DATASETS))
-    parser.add_argument("--block-lengths", type=int, nargs="*", default=BLOCKS, choices=BLOCKS)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--report", action="store_true", help="write the README's table")
-    args = parser.parse_args()
-    if args.report:
-        fill(README, {"accuracy": table(merged([]))})
-        return
+    options = {
+        "--count": (COUNT, "prompts per task (see HALF)"),
+        "--model": ("tiny", "tiny, or a checkpoint directory"),
+        "--tasks": {"nargs": "*", "default": list(DATASETS), "choices": list(DATASETS)},
+        "--block-lengths": {"type": int, "nargs": "*", "default": BLOCKS, "choices": BLOCKS},
+        "--workers": (os.cpu_count() or 1, "processes"),
+    }
+    args = arguments(
+        __doc__, options, page=ROOT / "README.md", tables=lambda: {"accuracy": table(merged([]))}
+    )
 
     def count(name: str, sizes: tuple[int, ...]) -> int:
         half = DATASETS[name].group in HALF or sizes == (6,)

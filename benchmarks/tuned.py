@@ -9,8 +9,6 @@ Run after benchmarks.samplers: python -m benchmarks.tuned
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import dllm
-from benchmarks.common import RESULTS, is_right, unseen, write_result
+from benchmarks.common import arguments, is_right, read_result, unseen, write_result
 from benchmarks.samplers import HOLES
 from benchmarks.samplers import SEED as JUDGED_SEED
 from benchmarks.samplers_report import summed
@@ -55,9 +53,7 @@ def tuned(engine: dllm.Engine, chosen: list[tuple[str, Sample]], log: Path | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--log", type=Path, help="file to go on from")
-    log = parser.parse_args().log
+    log = arguments(__doc__, {"--log": {"type": Path, "help": "file to go on from"}}).log
     torch.set_num_threads(1)
     engine = dllm.load("tiny")
     judged = [(name, each) for name in DATASETS for each in unseen(name, COUNT, JUDGED_SEED)]
@@ -74,7 +70,7 @@ def main() -> None:
         nfe += sum(output.nfe for output in outputs)
         right += sum(is_right(*asked, o.text) for asked, o in zip(batch, outputs, strict=True))
     mine = {"right": right, "count": len(judged), "nfe": nfe}
-    others = json.loads((RESULTS / "samplers.json").read_text())["rows"]
+    others = read_result("samplers")["rows"]
     papers = [
         {"preset": f"{method} {knob}".strip(), **{k: t[k] for k in ("right", "count", "nfe")}}
         for (block, method, knob), t in summed(others).items()

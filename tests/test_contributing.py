@@ -16,7 +16,7 @@ import torch
 import dllm
 from dllm.config import DecodeConfig
 from dllm.engine import Engine
-from dllm.eval.models import OracleSubject
+from dllm.eval.models import OracleModel
 from dllm.eval.records import EvalSetting
 from dllm.eval.run import Sweep, run
 from dllm.eval.tasks import Grade, draw, task_of
@@ -192,7 +192,7 @@ def test_the_task_grades_its_answers_and_the_oracle_knows_them(tmp_path):
     assert task.grade(sample, "no idea").reason == "parse"
     setting = EvalSetting("all at once", "", {"sampler": "quota:count=4"})
     sweep = Sweep(["doubling:Doubling:n=4"], [setting], count=9)
-    [cell] = run(OracleSubject(), sweep, tmp_path / "run").cells
+    [cell] = run(OracleModel(), sweep, tmp_path / "run").cells
     assert (cell.strict, cell.nfe, cell.ceiling) == (9, 9, 9.0)
 
 
