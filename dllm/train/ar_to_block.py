@@ -18,7 +18,7 @@ from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import TAIL_WEIGHT, mixed
 from dllm.train.rollouts import Report
 from dllm.train.student import Blocks, Student
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import TrainConfig
 
 USE = "dllm generate --model {{}} --cache block --block-length {} PROMPT"
 
@@ -56,11 +56,9 @@ class ArToBlock:
 
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The AR model with the attention of blocks, and answers to train it on."""
-        student, steps = self.student(job), job.steps or self.steps
-        config = job.train_config(self.config, steps)
-        batches = student.batches(job.answers(student.text, report, whole=True), config)
-        trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return TrainingRun(trainer, student.export, USE.format(self.block_length))
+        student = self.student(job)
+        answers = job.answers(student.text, report, whole=True)
+        return job.fit(self, student, answers, USE.format(self.block_length))
 
     def student(self, job: Job) -> Student:
         """The AR checkpoint `job.model` as a decoder of blocks, or one that has become that."""
@@ -76,7 +74,7 @@ class ArToBlock:
         return student
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the views mask, and the loss weights: both [2, B, T], T whole blocks."""
+        """Masked positions of the views, and the loss weights: both [2, B, T], T whole blocks."""
         size = self.block_length
         blocks = int(batch.end.max()) // size + 1
         pos, rows = torch.arange(blocks * size), len(batch.ids)

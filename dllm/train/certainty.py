@@ -12,10 +12,10 @@ from dllm.checks import check_number, check_positive, check_probability, check_w
 from dllm.config import DecodeConfig
 from dllm.models.decoder import Decoder
 from dllm.train.data import Batch
-from dllm.train.job import DIFFUSION, Job, TrainingRun
-from dllm.train.mdlm import TAIL_WEIGHT, USE, predict
+from dllm.train.job import DIFFUSION, GENERATE, Job, TrainingRun
+from dllm.train.mdlm import TAIL_WEIGHT, predict
 from dllm.train.rollouts import Report
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,10 @@ class Certainty:
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """The student answers the questions; then it is trained on that."""
         student = job.student(DIFFUSION)
-        steps = job.steps or self.steps
-        config = job.train_config(self.config, steps)
         decoding = DecodeConfig(sampler=self.sampler, block_length=self.block_length)
         pairs = job.trajectories(student, decoding, report)
-        batches = student.batches(pairs, config, tail=self.tail, tail_share=self.tail_share)
-        trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return TrainingRun(trainer, student.export, USE)
+        tail = {"tail": self.tail, "tail_share": self.tail_share}
+        return job.fit(self, student, pairs, GENERATE, **tail)
 
     def states(
         self, batch: Batch, mask_id: int, generator: torch.Generator

@@ -84,8 +84,9 @@ class Filter:
         student, steps = job.student(DIFFUSION), job.steps or self.steps
         engine = Engine(student.model, student.text)
         make = partial(oracle.references, engine)
-        references = job.student_answers(student, oracle.config, make, report)
-        traces = oracle.roll_outs(engine, job.usable(references, whole=False))
+        answered = job.student_answers(student, oracle.config, make, report)
+        references = job.usable([pair for _, pair in answered], whole=False)
+        traces = oracle.roll_outs(engine, references)
         config = job.train_config(self.config, steps)
         model = FilterMLP(self.block_length, self.hidden, job.seed)
         trainer = Trainer(model, [Stage(steps, lambda _: traces, self.loss)], config, job.out)

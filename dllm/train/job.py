@@ -1,6 +1,6 @@
-"""What a user asks of any recipe, and the answers that recipes are trained on.
+"""A training run as a user asks for it: student, options of the trainer, answers to train on.
 
-Knows no objective. A recipe is a dataclass of knobs with `prepare(job, report) -> Run`.
+Knows no objective. A recipe is a dataclass of options with `prepare(job, report) -> TrainingRun`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from dllm.train.data import TrainingPair
 from dllm.train.questions import Question, read_questions
 from dllm.train.rollouts import Make, Report, Rollouts, own, target
 from dllm.train.student import Blocks, Student
-from dllm.train.trainer import TrainConfig, Trainer
+from dllm.train.trainer import Stage, TrainConfig, Trainer
 
 LORA: Registry[Lora] = Registry("adapter", "dllm.lora", {"lora": "dllm.models.lora:Lora"})
 DIFFUSION = "a masked-diffusion checkpoint"
+GENERATE = "dllm generate --model {} PROMPT"
 ASKED = "job.json"  # in the directory of a run: what was asked for
 TOGETHER = 64  # prompts answered at once
 
 
 class Recipe(Protocol):
-    """A dataclass of knobs that says what to train, on what, with which loss."""
+    """A dataclass of options that says what to train, on what, with which loss."""
 
     paper: ClassVar[str]
 
@@ -57,7 +58,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Job(Asked):
-    """What a user asks for, and what comes of it: student, answers and knobs of the trainer."""
+    """A user's options, and what comes of them: student, answers and options of the trainer."""
 
     def check(self) -> None:
         """DllmError if a run of something else is in `out`, or if it can hold none."""
@@ -79,7 +80,7 @@ class Job(Asked):
         write_json(self.out / ASKED, self.asked)
 
     def train_config(self, default: TrainConfig, steps: int) -> TrainConfig:
-        """A recipe's knobs with what the user changed; rates fall to zero over the whole run."""
+        """A recipe's options with what the user changed; rates fall to zero over the whole run."""
         return replace(
             default,
             batch_size=default.batch_size if self.batch_size is None else self.batch_size,
@@ -90,6 +91,18 @@ class Job(Asked):
             warmup=min(default.warmup, 1 + steps // 10),
             decay=steps,
         )
+
+    def fit(
+        self, recipe: Any, student: Student, pairs: Sequence[TrainingPair], use: str, **tail: Any
+    ) -> TrainingRun:
+        """The one stage of a recipe that has `config`, `steps` and `loss`: the student on `pairs`.
+
+        use: how to try the result; tail: padding, as `Student.batches` takes it.
+        """
+        steps = self.steps or recipe.steps
+        config = self.train_config(recipe.config, steps)
+        stage = Stage(steps, student.batches(pairs, config, **tail), recipe.loss)
+        return TrainingRun(Trainer(student.model, [stage], config, self.out), student.export, use)
 
     def refuse_options(self) -> None:
         """DllmError if the user gave an option that a bundled model's own recipe does not take."""
@@ -119,9 +132,13 @@ class Job(Asked):
     def questions(self) -> list[Question]:
         return read_questions(self.data, self.examples, self.seed)
 
-    def by_length(self, text: ChatTokenizer) -> list[Question]:
-        """The questions in the order in which they are answered: little padding in a batch."""
-        return sorted(self.questions(), key=lambda question: len(question.prompt(text)))
+    def by_length(self, text: ChatTokenizer) -> list[tuple[Question, list[int]]]:
+        """The questions and the tokens of their prompts, shortest first: little padding in a batch.
+
+        That is the order in which they are answered.
+        """
+        asked = [(question, question.prompt(text)) for question in self.questions()]
+        return sorted(asked, key=lambda each: len(each[1]))
 
     def answers(
         self, text: ChatTokenizer, report: Report, *, whole: bool = False
@@ -154,19 +171,18 @@ class Job(Asked):
         return found
 
     def distilled(self, text: ChatTokenizer, report: Report) -> list[TrainingPair]:
-        """What the AR model answers, in the tokens of `text`."""
+        """Answers of the AR model, in the tokens of `text`."""
         assert self.distill_from is not None
         model, theirs = self.teacher()
-        questions = self.by_length(theirs)
+        asked = self.by_length(theirs)
         make = partial(target, model, max_new_tokens=self.max_new_tokens, together=TOGETHER)
-        prompts = [question.prompt(theirs) for question in questions]
-        pairs = self.rolled_out(digest_of(resolve(self.distill_from)), prompts, make, report)
+        pairs = self.rolled_out(digest_of(resolve(self.distill_from)), asked, make, report)
         if same_tokens(theirs, text):
             return pairs
         replies = [theirs.decode(pair.answer) for pair in pairs]
         return [
             TrainingPair(question.prompt(text), question.reply(text, reply), (), pair.whole)
-            for question, reply, pair in zip(questions, replies, pairs, strict=True)
+            for (question, _), reply, pair in zip(asked, replies, pairs, strict=True)
         ]
 
     def teacher(self) -> tuple[Any, ChatTokenizer]:
@@ -187,31 +203,32 @@ class Job(Asked):
     def trajectories(
         self, student: Student, config: DecodeConfig, report: Report
     ) -> list[TrainingPair]:
-        """What the student answers before it is trained, and in which order it decodes that.
+        """Answers of the student before it is trained, with the order in which it decoded them.
 
         Left out: answers that were cut off, and those of a task that its grader refuses.
         """
         engine = Engine(student.model, student.text)
         config = config.replace(max_new_tokens=self.max_new_tokens)
         make = partial(own, engine, config=config, together=TOGETHER)
-        pairs = self.student_answers(student, config, make, report)
-        answered = zip(self.by_length(student.text), pairs, strict=True)
+        answered = self.student_answers(student, config, make, report)
         right = [pair for q, pair in answered if not q.is_wrong(student.text.decode(pair.answer))]
         return self.usable(right, whole=True)
 
     def student_answers(
         self, student: Student, config: DecodeConfig, make: Make, report: Report
-    ) -> list[TrainingPair]:
-        """What `make` has the student answer before it is trained, decoding by `config`."""
-        prompts = [question.prompt(student.text) for question in self.by_length(student.text)]
+    ) -> list[tuple[Question, TrainingPair]]:
+        """Answers that `make` has the student give before it is trained, decoding by `config`."""
+        asked = self.by_length(student.text)
         # of the checkpoint: an adapter that is not trained yet changes nothing
         digest = hashlib.sha256(f"{digest_of(student.source)}/{config!r}".encode())
-        return self.rolled_out(digest.hexdigest(), prompts, make, report)
+        pairs = self.rolled_out(digest.hexdigest(), asked, make, report)
+        return [(question, pair) for (question, _), pair in zip(asked, pairs, strict=True)]
 
     def rolled_out(
-        self, model: str, prompts: Sequence[Sequence[int]], make: Make, report: Report
+        self, model: str, asked: Sequence[tuple[Question, list[int]]], make: Make, report: Report
     ) -> list[TrainingPair]:
-        """The answers of a model to all prompts, from the file of roll-outs where it has them."""
+        """The answers of a model to all questions, from the file of roll-outs where it has them."""
+        prompts = [prompt for _, prompt in asked]
         digest = hashlib.sha256(repr(prompts).encode()).hexdigest()
         question = {"model": model, "prompts": digest, "max_new_tokens": self.max_new_tokens}
         rollouts = Rollouts(self.rollouts or self.out / "rollouts.jsonl", question)
@@ -223,7 +240,7 @@ class Job(Asked):
 
 
 def digest_of(source: Path) -> str:
-    """What tells the checkpoint in a directory from others."""
+    """The fingerprint of the checkpoint in a directory."""
     return fingerprint_stored(stored_samples(source))
 
 

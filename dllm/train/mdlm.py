@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dllm.cache.plan import ForwardPlan
 from dllm.checks import check_probability
 from dllm.models.decoder import Decoder
+from dllm.train import tiny
 from dllm.train.data import Batch
-from dllm.train.job import DIFFUSION, Job, TrainingRun
+from dllm.train.job import DIFFUSION, GENERATE, Job, TrainingRun
 from dllm.train.rollouts import Report
-from dllm.train.trainer import Stage, TrainConfig, Trainer
+from dllm.train.trainer import TrainConfig
 
-USE = "dllm generate --model {} PROMPT"
 TAIL_WEIGHT = 0.1  # padding is easy and long: at full weight it would be most of the loss
 
 
@@ -44,15 +44,9 @@ class Mdlm:
     def prepare(self, job: Job, report: Report) -> TrainingRun:
         """Fine-tuning of `job.model` on answers; the bundled model's curriculum without one."""
         if job.model is None:
-            from dllm.train import tiny
-
-            return tiny.run(job)
+            return tiny.run(job, Mdlm(blockwise=0.2, frontier=0.45).loss)
         student = job.student(DIFFUSION)
-        steps = job.steps or self.steps
-        config = job.train_config(self.config, steps)
-        batches = student.batches(job.answers(student.text, report, whole=True), config)
-        trainer = Trainer(student.model, [Stage(steps, batches, self.loss)], config, job.out)
-        return TrainingRun(trainer, student.export, USE)
+        return job.fit(self, student, job.answers(student.text, report, whole=True), GENERATE)
 
     def corrupt(
         self, batch: Batch, mask_id: int, generator: torch.Generator

@@ -1,4 +1,4 @@
-"""What is asked in training: questions from a file or from the task generators, as text."""
+"""Questions for training, as text: from a file or from the task generators."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dllm.text.prompts import encode_prompt
 from dllm.text.tokenizer import ChatTokenizer
 from dllm.train.asked import GENERATORS
 from dllm.train.data import draw
+from dllm.train.mixtures import EVERYTHING
 
 DRAWN = 4096  # questions drawn from the generators if nobody says how many
 
@@ -65,8 +66,6 @@ def read_questions(data: str, count: int | None, seed: int) -> list[Question]:
 
 def shares(tasks: str) -> dict[str, float]:
     """Weight of each task in "TASK+TASK*2"; of all of them in ""."""
-    from dllm.train.tiny import EVERYTHING
-
     found: dict[str, float] = {}
     for each in filter(None, tasks.split("+")):
         name, star, weight = each.partition("*")

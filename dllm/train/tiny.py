@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,33 @@ from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.models.checkpoint_writer import write_checkpoint
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
-from dllm.train.data import Drawn, Mixture
-from dllm.train.job import Job, TrainingRun
-from dllm.train.mdlm import USE, Mdlm
+from dllm.train.data import Mixture
+from dllm.train.job import GENERATE, Job, TrainingRun
+from dllm.train.mixtures import (
+    EVERYTHING,
+    INDEXED,
+    LISTS,
+    LISTS_AND_SUMS,
+    PUZZLES,
+    SHORT_LISTS,
+    curriculum,
+)
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
-from dllm.train.trainer import Loss, Stage, TrainConfig, Trainer, init_weights
+from dllm.train.trainer import Loss, TrainConfig, Trainer, init_weights
 
-VOCAB_SIZE = 1024  # words so far plus room for more, so that ids stay when generators grow
+VOCAB_SIZE = 1024  # words so far and some to spare, so that ids stay when generators grow
 EXAMPLES_PER_TASK = 2000
 
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.004, decay=1200, save_every=200)
 
-INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
-LISTS = (*INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
 _STRUCTURED = ("json", "records", "table", "function")
-_PUZZLES = ("latin", "sudoku")
 _ALL = {
     **dict.fromkeys(LISTS, 1.0),
     "sort": 2.5,
     "word_problem": 4.5,
     "calculation": 3.0,
     **dict.fromkeys(_STRUCTURED, 1.0),
-    **dict.fromkeys(_PUZZLES, 0.6),
+    **dict.fromkeys(PUZZLES, 0.6),
 }
 # The easy operations are learned by now: their share goes to what is not.
 _HARD = {
@@ -58,7 +62,7 @@ _HARD = {
     "function": 1.5,
     "records": 2.5,
     "table": 2.5,
-    **dict.fromkeys(_PUZZLES, 0.4),
+    **dict.fromkeys(PUZZLES, 0.4),
 }
 _HARDEST = {
     **dict.fromkeys(INDEXED, 0.4),
@@ -73,7 +77,7 @@ _HARDEST = {
     "function": 0.8,
     "records": 2.0,
     "table": 2.6,
-    **dict.fromkeys(_PUZZLES, 0.3),
+    **dict.fromkeys(PUZZLES, 0.3),
 }
 # What was still short of its goal: sums deep inside a word problem, sorting, long tables.
 _REST = {
@@ -89,35 +93,11 @@ _REST = {
     "function": 0.7,
     "records": 1.5,
     "table": 2.8,
-    **dict.fromkeys(_PUZZLES, 0.3),
+    **dict.fromkeys(PUZZLES, 0.3),
 }
-# Sizes that a stage leaves out are forgotten within a thousand steps: all of them again.
-EVERYTHING = {
-    **dict.fromkeys(INDEXED, 0.5),
-    "sort": 5.0,
-    "shuffle": 1.0,
-    "replace_random": 1.5,
-    "insert_random": 1.5,
-    "remove_random": 0.5,
-    "word_problem": 7.0,
-    "calculation": 1.2,
-    "json": 0.8,
-    "function": 0.8,
-    "records": 1.5,
-    "table": 3.0,
-    **dict.fromkeys(_PUZZLES, 0.4),
-}
-
-OBJECTIVE = Mdlm(blockwise=0.2, frontier=0.45)
 CURRICULUM: tuple[tuple[int, Mixture], ...] = (  # steps of each mixture
-    (600, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
-    (
-        1400,
-        Mixture(
-            {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
-            {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
-        ),
-    ),
+    (600, SHORT_LISTS),
+    (1400, LISTS_AND_SUMS),
     (1600, Mixture(_ALL, tail=24, tail_share=0.25)),
     (2000, Mixture(_HARD, tail=24, tail_share=0.25)),
     (2050, Mixture(_HARDEST, tail=96, tail_share=0.2)),
@@ -170,7 +150,7 @@ def spec(tok: Tokenizer) -> ModelSpec:
     )
 
 
-def run(job: Job) -> TrainingRun:
+def run(job: Job, loss: Loss) -> TrainingRun:
     """The run in `job.out`, at its step 0 or where it stopped, with that run's tokenizer."""
     job.refuse_options()
     file = job.out / "tokenizer.json"
@@ -182,22 +162,10 @@ def run(job: Job) -> TrainingRun:
         temp.replace(file)
     model = Decoder(spec(tok))
     init_weights(model, CONFIG.seed)
-    stages = curriculum(CURRICULUM, tok, model.spec.eos_id, CONFIG, OBJECTIVE.loss)
-    return TrainingRun(Trainer(model, stages, CONFIG, job.out), partial(export, model, tok), USE)
-
-
-def curriculum(
-    mixtures: Sequence[tuple[int, Mixture]],
-    tok: Tokenizer,
-    eos_id: int,
-    config: TrainConfig,
-    loss: Loss,
-) -> list[Stage]:
-    """A stage of freshly drawn batches for each (steps, mixture)."""
-    return [
-        Stage(steps, Drawn(tok, mixture, eos_id, config.batch_size, config.seed), loss)
-        for steps, mixture in mixtures
-    ]
+    stages = curriculum(CURRICULUM, tok, model.spec.eos_id, CONFIG, loss)
+    return TrainingRun(
+        Trainer(model, stages, CONFIG, job.out), partial(export, model, tok), GENERATE
+    )
 
 
 def config_json(spec: ModelSpec) -> dict[str, Any]:

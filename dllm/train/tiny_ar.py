@@ -6,6 +6,7 @@ Deeper than it is wide: a target's step is what drafting saves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,24 +22,26 @@ from dllm.models.hub import resolve
 from dllm.train.data import Batch, Mixture
 from dllm.train.job import Job, TrainingRun
 from dllm.train.mdlm import mixed
+from dllm.train.mixtures import EVERYTHING, LISTS_AND_SUMS, SHORT_LISTS, curriculum
 from dllm.train.rollouts import Report
-from dllm.train.tiny import EVERYTHING, INDEXED, LISTS, VOCAB_SIZE, curriculum
+from dllm.train.tiny import VOCAB_SIZE
 from dllm.train.tokenizer import EOS, save_tokenizer
 from dllm.train.trainer import TrainConfig, Trainer, init_weights
 
+SIZES = {
+    "hidden_size": 224,
+    "intermediate_size": 608,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 7,
+    "num_key_value_heads": 7,
+}
 USE = "dllm speculate --target {} --drafter tiny PROMPT"
 
 CONFIG = TrainConfig(batch_size=64, lr=3e-3, muon_lr=0.006, decay=600, save_every=100)
 
 CURRICULUM: tuple[tuple[int, Mixture], ...] = (
-    (200, Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))),
-    (
-        400,
-        Mixture(
-            {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
-            {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
-        ),
-    ),
+    (200, SHORT_LISTS),
+    (400, LISTS_AND_SUMS),
     (1600, Mixture(EVERYTHING)),
     # what was still short: values copied into another layout, sorting
     (600, Mixture({**EVERYTHING, "json": 5.0, "records": 5.0, "table": 6.0, "sort": 7.0})),
@@ -61,15 +64,13 @@ def loss(model: LlamaForCausalLM, batch: Batch, generator: torch.Generator, part
     return nll / counted.sum()
 
 
-def model(vocab_size: int, eos_id: int, seed: int) -> LlamaForCausalLM:
-    """A Llama of 7.5 M parameters: 12 layers of width 224, head tied to the embedding."""
+def model(
+    vocab_size: int, eos_id: int, seed: int, sizes: Mapping[str, int] = SIZES
+) -> LlamaForCausalLM:
+    """A Llama of `sizes` (of the bundled 7.5 M parameters), its head tied to the embedding."""
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=224,
-        intermediate_size=608,
-        num_hidden_layers=12,
-        num_attention_heads=7,
-        num_key_value_heads=7,
+        **sizes,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,

@@ -8,9 +8,9 @@ from dllm.config import DecodeConfig
 from dllm.errors import DllmError
 from dllm.eval.tasks.datasets import is_held_out
 from dllm.train.job import Job
+from dllm.train.mixtures import EVERYTHING
 from dllm.train.questions import Question, read_questions
 from dllm.train.student import Student
-from dllm.train.tiny import EVERYTHING
 from dllm.train.trainer import TrainConfig
 from tests.echo import echo, write_tiny
 

@@ -1,0 +1,51 @@
+"""Mixtures of the task families that several recipes train on, and curricula made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from dllm.train.data import Drawn, Mixture
+from dllm.train.trainer import Loss, Stage, TrainConfig
+
+INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
+LISTS = (*INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
+PUZZLES = ("latin", "sudoku")
+
+# Sizes that a stage leaves out are forgotten within a thousand steps: all of them again.
+EVERYTHING = {
+    **dict.fromkeys(INDEXED, 0.5),
+    "sort": 5.0,
+    "shuffle": 1.0,
+    "replace_random": 1.5,
+    "insert_random": 1.5,
+    "remove_random": 0.5,
+    "word_problem": 7.0,
+    "calculation": 1.2,
+    "json": 0.8,
+    "function": 0.8,
+    "records": 1.5,
+    "table": 3.0,
+    **dict.fromkeys(PUZZLES, 0.4),
+}
+
+SHORT_LISTS = Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))
+LISTS_AND_SUMS = Mixture(
+    {**dict.fromkeys(LISTS, 1.0), "sort": 3.0, "word_problem": 3.0},
+    {**dict.fromkeys(LISTS, (3, 4, 5, 6)), "word_problem": (1, 2)},
+)
+
+
+def curriculum(
+    mixtures: Sequence[tuple[int, Mixture]],
+    tok: Tokenizer,
+    eos_id: int,
+    config: TrainConfig,
+    loss: Loss,
+) -> list[Stage]:
+    """A stage of freshly drawn batches for each (steps, mixture)."""
+    return [
+        Stage(steps, Drawn(tok, mixture, eos_id, config.batch_size, config.seed), loss)
+        for steps, mixture in mixtures
+    ]
