@@ -24,7 +24,7 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """From the variables RANK and WORLD_SIZE, which both launchers set."""
+        """Those of the variables RANK and WORLD_SIZE, which both launchers set."""
         ranks = cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         if ranks.count > 1 and not torch.distributed.is_initialized():
             if ranks.backend != "gloo" and ranks.device is not None:

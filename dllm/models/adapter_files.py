@@ -1,4 +1,4 @@
-"""Adapter directories, read: peft's two files, and those of the format that we wrote before.
+"""Files of an adapter directory: peft's two, and those of the format that we wrote before.
 
 Nothing is passed to peft that a file says, but numbers and names that were checked: its options can
 name code to import.

@@ -1,4 +1,4 @@
-"""A `Decoder` with the weights of a checkpoint directory: safetensors only.
+"""Reader of checkpoint directories: a `Decoder` with their weights, from safetensors only.
 
 No pickle is ever opened and no code of a checkpoint is ever run. Weights are read one tensor at a
 time, after names and shapes of all shards have been compared with what config.json asks for.
@@ -83,7 +83,7 @@ def parameters(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _survey(folder: Path, spec: ModelSpec, family: Family) -> dict[str, Stored]:
-    """Where each parameter is, by our name, from the shards' headers; LoadError unless all fit.
+    """The place of each parameter, by our name, from the shards' headers; LoadError unless all fit.
 
     Nothing is built before: what config.json asks for may be any size.
     """

@@ -1,4 +1,4 @@
-"""A `Decoder` as a checkpoint directory of its family: safetensors shards and config.json."""
+"""Writer of checkpoint directories: safetensors shards and the config.json of a family."""
 
 from __future__ import annotations
 

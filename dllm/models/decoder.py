@@ -24,7 +24,7 @@ class LayerInputs:
     """The rows of one forward, and what every layer shares for them.
 
     pos [B, Q], valid [B, Q] or None: as in `ForwardPlan`;  cos, sin [B, 1, Q, rope_dim]: see
-    `angles`; mask: bool [L or 1, B, 1, Q or 1, K] or None;  store, access: None without a store.
+    `angles`; mask: bool [L or 1, B, 1, Q or 1, K] or None;  kv, access: None without a KV cache.
     """
 
     spec: ModelSpec
@@ -67,7 +67,7 @@ class LayerInputs:
         return mask
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values to attend to: with a store those of the rows are written first."""
+        """Keys and values to attend to: with a KV cache those of the rows are written first."""
         if self.kv is None or self.access is None:
             return k, v
         return self.kv.update(layer, self.access, k, v)
@@ -175,7 +175,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to the residual stream.
 
-    Its pieces are what a cache's `Walk` may use one by one.
+    Its pieces are what a cache's `LayerRunner` may use one by one.
     """
 
     def __init__(self, spec: ModelSpec, index: int) -> None:
@@ -214,7 +214,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`(ids, plan, store) -> logits` of the requested rows only; shapes as in `ForwardPlan`."""
+    """`(ids, plan, kv) -> logits` of the requested rows only; shapes as in `ForwardPlan`."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Decoder(nn.Module):
         return self.embed.weight.dtype
 
     def new_kv(self, batch: int, length: int, limit: int | None = None) -> KVCache:
-        """An empty store for `batch` rows of `length` positions, in the model's dtype.
+        """An empty KV cache for `batch` rows of `length` positions, in the model's dtype.
 
         CacheError if it would take more than `limit` bytes in the end.
         """

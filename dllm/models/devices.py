@@ -1,4 +1,4 @@
-"""Where weights go, in which dtype, and whether they fit there."""
+"""Devices, dtypes and memory: the choice for a model's weights, and the check that they fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def devices() -> list[str]:
-    """What this machine computes on."""
+    """The devices of this machine."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
@@ -87,7 +87,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _limits() -> Iterator[int]:  # of Linux; elsewhere none is known
-    """What the machine has left, this process's control group, and its own limit (ulimit -v)."""
+    """Bytes left to the machine, this process's control group, and by its own limit (ulimit -v)."""
     with suppress(OSError, KeyError):
         machine = _table("/proc/meminfo")
         yield (machine["MemAvailable:"] + machine["SwapFree:"]) * 1024

@@ -1,4 +1,4 @@
-"""What tells the families apart on disk: how config.json is recognised and read, tensor names, ids.
+"""Model families on disk: how config.json is recognised and read, tensor names, special ids.
 
 Every switch is read from the checkpoint's own config.json. A class default is never used: the ones
 of LLaDA's configuration class describe another network (another MLP, no RoPE, a tied head), which

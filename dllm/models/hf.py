@@ -1,7 +1,7 @@
-"""Run a model you already have: any transformers masked LM, or a remote-code dLLM object, uncached.
+"""A model you already have, run uncached: a transformers masked LM, or a remote-code dLLM object.
 
 Knows the calling convention `model(input_ids, attention_mask) -> .logits` and nothing of what is
-inside. The engine sees the same interface as with `Decoder` (see protocol.py), without a store.
+inside. The engine sees the same interface as with `Decoder` (see protocol.py), without a KV cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dllm.errors import DllmError
 
 @dataclass(frozen=True, slots=True)
 class HFSpec:
-    """What decoding needs to know of a wrapped model; its architecture stays its own business.
+    """The facts about a wrapped model that decoding needs; its architecture stays its own business.
 
     The ids and `shift` mean what they mean in `ModelSpec`. `block_length` is only stated, the
     wrapped model has to mask by itself.
@@ -83,7 +83,7 @@ class HFModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model says it is; a plain function is taken to be on the CPU."""
+        """The model's own; a plain function is taken to be on the CPU."""
         return torch.device(getattr(self.model, "device", "cpu"))
 
     @property
@@ -97,7 +97,7 @@ class HFModel:
     def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Logits [B, R, V] of the rows `plan.head`; the plan has to query all of ids [B, T]."""
         if kv is not None or plan.write is not None or plan.read is not None:
-            raise DllmError("a wrapped model reads and writes no store: use cache='none'")
+            raise DllmError("a wrapped model reads and writes no KV cache: use cache='none'")
         every = torch.arange(ids.shape[1], device=plan.pos.device)
         if plan.pos.shape != ids.shape or not bool((plan.pos == every).all()):
             raise DllmError(
@@ -116,14 +116,15 @@ class HFModel:
 
 def _value(
     name: str,
-    given: int | None,
+    value: int | None,
     config: object,
     key: str,
     vocab_size: int | None,
     default: int | None = None,
 ) -> int:
-    """`given`, else `config.key`, else `default`; an id has to be inside the vocabulary."""
-    value = given if given is not None else getattr(config, key, None)
+    """`value`, else `config.key`, else `default`; an id has to be inside the vocabulary."""
+    if value is None:
+        value = getattr(config, key, None)
     if isinstance(value, (list, tuple)) and value:  # some configs list several ends of text
         value = value[0]
     value = default if value is None else value

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ class Lora:
             raise ConfigError(f"targets={self.targets!r}: expected a tuple of module names")
 
 
-def peft() -> ModuleType:
+def peft() -> Any:
     """The library; DllmError where it is not installed."""
     try:
         import peft as library
@@ -85,7 +84,7 @@ def lora_config(model: nn.Module) -> Any:
     """peft's `LoraConfig` of the attached adapter; DllmError where there is none."""
     if not is_adapted(model):
         raise DllmError(f"no adapter is attached to this {type(model).__name__}: see attach")
-    return model.peft_config[NAME]  # type: ignore[index, union-attr, operator]
+    return model.peft_config[NAME]  # type: ignore[index]
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

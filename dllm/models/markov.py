@@ -46,7 +46,7 @@ class MarkovHead(nn.Module):
         return self.left.embedding_dim
 
     def bias(self, prev: Tensor) -> Tensor:
-        """What tokens prev [...] add to the logits [..., V] of the position behind each."""
+        """The bias of tokens prev [...] on the logits [..., V] of the position behind each."""
         return cast(Tensor, self.right(self.left(prev)))
 
     forward = bias

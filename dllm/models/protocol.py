@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever it is made of: `Decoder` and `HFModel` both fit."""
+"""The interface of a model that the engine decodes with: `Decoder` and `HFModel` both fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TokenIds(Protocol):
 
 
 class Model(Protocol):
-    """`(ids [B, T], plan, store) -> logits [B, R, vocab_size]` of the rows in `plan.head`."""
+    """`(ids [B, T], plan, kv) -> logits [B, R, vocab_size]` of the rows in `plan.head`."""
 
     @property
     def spec(self) -> TokenIds: ...

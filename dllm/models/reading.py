@@ -1,4 +1,4 @@
-"""From shards to weights: every byte read once, in the order of the files, into its place.
+"""Weights read from shards: every byte once, in the order of the files, into its place.
 
 A mapped file is read by page faults, a little at a time and several times slower than the disk.
 Reading straight into the weights needs no second copy of them either.

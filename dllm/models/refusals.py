@@ -1,4 +1,4 @@
-"""What passes for a model of a known family and is another: told by keys and tensors, by name.
+"""Checkpoints that pass for a known family and are another: told by keys and tensors, by name.
 
 Such a checkpoint would load and answer nonsense, or fail on a tensor whose name says nothing.
 """
@@ -53,7 +53,7 @@ def refuse_others(c: Config) -> None:
 
 
 def why_other(tensors: Iterable[str]) -> str | None:
-    """What the names of tensors that a family does not have say about the model, if anything."""
+    """The reason against a model that names of tensors unknown to its family give, if any."""
     for name in tensors:
         for pattern, reason in TENSORS.items():
             if re.search(pattern, name):

@@ -86,7 +86,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def survey(shard: Path) -> dict[str, Stored]:
-    """What a shard holds, by name, from its header; LoadError where that is not right."""
+    """The tensors of a shard, by name, from its header; LoadError where that is not right."""
     # the library has checked the header: no gap, no overlap, nothing outside the file
     with opened(shard, error=LoadError), shard.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -24,8 +24,8 @@ class Streams:
     """The query axis [view 0 | view 1 | clean text] of rows whose answers lie in the same blocks.
 
     The views hold the blocks from `first` to `last`, the clean stream those before `last`: Q
-    positions in whole blocks of `size`. As a `Walk` it gives every block its keys: its own, and
-    the clean ones before it.
+    positions in whole blocks of `size`. As a `LayerRunner` it gives every block its keys: its
+    own, and the clean ones before it.
     """
 
     first: int
@@ -34,7 +34,7 @@ class Streams:
 
     @property
     def views(self) -> int:
-        """Where the clean stream begins on the query axis."""
+        """The first row of the clean stream on the query axis."""
         return 2 * (self.last + 1 - self.first) * self.size
 
     @property
@@ -76,7 +76,7 @@ class Streams:
 
 
 def groups(start: Tensor, end: Tensor, size: int) -> Iterator[tuple[Streams, Tensor]]:
-    """Which rows [R] have their answers in the same blocks, so that none has to be padded.
+    """Rows [R] grouped by the blocks that hold their answers, so that none has to be padded.
 
     start, end [B]: first position of each answer, and that of the token that ends it.
     """

@@ -1,4 +1,4 @@
-"""Batches for training: prompt, answer, end-of-text padding. Where examples come from is not here.
+"""Batches for training: prompt, answer, end-of-text padding; where examples come from is elsewhere.
 
 Every batch is a function of its number, so a resumed run sees what an unbroken one would have.
 """
@@ -24,7 +24,7 @@ POOL = 4  # batches cut from one length-sorted pool: little padding, still mixed
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Which tasks a stage of the curriculum draws from.
+    """The tasks that a stage of the curriculum draws from.
 
     weights: task name -> share;  sizes: task name -> difficulties (all where absent);
     tail: longest run of extra end-of-text padding, and the share of batches that get one.
@@ -112,7 +112,7 @@ class Shuffled:
         return lay_out(rows, self.ends, padding(self.tail, self.tail_share, self.seed, index))
 
     def place(self, number: int) -> int:
-        """Which example stands at a place of the endless stream."""
+        """The number of the example at a place of the endless stream."""
         epoch, at = divmod(number, len(self.pairs))
         return shuffled(len(self.pairs), f"{self.seed}/{epoch}/order")[at]
 

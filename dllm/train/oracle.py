@@ -25,7 +25,7 @@ from dllm.train.data import TrainingPair
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What the filter would have seen at N steps of roll-outs, W offsets of a window each.
+    """The filter's inputs and labels at N steps of roll-outs, W offsets of a window each.
 
     seen [N, W] fp32: see `confidences`;  right [N, W] bool: the proposal is the reference's token;
     counted [N, W] bool: the candidates, on which alone the filter is asked;  row [N]: the prompt.
@@ -118,7 +118,7 @@ class OracleRollout:
                 yield TrainingPair(list(prompt), answer)
 
     def roll_outs(self, engine: Engine, references: Sequence[TrainingPair]) -> Traces:
-        """What the oracle that knows all `references` saw, by their number and by step."""
+        """Traces of the oracle that knows all `references`, by their number and by step."""
         answers = tuple(tuple(pair.answer) for pair in references)
         oracle = RecordingOracle(answers, self.block_length)
         config = self.config.replace(sampler=oracle, history=False)

@@ -32,7 +32,7 @@ Make = Callable[
 def own(
     engine: Engine, prompts: Sequence[Sequence[int]], config: DecodeConfig, together: int
 ) -> Iterator[TrainingPair]:
-    """What `engine` answers to each prompt, with the forward that committed each token.
+    """Answers of `engine` to each prompt, with the forward that committed each token.
 
     KeyboardInterrupt where Ctrl-C cut an answer short.
     """
@@ -56,7 +56,7 @@ def own(
 def target(
     model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, together: int
 ) -> Iterator[TrainingPair]:
-    """What an autoregressive transformers model answers, greedily, to each prompt."""
+    """Greedy answers of an autoregressive transformers model to each prompt."""
     ends = torch.as_tensor(model.generation_config.eos_token_id).reshape(-1)
     for batch in batches(prompts, together):
         longest = max(map(len, batch))
@@ -97,7 +97,7 @@ class Rollouts:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the file's first line says."""
+        """The content of the file's first line."""
         return {"format": FORMAT, **self.question}
 
     def pair(self, number: int, record: dict[str, Any]) -> TrainingPair:

@@ -1,4 +1,4 @@
-"""The model that a recipe trains: from a checkpoint, and back to one."""
+"""The model that a recipe trains, made from a checkpoint and exported as one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ TOKENIZER = (
 
 @dataclass(frozen=True)
 class Blocks:
-    """How an AR checkpoint becomes a student: tokens that see each other, and the mask token, by
-    text or id; None is the tokenizer's own.
+    """The reading of an AR checkpoint as a student: how many tokens see each other, and the mask
+    token, by text or id; None is the tokenizer's own.
     """
 
     length: int | None

@@ -26,7 +26,7 @@ LOG = "log.jsonl"
 
 
 class Rows(Protocol):
-    """What a loss is given: tensors with one row for each example."""
+    """A batch for a loss: tensors with one row for each example."""
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Knobs of a run. Learning rates rise over `warmup` steps and fall to zero over `decay`.
+    """Options of a run. Learning rates rise over `warmup` steps and fall to zero over `decay`.
 
     muon_lr: of the layers' matrices; None trains them with AdamW and `lr`, like the rest.
     parts: a batch is computed in so many pieces, for want of memory; the sum is the same.
@@ -101,11 +101,11 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         (matrices if muon else rest).append(p)
     made: list[torch.optim.Optimizer] = []
     if matrices and config.muon_lr is not None:
-        knobs: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
-        made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **knobs))
+        options: Any = {"weight_decay": 0.01, "adjust_lr_fn": "original"}
+        made.append(torch.optim.Muon(matrices, lr=config.muon_lr, **options))
     if rest:
-        knobs = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-        made.append(torch.optim.AdamW(rest, lr=config.lr, **knobs))
+        options = {"betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+        made.append(torch.optim.AdamW(rest, lr=config.lr, **options))
     return made
 
 
@@ -174,7 +174,7 @@ class Trainer:
     ) -> None:
         """Train to the end of the last stage; every `log_every` steps a line goes to log.jsonl.
 
-        `on_log` is given the same numbers: step, loss (nats a row) and tokens_per_second.
+        `on_log` gets the same numbers: step, loss (nats a row) and tokens_per_second.
         """
         with self.log() as log:
             self._run(log_every, on_log, log)
@@ -243,14 +243,14 @@ class Trainer:
         return value.detach()
 
     def save(self) -> None:
-        """What is trained, the optimizers' moments and the step, replaced in one go."""
+        """Write the trained weights, the optimizers' moments and the step, replaced in one go."""
         if self.rank == 0:
             state = {"step": self.step, "config": asdict(self.config)}
             save_state(self.out, trained(self.model), self.optimizers, state)
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """What takes a line of log.jsonl; on all processes but the first it does nothing.
+        """A function that adds a line to log.jsonl; on all processes but the first it does nothing.
 
         Lines of steps that came after the checkpoint leave the log: they will be run again. Another
         run in this directory is refused meanwhile.

@@ -102,9 +102,9 @@ def test_only_the_whole_canvas_without_a_store(ids):
     full = ForwardPlan.full(T, batch=2)
     with pytest.raises(DllmError, match="cache='none'"):
         wrapped.new_kv(2, T)
-    with pytest.raises(DllmError, match="reads and writes no store: use cache='none'"):
+    with pytest.raises(DllmError, match="reads and writes no KV cache: use cache='none'"):
         wrapped(ids, full, KVCache(1, 2, 1, T, 2))
-    with pytest.raises(DllmError, match="reads and writes no store"):
+    with pytest.raises(DllmError, match="reads and writes no KV cache"):
         wrapped(ids, ForwardPlan(full.pos, full.head, read=torch.ones(2, T, dtype=torch.bool)))
     for pos in (full.pos[:, :4], full.pos.flip(1)):
         with pytest.raises(DllmError, match="computes all 11 positions in order"):

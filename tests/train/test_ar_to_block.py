@@ -48,9 +48,9 @@ def test_it_learns(trained):
 
 def test_it_starts_from_the_weights_of_the_ar_model(ar, tmp_path):
     model = prepared(ar, tmp_path).trainer.model
-    twin = LlamaForCausalLM.from_pretrained(ar, dtype=torch.float32)
-    assert torch.equal(model.head.weight, twin.lm_head.weight)
-    assert torch.equal(model.layers[1].down.weight, twin.model.layers[1].mlp.down_proj.weight)
+    original = LlamaForCausalLM.from_pretrained(ar, dtype=torch.float32)
+    assert torch.equal(model.head.weight, original.lm_head.weight)
+    assert torch.equal(model.layers[1].down.weight, original.model.layers[1].mlp.down_proj.weight)
     spec = model.spec
     assert (spec.family, spec.block_length, spec.shift) == ("block", SIZE, 1)
     assert (spec.mask_id, spec.eos_id, spec.pad_id) == (VOCAB[MASK], VOCAB[EOS], VOCAB[EOS])
@@ -114,10 +114,10 @@ def test_decoding_sees_the_probabilities_that_training_sees(trained):
     ids[0, : len(prompt)] = torch.tensor(prompt)
     ids[0, list(committed)] = torch.tensor(list(committed.values()))
     ((streams, _),) = groups(torch.tensor([len(prompt)]), torch.tensor([length - 1]), SIZE)
-    masked, compared = set(range(len(prompt), length)), 0
+    left, compared = set(range(len(prompt), length)), 0
     for commit in output.history:
         masked = torch.zeros(2, 1, length, dtype=torch.bool)
-        masked[0, 0, list(masked)] = True
+        masked[0, 0, list(left)] = True
         for pos, confidence in zip(commit.positions, commit.confidences, strict=True):
             weights = torch.zeros(2, 1, length)
             weights[0, 0, pos] = 1
@@ -130,7 +130,7 @@ def test_decoding_sees_the_probabilities_that_training_sees(trained):
                 )
             assert confidence == pytest.approx((token / (1 - mask)).item(), abs=1e-6)
             compared += 1
-        masked -= set(commit.positions)
+        left -= set(commit.positions)
     assert compared > SIZE
 
 

@@ -83,7 +83,7 @@ def literal(model, batch, masked, weights):
     return total / weights.sum()
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(batches, recipes, seeds)
 def test_it_is_what_decoding_each_block_computes(batch, recipe, seed):
     model = decoder(recipe.block_length)
@@ -172,7 +172,7 @@ def test_the_tail_is_hidden_from_both_views_in_a_share_of_the_rows():
     assert split.mean() == pytest.approx(0.5, abs=4 * (0.25 / len(split)) ** 0.5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data(), batches, recipes, seeds)
 def test_nothing_leaks_from_masked_tokens_or_later_blocks(data, batch, recipe, seed):
     """A prediction stays when a token changes that is masked in its view, or in a later block."""
@@ -207,7 +207,7 @@ def gradients(recipe, model, batch, parts):
     return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(batches, recipes)
 def test_shares_of_a_batch_add_up_to_it(batch, recipe):
     model = decoder(recipe.block_length)

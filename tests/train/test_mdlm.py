@@ -103,8 +103,9 @@ def test_frontier_rows_count_two_masks_behind_known_tokens():
 
 
 def test_the_loss_is_that_of_the_masked_tokens_and_falls(tmp_path):
-    config = TrainConfig(batch_size=16, warmup=5, decay=1, save_every=1000)
+    rates = {"lr": 0.01, "muon_lr": 0.02, "warmup": 5, "decay": 1}
+    config = TrainConfig(batch_size=16, save_every=1000, **rates)
     run = trainer(1000, config, tmp_path)
-    losses = [run.train_step() for _ in range(40)]
+    losses = [run.train_step() for _ in range(15)]
     assert losses[0] == pytest.approx(math.log(TOKENIZER.get_vocab_size()), rel=0.15)
-    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]

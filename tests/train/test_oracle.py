@@ -122,8 +122,10 @@ def test_the_models_show_what_the_slow_loop_must_decide():
     assert any(EOT in pair.answer and pair.answer[-1] == EOS for pair in pairs)
 
 
-@given(st.integers(0, 2**32), st.integers(1, 6), st.permutations(range(5)))
-@settings(max_examples=10, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 6), st.permutations(range(5)).map(lambda rows: rows[:3])
+)
+@settings(max_examples=5, deadline=None)
 def test_a_batch_records_what_each_prompt_alone_does(seed, batch_size, order):
     out, oracle = hashed(seed % 1000), OracleRollout(4, 7, 2)
     prompts = [PROMPTS[i] for i in order]

@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_error_and_the_old_state_stays(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run.train_step()
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DllmError, match="No space left on device"):
         run.save()
     assert [file.name for file in run.out.iterdir()] == [FILE]
