@@ -75,9 +75,13 @@ class Assist:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        made = replaced(ChainOptions(), options)
-        self.components = components or made.components()
-        self.drafter, self.seed = drafter, seed
+        if components is None:
+            components = replaced(ChainOptions(), options).components()
+        elif options:
+            raise DllmError(
+                f"{next(iter(options))}=: components= are made already, without options"
+            )
+        self.components, self.drafter, self.seed = components, drafter, seed
 
     def __call__(
         self,

@@ -13,7 +13,9 @@ from dllm.verify.control.controllers import FixedController, ThresholdController
 from dllm.verify.control.goodput import CostController
 from dllm.verify.draft.chain import Chain
 from dllm.verify.draft.rows import SpeculationComponents
+from dllm.verify.draft.search import Argmax
 from dllm.verify.research.cps import AdlController
+from dllm.verify.sources.recycling import Recycling
 from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says, Wrong
 from tests.verify.exact import law_of, tv
 
@@ -269,3 +271,13 @@ def test_more_texts_than_one_are_an_error(model):
             num_beams=2,
             max_new_tokens=2,
         )
+
+
+def test_options_are_those_of_chains():
+    made = Assist(sources=["recycling"], reuse=2).components
+    assert (type(made.search), type(made.control)) == (Argmax, ThresholdController)
+    assert (made.sources, made.reuse) == ((Recycling(),), 2)
+    with pytest.raises(DllmError, match="unknown option 'accept'; known: search, control, sources"):
+        Assist(accept="ratio")
+    with pytest.raises(DllmError, match="search=: components= are made already"):
+        Assist(components=made, search="product")
