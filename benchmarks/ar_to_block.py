@@ -1,4 +1,4 @@
-"""What `dllm train ar-to-block` buys: an AR model against the block-diffusion model made of it.
+"""Gain of `dllm train ar-to-block`: an AR model against the block-diffusion model made of it.
 
 One thread, one prompt at a time. The AR model (transformers' `generate` with its key/value cache,
 and our loop for AR targets without drafts) and every setting of the block model answer the same
@@ -61,7 +61,7 @@ class Answer:
 
 @dataclass
 class Tally:
-    """What one contender did, prompt by prompt."""
+    """The record of one contender, prompt by prompt."""
 
     seconds: list[float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How long cached steps take and what they multiply: the machinery behind benchmarks.caches.
+"""Time and multiplications of cached steps: the machinery behind benchmarks.caches.
 
 A random LLaDA-shaped model decodes a fixed number of tokens a step, so that all policies make the
 same steps. A long generation is not run whole: its first step is, and it is looked into at a few
@@ -206,7 +206,7 @@ def measure(
 def compare(row: dict[str, Any], none: dict[str, Any]) -> None:
     """Put a row's ratios to its reference into it.
 
-    achieved: the share of the time that the saved FLOPs promise which is really saved.
+    achieved: the share of the FLOP saving realised in time.
     """
     row["time_ratio"] = row["seconds"] / none["seconds"]
     row["flop_ratio"] = row["flops"] / none["flops"]

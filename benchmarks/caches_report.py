@@ -116,7 +116,7 @@ def machine(section: Section) -> str:
 
 
 def parts(result: dict[str, Section]) -> dict[str, Callable[[], str]]:
-    """What stands between each pair of markers, for the sections that were measured."""
+    """The text between each pair of marks, for the sections that were measured."""
     found: dict[str, Callable[[], str]] = {}
     if speed := result.get("speed"):
         found["machine"] = lambda: machine(speed)

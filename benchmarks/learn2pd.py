@@ -217,7 +217,7 @@ def ends_table(totals: dict[Key, Row]) -> str:
 
 
 def gap_table(totals: dict[Key, Row]) -> str:
-    """How much of the way from the threshold's forwards to EGP's each filter goes."""
+    """The share of the way from the threshold's forwards to EGP's that each filter goes."""
     one, floor = totals["rules", "one by one", ""], totals["rules", "egp", "oracle"]
     least = share(one, "right") - SLACK
     best, name = fewest(totals, "threshold", least), "fewest forwards within a point of one by one"

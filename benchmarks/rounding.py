@@ -1,4 +1,4 @@
-"""What rounding alone does to greedy texts: plain decoding alone against plain decoding in a batch.
+"""Rounding's effect on greedy texts: plain decoding alone against plain decoding in a batch.
 
 A pass over several tokens, or several rows, adds up in another order than a pass over one, so that
 near ties can fall to the other side, in bfloat16 above all. Everything is compared, text by text,
@@ -72,7 +72,7 @@ def ended(tokens: Ids, eos: frozenset[int]) -> Ids:
 def contenders(
     engine: SpecEngine, settings: dict[str, dict[str, Any]], count: int, batch: int
 ) -> dict[str, Decode]:
-    """What is compared with plain decoding alone, by name."""
+    """Contenders that are compared with plain decoding alone, by name."""
 
     def batched(prompts: Sequence[Ids]) -> list[Ids]:
         parts = [prompts[at : at + batch] for at in range(0, len(prompts), batch)]
@@ -125,7 +125,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def same(texts: Sequence[Ids], alone: Sequence[Ids]) -> int:
-    """How many of the texts are those of plain decoding alone, token for token."""
+    """The number of texts that are those of plain decoding alone, token for token."""
     return sum(a == b for a, b in zip(texts, alone, strict=True))
 
 

@@ -235,7 +235,7 @@ def fingerprint() -> str:
 
 
 def measured(header: Row, settings: list[Setting]) -> list[Row]:
-    """What the result file has of `settings`, with whether they are a paper's; SystemExit if it was
+    """Rows of the result file of these `settings`, marked if a paper's; SystemExit if it was
     made otherwise than `header` says.
     """
     result = read_result("samplers")

@@ -57,7 +57,7 @@ DRAWN = {
 
 
 def settings(store: str, temperature: float) -> dict[str, dict[str, Any]]:
-    """What is compared, by name."""
+    """Settings that are compared, by name."""
     proxy = f"datastore:path={store},samples=0"
     found: dict[str, dict[str, Any]] = {
         "our loop, no drafts": {"control": "fixed:depth=0,nodes=0", "sources": ()},
@@ -98,7 +98,7 @@ def store(engine: SpecEngine, path: Path) -> None:
 
 
 def alone(engine: SpecEngine, ids: list[int], seed: int, temperature: float) -> list[int]:
-    """What the target's own `generate` gives."""
+    """The output of the target's own `generate`."""
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     model: Any = engine.target.model

@@ -72,7 +72,7 @@ def prompts(data: Path, each: int) -> list[tuple[str, str]]:
 
 
 def alone(engine: SpecEngine, ids: list[int], count: int) -> list[int]:
-    """What the target's own `generate` gives, greedily."""
+    """The output of the target's own `generate`, greedily."""
     model: Any = engine.target.model  # type: ignore[attr-defined]
     out = model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)
     found: list[int] = out[0, len(ids) :].tolist()

@@ -48,8 +48,8 @@ def plain(table: TextTable) -> str:
 
 
 def headline(run: Summary) -> str:
-    """Every rule at its usual knob, the best score first."""
-    points = [point for point in select(run).points if not point.setting.knob]
+    """Every rule at its usual option, the best score first."""
+    points = [point for point in select(run).points if not point.setting.option]
     columns = ["rule", "right, %", "95%", "forwards / answer", "tokens / forward"]
     columns += ["lost by factorisation", "lost by the model"]
     rows = []
@@ -120,7 +120,7 @@ def better(pairs: Sequence[tuple[Point, Point]]) -> str:
 
 
 def unsolved(run: Summary) -> str:
-    """Task by task: the best of all settings, slow and fast, and the best knob for every sample."""
+    """Task by task: the best of all settings, slow and fast, and the best one for every sample."""
     columns = ["task", "best", "at tokens / forward", f"best at {FAST:.0f} or more"]
     columns += ["its ceiling", "best knob for every sample"]
     rows = []

@@ -1,4 +1,4 @@
-"""How good the bundled model is, and what parallel decoding costs it.
+"""Accuracy of the bundled model, and what parallel decoding costs it.
 
 Held-out prompts of every task, never trained on nor watched during training, are decoded one token
 per forward and with a confidence threshold of 0.9, on the same canvas, in blocks of 4, 8 and 32:

@@ -1,4 +1,4 @@
-"""What `dllm tune` finds for the bundled model, judged on prompts it was not tuned on.
+"""The preset that `dllm tune` finds for the bundled model, judged on other prompts.
 
 Tunes on 19 held-out prompts of every task, seed 21, with the tasks' graders as the score and a loss
 of at most 0.5%; then decodes the prompts of benchmarks.samplers with the preset and compares it

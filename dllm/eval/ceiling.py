@@ -1,4 +1,4 @@
-"""What a perfect model would reach with the very commits that a run made (derived).
+"""Ceilings: the chance of a perfect model with the very commits that a run made (derived).
 
 What a run loses splits at this number: 1 - chance is lost by committing dependent items together,
 chance - score by the model. Exact, by walking through the right answers; no torch.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import chain
 
-from dllm.eval.closed_forms import ONE_ANSWER, accuracy, answers, slots
+from dllm.eval.closed_forms import ONE_ANSWER, accuracy, answers, positions
 
 Answer = tuple[int, ...]
 Sets = tuple[tuple[int, ...], ...]
@@ -25,12 +25,12 @@ def chance(
 ) -> float | None:
     """Probability of a right answer when every decision draws one of `sets` of items (0, 1, ...).
 
-    The items of a set are drawn independently, each from its true law given the sets before it, at
-    `temperature` (0: the likeliest symbol, ties broken at random in every item). form, n: a task of
-    `closed_forms`; a shuffle has to change the order. None for latin squares above order 4.
-    Raises ValueError unless `sets` hold every item of the answer once.
+    The items of a set are drawn independently, each from its true distribution given the sets
+    before it, at `temperature` (0: the likeliest symbol, ties broken at random in every item).
+    form, n: a task of `closed_forms`; a shuffle has to change the order. None for latin squares
+    above order 4. Raises ValueError unless `sets` hold every item of the answer once.
     """
-    size = slots(form, n)
+    size = positions(form, n)
     placed = sorted(chain(*sets))
     if not all(sets) or len(placed) != size or placed != list(range(size)):
         raise ValueError(
@@ -82,7 +82,9 @@ def _right(support: list[Answer], sets: Sets, temperature: float) -> float:
 
 
 def _tempered(counts: Counter[int], temperature: float) -> dict[int, float]:
-    """The law of a symbol that `counts` of the equally likely answers have, at `temperature`."""
+    """The distribution of a symbol that `counts` of the equally likely answers have, at
+    `temperature`.
+    """
     most = max(counts.values())
     if temperature:
         weights = {symbol: (c / most) ** (1 / temperature) for symbol, c in counts.items()}

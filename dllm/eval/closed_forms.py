@@ -1,4 +1,4 @@
-"""What a perfect model reaches when it decodes several tokens at once: exact values, by counting.
+"""Accuracies of a perfect model that decodes several tokens at once: exact values, by counting.
 
 Source: ParallelBench (arXiv 2510.04767), section 4 and appendix A, for `copy`, `replace_random` in
 one step and `shuffle`. Functions and tasks marked (derived) are ours, checked by enumeration.
@@ -27,9 +27,10 @@ TASKS = (
 LATIN_SQUARES = {1: 1, 2: 2, 3: 12, 4: 576, 5: 161280}  # by order
 
 
-def slots(task: str, n: int) -> int:
+def positions(task: str, n: int) -> int:
     """Positions of the answer to a task of `n` items (latin_square: of order `n`)."""
-    _known(task, TASKS)
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: expected one of {', '.join(TASKS)}")
     if n < 1:
         raise ValueError(f"n={n}: expected at least one item")
     if task == "latin_square":
@@ -41,7 +42,7 @@ def answers(task: str, n: int) -> Iterable[tuple[int, ...]]:
     """All right answers, which are equally likely. Items are 0 .. n - 1 in input order and a new
     one is n; tasks with one answer have 0, 1, ...; the rows of a square are one behind the other.
     """
-    places = range(slots(task, n))
+    places = range(positions(task, n))
     items = tuple(range(n))
     match task:
         case "shuffle":
@@ -57,18 +58,12 @@ def answers(task: str, n: int) -> Iterable[tuple[int, ...]]:
     return [tuple(places)]
 
 
-def quota_groups(positions: int, steps: int) -> tuple[int, ...]:
-    """LLaDA's groups (arXiv 2502.09992): equal shares, the earlier steps take the remainder."""
-    share, more = divmod(positions, steps)
-    return tuple(share + (step < more) for step in range(steps) if share + (step < more))
-
-
 def correlation_bits(task: str, n: int) -> float:
     """Conditional total correlation C(Y|X) in bits: the least KL of decoding all in one step.
 
     insert_random, remove_random and latin_square are derived.
     """
-    slots(task, n)
+    positions(task, n)
     match task:
         case "shuffle":
             return n * math.log2(n) - math.log2(math.factorial(n))
@@ -82,22 +77,6 @@ def correlation_bits(task: str, n: int) -> float:
         case "latin_square":
             return n * n * math.log2(n) - math.log2(_latin_squares(n))
     return 0.0
-
-
-def loss_bits(task: str, n: int, groups: Sequence[int]) -> float:
-    """Least KL in bits of decoding `groups` one after the other, L_T of the paper.
-
-    Known for tasks with one answer, shuffle and replace_random (derived); ValueError for others.
-    """
-    _known(task, (*ONE_ANSWER, "shuffle", "replace_random"))
-    total = 0.0
-    for s, m in _steps(task, n, groups):
-        if task == "shuffle":  # s uniform slots against a draw of s from m without replacement
-            total += s * math.log2(m) - math.log2(math.perm(m, s))
-        elif task == "replace_random":  # nothing is open once the new item stands somewhere
-            together = _bits(*[1 / m] * s, 1 - s / m)
-            total += m / n * (s * _bits(1 / m, 1 - 1 / m) - together)
-    return total
 
 
 def accuracy(task: str, n: int, groups: Sequence[int]) -> float:
@@ -125,59 +104,9 @@ def accuracy(task: str, n: int, groups: Sequence[int]) -> float:
     return _search(split, n + 1 if task == "insert_random" else n, tuple(steps))
 
 
-def greedy_accuracy(task: str, n: int, groups: Sequence[int]) -> float:
-    """Probability that argmax gives a right answer when ties are broken at random in every slot.
-
-    Known for tasks with one answer, shuffle and replace_random; ValueError for others.
-    """
-    _known(task, (*ONE_ANSWER, "shuffle", "replace_random"))
-    if task != "replace_random":
-        return accuracy(task, n, groups)
-    last = _steps(task, n, groups)[-1][0]  # the new item is never the likeliest before two are left
-    return {1: 1.0, 2: 0.5}.get(last, 0.0)
-
-
-def threshold_groups(task: str, n: int, threshold: float) -> tuple[int, ...]:
-    """Groups of the threshold rule (arXiv 2505.22618, kept at equality) decoding greedily.
-
-    For shuffle and replace_random, away from thresholds where rounding decides (derived).
-    """
-    return _groups(task, n, lambda m, conf, entropy: m if conf >= threshold else 1)
-
-
-def factor_groups(task: str, n: int, factor: float) -> tuple[int, ...]:
-    """Groups of the factor rule (arXiv 2505.22618) decoding greedily: the largest j with
-    (j + 1)(1 - c) < factor. As Fréchet's at delta = 1 - factor. See `threshold_groups` (derived).
-    """
-    return _groups(task, n, lambda m, conf, entropy: math.ceil(factor / (1 - conf)) - 2)
-
-
-def entropy_bound_groups(task: str, n: int, bound: float) -> tuple[int, ...]:
-    """Groups of the entropy-bounded rule (arXiv 2505.24857) decoding greedily:
-    floor(bound / H) + 1 slots of entropy H nats. See `threshold_groups` (derived).
-    """
-    return _groups(task, n, lambda m, conf, entropy: math.floor(bound / entropy) + 1)
-
-
-def _groups(task: str, n: int, size: Callable[[int, float, float], int]) -> tuple[int, ...]:
-    """Groups when `size` (slots left, confidence, entropy in nats) slots go at a time.
-
-    All open slots look alike as long as no new item is placed, which greedy decoding puts off until
-    two slots are left.
-    """
-    _known(task, ("shuffle", "replace_random"))
-    found, m = [], slots(task, n)
-    while m > 1:
-        distribution = [1 / m] * m if task == "shuffle" else [1 / m, 1 - 1 / m]
-        entropy = _bits(*distribution) * math.log(2)
-        found.append(min(max(size(m, max(distribution), entropy), 1), m))
-        m -= found[-1]
-    return (*found, *[1] * m)
-
-
 def _steps(task: str, n: int, groups: Sequence[int]) -> list[tuple[int, int]]:
     """(group, positions left before it) of every step; ValueError unless the groups fit."""
-    left = slots(task, n)
+    left = positions(task, n)
     if sum(groups) != left or any(s < 1 for s in groups):
         raise ValueError(f"groups={tuple(groups)}: expected positive numbers that sum to {left}")
     found = []
@@ -188,10 +117,10 @@ def _steps(task: str, n: int, groups: Sequence[int]) -> list[tuple[int, int]]:
 
 
 # Insert and remove at random: what is known of the place is an interval of `width` places, and
-# every group of committed slots shrinks it to one side of each slot. With `width` places an
-# insertion has `width` open slots, a removal one less; all other slots are certain.
-# split(width)[h][w] = sum over the sets of h open slots, of the probability that their draws agree
-# and leave w places.
+# every group of committed positions shrinks it to one side of each position. With `width` places an
+# insertion has `width` open positions, a removal one less; all other positions are certain.
+# split(width)[h][w] = sum over the sets of h open positions, of the probability that their draws
+# agree and leave w places.
 Split = Callable[[int], list[dict[int, float]]]
 
 
@@ -206,7 +135,7 @@ def _search(split: Split, width: int, steps: tuple[tuple[int, int], ...]) -> flo
         ways = split(width)
         certain = m - (len(ways) - 1)
         return sum(
-            # h of the s committed slots are open ones; sets of open slots are summed in `ways`
+            # h of the s committed positions are open ones, whose sets are summed in `ways`
             math.comb(certain, s - h)
             / math.comb(m, s)
             * sum(weight * right(left, at + 1) for left, weight in ways[h].items())
@@ -219,7 +148,7 @@ def _search(split: Split, width: int, steps: tuple[tuple[int, int], ...]) -> flo
 
 @cache
 def _split_insert(width: int) -> list[dict[int, float]]:
-    """Open slots 0 .. width - 1; slot j is the place, or says it is later or earlier."""
+    """Open positions 0 .. width - 1; position j is the place, or says it is later or earlier."""
     later = [(width - 1 - j) / width for j in range(width)]
     earlier = [j / width for j in range(width)]
     found: list[dict[int, float]] = [{} for _ in range(width + 1)]
@@ -233,12 +162,12 @@ def _split_insert(width: int) -> list[dict[int, float]]:
 
 @cache
 def _split_remove(width: int) -> list[dict[int, float]]:
-    """Open slots 0 .. width - 2; slot j says that the place is behind j, or at j or before."""
+    """Open positions 0 .. width - 2; position j says: the place is behind j, or at j or before."""
     later = [(width - 1 - j) / width for j in range(width - 1)]
     earlier = [(j + 1) / width for j in range(width - 1)]
     found: list[dict[int, float]] = [{} for _ in range(width)]
     for lo in range(width):
-        for hi in range(lo, width):  # places lo .. hi are left, the slots lo .. hi - 1 stay open
+        for hi in range(lo, width):  # the places left; positions lo .. hi - 1 stay open
             _add(found, hi - lo + 1, _closed(later[:lo]), _closed(earlier[hi:][::-1]))
     return found
 
@@ -252,7 +181,7 @@ def _sets(weights: Sequence[float]) -> list[float]:
 
 
 def _closed(weights: Sequence[float]) -> list[float]:
-    """`_sets` with the last of `weights` taken: the slot next to the interval (none at the end)."""
+    """`_sets` with the last of `weights` taken: next to the interval (none at the end)."""
     if not weights:
         return [1.0]
     return [0.0, *(weights[-1] * product for product in _sets(weights[:-1]))]
@@ -294,8 +223,3 @@ def _latin_squares(order: int) -> int:
     if order not in LATIN_SQUARES:
         raise ValueError(f"n={order}: latin squares are counted for n in {list(LATIN_SQUARES)}")
     return LATIN_SQUARES[order]
-
-
-def _known(task: str, tasks: Sequence[str]) -> None:
-    if task not in tasks:
-        raise ValueError(f"task={task!r}: expected one of {', '.join(tasks)}")

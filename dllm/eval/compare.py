@@ -1,4 +1,4 @@
-"""What changed between two runs, or between two settings, on the same questions."""
+"""Differences between two runs, or between two settings, on the same questions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def compare(
     tasks: Sequence[str] | None = None,
     n: Sequence[int] | None = None,
 ) -> Comparison:
-    """What `new` gains over `old` on the selection; DllmError where they share no task."""
+    """Gains of `new` over `old` on the selection; DllmError where they share no task."""
     shared = [task for task in select(new, tasks, n).tasks if task in old.plan.tasks]
     if not shared:
         raise DllmError(
@@ -86,9 +86,9 @@ def compare(
         )
     ours, theirs = select(new, shared, n), select(old, shared, n)
     found = [
-        changes(point, new.plan.tasks, twin, old.plan.tasks)
+        changes(point, new.plan.tasks, other, old.plan.tasks)
         for point in ours.points
-        if (twin := _twin(point, theirs.points))
+        if (other := _same(point, theirs.points))
     ]
     methods = {curve.name: curve for curve in theirs.curves}
     return Comparison(
@@ -99,7 +99,7 @@ def compare(
     )
 
 
-def _twin(point: Point, others: Sequence[Point]) -> Point | None:
+def _same(point: Point, others: Sequence[Point]) -> Point | None:
     """The one of `others` that decodes alike; of several, the one of the same name."""
     alike = [other for other in others if other.setting.key == point.setting.key]
     same = (other for other in alike if other.setting.name == point.setting.name)

@@ -21,7 +21,7 @@ C = TypeVar("C", Cell, OracleCell)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where answers are lost: shares, over the answers of `tasks` tasks whose ceiling is known.
+    """Losses by cause: shares, over the answers of `tasks` tasks whose ceiling is known.
 
     ceiling: right answers of a perfect model that commits the same positions together. What is
     measured is ceiling - model_loss + excess; each of the two is summed over the (task, n) where
@@ -151,7 +151,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class BestPerSample:
-    """One method with the best knob for every sample: no single setting reaches further."""
+    """One method with the best option for every sample: no single setting reaches further."""
 
     score: float
     tokens_per_forward: float
@@ -192,7 +192,7 @@ class CurveSelection:
 
     @property
     def extent(self) -> str:
-        """How many tasks a mean is over."""
+        """The number of tasks that a mean is over."""
         few = len(self.tasks) < self.asked
         return f"{len(self.tasks)} of {self.asked} tasks" if few else f"{self.asked} tasks"
 
@@ -282,7 +282,7 @@ def _tasks(specs: Sequence[str], words: Sequence[str] | None) -> set[int]:
 
 
 def _lack(plan: RunPlan, setting: int, cell: tuple[int, int]) -> str:
-    """Why a setting has no answers to the (task, n) `cell`."""
+    """The reason why a setting has no answers to the (task, n) `cell`."""
     task, n = cell
     reasons = (s.reason for s in plan.skipped if (s.setting, s.task, s.n) == (setting, task, n))
     return f"{plan.tasks[task]} n={n}: {next(reasons, 'no answers yet')}"

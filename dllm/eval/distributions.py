@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dllm.eval.ceiling import chance
-from dllm.eval.closed_forms import correlation_bits, slots
+from dllm.eval.closed_forms import correlation_bits, positions
 from dllm.eval.curves import label
 from dllm.eval.tables import NONE, TextTable, number, percent
 from dllm.eval.tasks import Task, closed_form, task_of
@@ -26,7 +26,7 @@ def distributions(specs: Sequence[str]) -> TextTable:
 def _row(task: Task) -> tuple[str, str, str]:
     known = [form for n in task.n if (form := closed_form(task, n)) is not None]
     bits = [number(correlation_bits(*form)) for form in known]
-    once = [chance(*form, [range(slots(*form))]) for form in known]
+    once = [chance(*form, [range(positions(*form))]) for form in known]
     return (
         "+".join(map(str, task.n)),
         ", ".join(dict.fromkeys(bits)) or NONE,

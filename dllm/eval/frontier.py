@@ -1,4 +1,4 @@
-"""What a curve of accuracy against parallelism comes to in one number.
+"""Single numbers for a curve of accuracy against parallelism.
 
 A curve is given as pairs (x, score in percent), where x counts tokens, or answers, per forward.
 Scores between measured pairs are interpolated on the Pareto front alone: a worse setting beside a
@@ -89,7 +89,7 @@ def centre_of_mass(pairs: Sequence[Pair]) -> float | None:
 
 
 def times_faster(pairs: Sequence[Pair], baseline: Sequence[Pair]) -> float:
-    """How many times the baseline's x is reached at equal score: the geometric mean over the scores
+    """The factor over the baseline's x at equal score: the geometric mean over the scores
     that both fronts span, or at the lower best score where they span none in common
     (Bjøntegaard's delta rate, VCEG-M33, with lines for cubics).
     """
@@ -98,7 +98,7 @@ def times_faster(pairs: Sequence[Pair], baseline: Sequence[Pair]) -> float:
 
 
 def points_more(pairs: Sequence[Pair], baseline: Sequence[Pair]) -> float:
-    """How many points of score more than the baseline at equal x: the mean over log x that both
+    """The points of score over the baseline at equal x: the mean over log x that both
     fronts span, or at the lower largest x where they span none in common.
     """
     new, old = ([(math.log2(x), y) for x, y in pareto(curve)] for curve in (pairs, baseline))

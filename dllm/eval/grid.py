@@ -1,4 +1,4 @@
-"""Which settings a run compares: the knob values of each method, and all combinations of parts.
+"""Settings that a run compares: the option values of each method, and all combinations of others.
 
 A value "0.5/0.7/0.9" in a spec stands for one setting each; they are the points of one curve.
 """
@@ -16,8 +16,8 @@ from dllm.presets import PRESETS, preset_options
 from dllm.registry import split_spec
 
 COUNTS = "1/2/4/8/16/64"
-# Every knob is swept to the end where all is committed at once, where it has one: else areas (LPA)
-# do not compare.
+# Every option is swept to the end where all is committed at once, where it has one: else areas
+# (LPA) do not compare.
 QUICK = (
     f"quota:count={COUNTS}",
     f"quota:remasking=random,count={COUNTS}",
@@ -44,18 +44,18 @@ GRIDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {  # name -> samplers, p
 
 
 def sweep(spec: str) -> list[tuple[str, str, str]]:
-    """(method, knob, spec) of every value that `spec` stands for; one spec may sweep one knob."""
+    """(method, option, spec) of every value that `spec` stands for, of one option at most."""
     name, options = split_spec(spec)
     swept = [key for key, value in options.items() if len(numbers(value)) > 1]
     if len(swept) > 1:
         raise DllmError(f"{spec!r}: expected one swept option, found {', '.join(swept)}")
     if not swept:
         return [(spec, "", spec)]
-    knob = swept[0]
-    rest = {key: value for key, value in options.items() if key != knob}
+    option = swept[0]
+    rest = {key: value for key, value in options.items() if key != option}
     method = written(name, rest)
-    values = numbers(options[knob])
-    return [(method, f"{knob}={v}", written(name, {**rest, knob: v})) for v in values]
+    values = numbers(options[option])
+    return [(method, f"{option}={v}", written(name, {**rest, option: v})) for v in values]
 
 
 def numbers(value: str) -> list[str]:
@@ -80,26 +80,26 @@ def grid(
     family: str = "llada",
 ) -> list[EvalSetting]:
     """One setting for every combination of `parts`: DecodeConfig options with the values to try,
-    specs with swept knobs among them. The presets are tried with all parts but the sampler.
+    specs with swept options among them. The presets are tried with all parts but the sampler.
     """
     others = {name: values for name, values in parts.items() if name != "sampler"}
     ways = [
-        (method, knob, {"sampler": spec})
-        for given in parts.get("sampler", ())
-        for method, knob, spec in sweep(given)
+        (method, option, {"sampler": spec})
+        for swept in parts.get("sampler", ())
+        for method, option, spec in sweep(swept)
     ]
     ways += [(f"preset {name}", "", preset_options(name, family)) for name in presets]
     if not ways:
         raise DllmError("no settings: expected a sampler, a preset or a grid")
     return [
-        named(method, knob, options, dict(zip(others, values, strict=True)))
+        named(method, option, options, dict(zip(others, values, strict=True)))
         for values in itertools.product(*others.values())
-        for method, knob, options in ways
+        for method, option, options in ways
     ]
 
 
 def named(
-    method: str, knob: str, options: Mapping[str, Any], over: Mapping[str, Any]
+    method: str, option: str, options: Mapping[str, Any], over: Mapping[str, Any]
 ) -> EvalSetting:
     """The setting of `options` with `over` put over them; what is not usual is in the name."""
     usual = DecodeConfig()
@@ -108,7 +108,7 @@ def named(
         for name, value in over.items()
         if value != options.get(name, getattr(usual, name))
     ]
-    return EvalSetting(" + ".join([method, *said]), knob, {**options, **over})
+    return EvalSetting(" + ".join([method, *said]), option, {**options, **over})
 
 
 def rules(names: Sequence[str]) -> tuple[list[str], list[str]]:

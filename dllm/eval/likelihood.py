@@ -1,4 +1,4 @@
-"""How likely a masked-diffusion model finds an answer: a lower bound of its log-likelihood.
+"""Likelihood of an answer under a masked-diffusion model: a lower bound of its logarithm.
 
 LLaDA's estimator (arXiv 2502.09992, section 2.4): mask exactly l of the L answer tokens, l uniform
 on 1 .. L, and weight the log-probability of these by L / l. What is masked is a function of a seed
@@ -75,7 +75,7 @@ def log_likelihoods(
 
 
 def forwards(answer_length: int, draws: int = DRAWS) -> int:
-    """How many masked copies `log_likelihoods` computes of a pair."""
+    """The number of masked copies that `log_likelihoods` computes of a pair."""
     return min(draws, (1 << answer_length) - 1)
 
 
@@ -88,7 +88,7 @@ def _rows(pairs: Sequence[LikelihoodRequest], draws: int) -> Iterator[tuple[int,
 
 
 def mask_sets(length: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
-    """What to mask of `length` tokens: sets [n, length] bool, and the weight [n] of each.
+    """Masks over `length` tokens: sets [n, length] bool, and the weight [n] of each.
 
     All sets where these are at most `draws`. Else as many as that, their sizes in equal strata from
     a random start. That is LLaDA's way, but for two things that would bias or bind it: its code

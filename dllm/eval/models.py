@@ -51,10 +51,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class DecodedAnswer:
-    """text, and the places in the Output's token ids of the items; see records.Row.slots."""
+    """text, and the places in the Output's token ids of the items; see SampleRecord.places."""
 
     text: str
-    slots: list[int] | None
+    places: list[int] | None
 
 
 class ModelUnderTest(Protocol):
@@ -72,7 +72,7 @@ class ModelUnderTest(Protocol):
 
 
 def row_id(task: Task, n: int, i: int) -> int:
-    """What tells a row's random draws apart, beside the seed."""
+    """The number that tells a row's random draws apart, beside the seed."""
     return zlib.crc32(f"{task.name}/{n}/{i}".encode())
 
 
@@ -155,19 +155,19 @@ class Checkpoint:
         return self.budgets[task, n]
 
     def _skeleton(self, task: Task, sample: Sample) -> tuple[Prefilled, int]:
-        """What stands between the answer's items, the end behind them, and the size of all."""
+        """The tokens between the answer's items, the end behind them, and the size of all."""
         ids = self._answer(task, sample)
         text = self.text.decode(ids)
         spans = task.items(sample, text)
-        slots = places(self.speller.pieces(ids), spans, text)
-        if not slots:
+        found = places(self.speller.pieces(ids), spans, text)
+        if not found:
             words = ", ".join(repr(text[start:end]) for start, end in spans)
             raise ConfigError(
                 f"{task}: surface=infill: expected items of one token each, found {words}; try "
                 "vocabulary=letters"
             )
         ids = [*ids, self.engine.model.spec.eos_id]
-        return [(at, [token]) for at, token in enumerate(ids) if at not in slots], len(ids)
+        return [(at, [token]) for at, token in enumerate(ids) if at not in found], len(ids)
 
 
 def places(pieces: Sequence[str], spans: Sequence[Span], text: str) -> list[int] | None:
@@ -209,7 +209,7 @@ class OracleModel:
         names = [zlib.crc32(f"{seed}/{each}".encode()) for each in row_ids]
         base = joint.symbols
         prompts = [[name // base**k % base for k in range(PROMPT)] for name in names]
-        return Questions(engine, list(samples.values()), prompts, row_ids, budget=joint.slots)
+        return Questions(engine, list(samples.values()), prompts, row_ids, budget=joint.positions)
 
     def read(self, task: Task, sample: Sample, output: Output) -> DecodedAnswer:
         assert isinstance(task, ExactDistribution)  # else it was never asked

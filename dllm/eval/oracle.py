@@ -51,7 +51,7 @@ class Joint:
             raise ValueError(f"symbols={self.symbols}: the support holds others")
 
     @property
-    def slots(self) -> int:
+    def positions(self) -> int:
         return self.support.shape[1]
 
     @classmethod
@@ -93,7 +93,7 @@ class Joint:
 
     @classmethod
     def table(cls, probabilities: np.ndarray | Tensor) -> Joint:
-        """Any joint of n slots and v symbols, as an array with n axes of length v (need not sum
+        """Any joint of n positions and v symbols, as an array with n axes of length v (need not sum
         to 1). ValueError for negative or non-finite entries, or none above 0.
         """
         mass = torch.as_tensor(probabilities, dtype=torch.float64)
@@ -109,13 +109,14 @@ class Joint:
         known = torch.ones_like(answers, dtype=torch.bool)
         hot = self._one_hot(self.support)
         parts = [
-            (self._matches(part, every, hot) == self.slots).any(1)
+            (self._matches(part, every, hot) == self.positions).any(1)
             for part, every in self._chunks(answers, known)
         ]
         return torch.cat(parts)
 
     def conditionals(self, answers: Tensor, known: Tensor) -> Tensor:
-        """[B, n, symbols] float64: the law of every slot given the `known` [B, n] of `answers`.
+        """[B, n, symbols] float64: the distribution of every position given the `known` [B, n] of
+        `answers`.
 
         Where the known symbols cannot occur together, those that contradict the ones to their left
         are taken as unknown.
@@ -131,21 +132,21 @@ class Joint:
             agrees[broken] = self._agree_in_part(answers[broken], known[broken])
         log_mass = torch.where(agrees, self.log_mass, -torch.inf)
         mass = (log_mass - log_mass.amax(1, keepdim=True)).exp()
-        distribution = (mass @ hot).view(len(answers), self.slots, self.symbols)
+        distribution = (mass @ hot).view(len(answers), self.positions, self.symbols)
         return distribution / mass.sum(1)[:, None, None]
 
     def _agree_in_part(self, answers: Tensor, known: Tensor) -> Tensor:
         """[B, S] which sequences agree with the known symbols, left to right, as far as any do."""
         agrees = torch.ones(len(answers), len(self.support), dtype=torch.bool)
         agrees = agrees.to(answers.device)
-        for slot in range(self.slots):
+        for slot in range(self.positions):
             here = agrees & (answers[:, slot, None] == self.support[:, slot])
             use = known[:, slot] & here.any(1)
             agrees = torch.where(use[:, None], here, agrees)
         return agrees
 
     def _matches(self, answers: Tensor, known: Tensor, hot: Tensor) -> Tensor:
-        """[B, S] how many known slots of each row are as in each sequence; `hot` [S, n * v]."""
+        """[B, S] how many known positions of each row are as in each sequence; `hot` [S, n * v]."""
         told = self._one_hot(answers) * known.repeat_interleave(self.symbols, dim=1)
         return told @ hot.T
 
@@ -163,14 +164,14 @@ class Oracle:
     """`(ids, plan) -> logits`, the logs of the joint's conditionals: the model interface.
 
     Symbols are the token ids 0 .. v - 1; mask, end and padding follow and are never predicted
-    inside the answer, and nothing but the end behind it. Slot i of the joint is position
+    inside the answer, and nothing but the end behind it. Position i of the joint is position
     `prompt_length` + i of every row; every token there that is not the mask is evidence. What the
     prompt says has no influence but on the noise.
 
     jitter: standard deviation of Gaussian noise on the logits, a hash of (seed, prompt, known
     tokens, position, symbol). A perfect model has exact ties, and an argmax that breaks them alike
-    in every slot is not what ParallelBench's greedy formulas mean (arXiv 2510.04767, appendix A).
-    The noise is the only thing that tells rows apart: give them different prompts.
+    at every position is not what ParallelBench's greedy formulas mean (arXiv 2510.04767, appendix
+    A). The noise is the only thing that tells rows apart: give them different prompts.
     """
 
     def __init__(
@@ -212,8 +213,8 @@ class Oracle:
     def __call__(self, ids: Tensor, plan: ForwardPlan, kv: KVCache | None = None) -> Tensor:
         """Logits [B, R, vocab_size] of the rows `plan.head`, float64 and finite."""
         if kv is not None:
-            raise DllmError("an oracle reads no store: use cache='none'")
-        n, v = self.joint.slots, self.joint.symbols
+            raise DllmError("an oracle reads no KV cache: use cache='none'")
+        n, v = self.joint.positions, self.joint.symbols
         row = ids[:, : self.prompt_length + n]  # a canvas may be shorter, or longer
         answer = torch.full((len(ids), n), self.spec.mask_id, device=ids.device)
         answer[:, : max(0, row.shape[1] - self.prompt_length)] = row[:, self.prompt_length :]
@@ -230,7 +231,7 @@ class Oracle:
 
     def _noise(self, row: Tensor) -> Tensor:
         """[B, n, v] standard normal; `row` [B, L] holds prompt and answer."""
-        slot = torch.arange(self.joint.slots, device=row.device)[:, None]
+        slot = torch.arange(self.joint.positions, device=row.device)[:, None]
         symbol = torch.arange(self.joint.symbols, device=row.device)
         content = (token[:, None, None] for token in row.T)
         normal: Tensor = torch.special.ndtri(uniform(self.seed, *content, slot, symbol))

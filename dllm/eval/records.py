@@ -1,9 +1,9 @@
-"""What a run of the suite leaves on disk: its plan, a row for every answer, and counts by cell.
+"""Files of a run of the suite: its plan, a record for every answer, and counts by cell.
 
-run.json       Plan: model, tasks, settings, seeds, environment
+run.json       RunPlan: model, tasks, settings, seeds, environment
 samples.jsonl  every question once, so that grading needs neither generator nor data file
-results.jsonl  one Row per answer, in a fixed order (results.RANK.jsonl while it runs)
-summary.json   Plan and Cells
+results.jsonl  one SampleRecord per answer, in a fixed order (results.RANK.jsonl while it runs)
+summary.json   Summary
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ PHASES = ("prompt", "forward", "sampler", "other")
 
 @dataclass(frozen=True)
 class EvalSetting:
-    """A way to decode. Settings of one `method` are the points of one curve, told apart by `knob`
-    ("threshold=0.9"; "" where there is none). options: of DecodeConfig, JSON values.
+    """A way to decode. Settings of one `method` are the points of one curve, told apart by
+    `option` ("threshold=0.9"; "" where there is none). options: of DecodeConfig, JSON values.
     """
 
     method: str
-    knob: str
+    option: str = field(metadata={"key": "knob"})  # committed results call it so
     options: Mapping[str, Any] = field(hash=False)
 
     @property
     def name(self) -> str:
-        return f"{self.method} {self.knob}".strip()
+        return f"{self.method} {self.option}".strip()
 
     @cached_property
     def key(self) -> str:
@@ -58,8 +58,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What was run. model: name, weights (hash), dtype, device, family. tasks: specs. memo: whether
-    forwards were remembered between settings, so that seconds mean nothing.
+    """The extent of a run. model: name, weights (hash), dtype, device, family. tasks: specs. memo:
+    whether forwards were remembered between settings, so that seconds mean nothing.
     """
 
     suite: str
@@ -75,13 +75,14 @@ class RunPlan:
 
     def as_dict(self) -> dict[str, Any]:
         settings = [
-            {"method": s.method, "knob": s.knob, "options": dict(s.options)} for s in self.settings
+            {"method": s.method, "knob": s.option, "options": dict(s.options)}
+            for s in self.settings
         ]
         return {"schema": SCHEMA, **asdict(self), "settings": settings}
 
     @classmethod
     def from_dict(cls, fields: object) -> RunPlan:
-        """What `as_dict` gave, possibly with more; ValueError names what is wrong."""
+        """The inverse of `as_dict`, other keys left out; ValueError names what is wrong."""
         found = fields.get("schema") if isinstance(fields, dict) else None
         if found != SCHEMA:
             raise ValueError(f"expected the schema {SCHEMA}, found {found!r:.60}")
@@ -101,7 +102,7 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """What counting needs to know of a setting's options."""
+    """The one option of a setting that counting needs to know."""
 
     temperature: float = 0.0
 
@@ -115,9 +116,9 @@ class SampleRecord:
     """One answer. setting, task: indices in the plan; (n, seed, i): which sample.
 
     ids: the answer's tokens, without the end. steps: the decision (1, 2, ...) that committed each,
-    0 for a given one. slots: places in `ids` of the answer's items; None unless each item is one
-    token. tokens: committed ones up to and including the end; filled: end padding too; nfe,
-    canvases: as in Output. room: tokens of the canvas behind the prompt. seconds: by PHASES, the
+    0 for a prefilled one. places: in `ids`, those of the answer's items; None unless each item is
+    one token. tokens: committed ones up to and including the end; filled: end padding too; nfe,
+    canvases: as in Output. budget: tokens of the canvas behind the prompt. seconds: by PHASES, the
     batch's divided by its rows.
     """
 
@@ -139,7 +140,7 @@ class SampleRecord:
     text: str
     ids: list[int]
     steps: list[int]
-    slots: list[int] | None
+    places: list[int] | None
     seconds: list[float]
 
     @classmethod
@@ -151,8 +152,8 @@ class SampleRecord:
             raise ValueError(f"steps: expected one for each of {len(row.ids)} ids")
         if len(row.seconds) != len(PHASES):
             raise ValueError(f"seconds: expected {len(PHASES)}, for {', '.join(PHASES)}")
-        if row.slots and max(row.slots) >= len(row.ids):
-            raise ValueError(f"slots: expected places below {len(row.ids)}, the number of ids")
+        if row.places and max(row.places) >= len(row.ids):
+            raise ValueError(f"places: expected numbers below {len(row.ids)}, the number of ids")
         return row
 
     @property
@@ -162,10 +163,10 @@ class SampleRecord:
     @property
     def sets(self) -> list[list[int]] | None:
         """Items (0, 1, ... in answer order) that each decision committed, in order."""
-        if self.slots is None:
+        if self.places is None:
             return None
         found: dict[int, list[int]] = {}
-        for item, place in enumerate(self.slots):
+        for item, place in enumerate(self.places):
             found.setdefault(self.steps[place], []).append(item)
         return [found[step] for step in sorted(found)]
 
@@ -213,7 +214,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class OracleCell:
-    """The per-sample oracle over one method's knob: for each sample the best score and, of the
+    """The per-sample oracle over one method's options: for each sample the best score and, of the
     settings that reach it, the fewest forwards (ParallelBench, arXiv 2510.04767, appendix G.2).
     """
 
@@ -243,7 +244,7 @@ class Summary:
 
     @classmethod
     def from_dict(cls, fields: object) -> Summary:
-        """What `as_dict` gave; ValueError names what is wrong in anything else."""
+        """The inverse of `as_dict`; ValueError names what is wrong in anything else."""
         plan = RunPlan.from_dict(fields)
         assert isinstance(fields, dict)  # else it is no plan
         counts = shaped(RunCounts, fields)

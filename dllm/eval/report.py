@@ -38,7 +38,7 @@ SETTING_NOTES = (
     "score: share of right answers, the mean over tasks, each of which counts alike; 95%: its "
     "interval (Wilson's half-widths, added over tasks as standard errors are)",
     "tokens / forward: answer tokens up to and including the end, over all forwards, wrong answers "
-    "too; slots / forward counts the padding behind the end too",
+    "too; committed / forward counts the padding behind the end too",
 )
 COST_NOTES = (
     "factorisation loss: percentage points that a perfect model loses by the same commits; model "
@@ -98,8 +98,8 @@ def report(
 
 def _settings(runs: Sequence[Run], selections: Sequence[CurveSelection]) -> TextTable:
     """A row for every setting; those on the front of its run are marked."""
-    columns = ["method", "knob", "*", "score, %", "95%", "strict, %"]
-    columns += ["forwards / answer", "tokens / forward", "slots / forward"]
+    columns = ["method", "option", "*", "score, %", "95%", "strict, %"]
+    columns += ["forwards / answer", "tokens / forward", "committed / forward"]
     rows = []
     for selection in selections:
         front = pareto([pair for curve in selection.curves for pair in curve.pairs])
@@ -107,7 +107,7 @@ def _settings(runs: Sequence[Run], selections: Sequence[CurveSelection]) -> Text
             for point, pair in zip(curve.points, curve.pairs):
                 row = (
                     curve.name,
-                    point.setting.knob,
+                    point.setting.option,
                     "*" * (pair in front),
                     percent(point.score),
                     span(point.interval),
@@ -134,7 +134,7 @@ def _settings(runs: Sequence[Run], selections: Sequence[CurveSelection]) -> Text
 
 
 def _dropped(name: str, selection: CurveSelection) -> Iterator[str]:
-    """What a run's mean lacks, if it lacks something."""
+    """A note on what a run's mean lacks, if anything."""
     if selection.dropped:
         yield (
             f"WARNING: {name}: the mean is over {selection.extent}; not asked, and not in it: "
@@ -143,8 +143,8 @@ def _dropped(name: str, selection: CurveSelection) -> Iterator[str]:
 
 
 def _costs(curves: Sequence[Curve]) -> TextTable:
-    """Where answers are lost, in which order they come, where time goes, for every setting."""
-    columns = ["method", "knob", "factorisation loss", "model loss", "excess", "order"]
+    """Losses by cause, commit order and time by phase, for every setting."""
+    columns = ["method", "option", "factorisation loss", "model loss", "excess", "order"]
     columns += [f"{phase}, ms" for phase in PHASES]
     rows, known = [], set()
     for curve in curves:
@@ -156,7 +156,7 @@ def _costs(curves: Sequence[Curve]) -> TextTable:
                 known.add((split.tasks, len(point.by_task)))
             times = [number(1000 * seconds[phase], 1) if seconds else NONE for phase in PHASES]
             shares = *map(percent, losses), number(point.order)
-            rows.append((curve.name, point.setting.knob, *shares, *times))
+            rows.append((curve.name, point.setting.option, *shares, *times))
     notes = list(COST_NOTES)
     if any(some < every for some, every in known):
         some, every = min(known)
@@ -253,23 +253,23 @@ def _winner(curves: Mapping[str, Sequence[Pair]], x: float) -> str:
 
 
 def _reasons(curves: Sequence[Curve]) -> TextTable:
-    """What is wrong with wrong answers, the most frequent reason first."""
+    """Reasons of wrong answers, the most frequent first."""
     points = [(curve.name, point, point.reasons) for curve in curves for point in curve.points]
     total: Counter[str] = Counter()
     for _, _, reasons in points:
         total.update(reasons)
     codes = [code for code, _ in total.most_common() if code != "ok"]
     rows = (
-        (name, point.setting.knob, percent(point.score), *(percent(found.get(c)) for c in codes))
+        (name, point.setting.option, percent(point.score), *(percent(found.get(c)) for c in codes))
         for name, point, found in points
     )
     meanings = (f"{code}: {REASONS[code]}" for code in codes if code in REASONS)
     notes = ("of all answers, %, the mean over tasks", *meanings)
-    return TextTable("Errors", ("method", "knob", "right", *codes), tuple(rows), notes, texts=2)
+    return TextTable("Errors", ("method", "option", "right", *codes), tuple(rows), notes, texts=2)
 
 
 def _changes(new: Run, old: Run, found: Comparison, reach: float | None) -> list[TextTable]:
-    """What a run gains over another one: by method, by setting, and in single cells."""
+    """Gains of a run over another one: by method, by setting, and in single cells."""
     reach = reach or found.reach
     columns = ["method", "forwards, times fewer", "score, points more", "LPA before", "LPA"]
     for level in LEVELS:

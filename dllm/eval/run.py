@@ -46,7 +46,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to run: specs of tasks, settings, seeds, and samples of every task, spread over its
+    """Tasks (specs), settings, seeds and samples to run: so many of every task, spread over its
     sizes. A seed chooses samples and random draws. memo: as in records.RunPlan.
     """
 
@@ -275,7 +275,7 @@ def answer(
             text=found.text,
             ids=output.token_ids,
             steps=steps[row][: len(output.token_ids)],
-            slots=found.slots,
+            places=found.places,
             seconds=seconds,
         )
         for row, ((found, output), grade) in enumerate(zip(read, grades, strict=True))
@@ -312,7 +312,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def made(output: Output, prompt: int) -> list[int]:
     """The decision (1, 2, ...) that committed each of the answer's tokens for good, the end token
-    among them; 0 for a given token.
+    among them; 0 for a prefilled token.
     """
     found = [0] * output.answer_tokens
     history: list[Commit] = output.history or []

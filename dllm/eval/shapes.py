@@ -28,15 +28,16 @@ def shaped(cls: type[T], given: object, where: str = "") -> T:
     if not isinstance(given, dict):
         raise ValueError(f"{name}: expected a JSON object, found {_short(given)}")
     for field in fields(cls):  # type: ignore[arg-type]
-        if field.name in given:
+        key = field.metadata.get("key", field.name)  # what it is called in files
+        if key in given:
             values[field.name] = _value(
-                given[field.name],
+                given[key],
                 hints[field.name],
-                f"{where}.{field.name}".lstrip("."),
+                f"{where}.{key}".lstrip("."),
                 field.name,
             )
         elif field.default is field.default_factory is MISSING:
-            raise ValueError(f"{name}: expected the key {field.name!r}")
+            raise ValueError(f"{name}: expected the key {key!r}")
     return cls(**values)
 
 

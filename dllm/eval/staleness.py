@@ -1,4 +1,4 @@
-"""What an approximate cache costs: how old the slots it reads are, and how far predictions move."""
+"""Costs of an approximate cache: the age of what it reads, and how far predictions move."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dllm.models.protocol import Model
 class Staleness:
     """Sums over all forwards that were measured; the properties are what to report.
 
-    An age counts the row's forwards since a slot was written: 0 in the forward that writes it, 1
-    in the next one. It is kept per slot, not per layer. Where a `Walk` also writes slots in single
-    layers (elastic, interval), these are fresher than their age, which is then an upper bound; it
-    says nothing of old branch outputs. The KL knows no such limits.
+    An age counts the row's forwards since a slot was written: 0 in the forward that writes it, 1 in
+    the next one. It is kept per slot, not per layer. Where a `LayerRunner` also writes slots in
+    single layers (elastic, interval), these are fresher than their age, which is then an upper
+    bound; it says nothing of old branch outputs. The KL knows no such limits.
     """
 
     predictions: int = 0

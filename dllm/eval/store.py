@@ -130,7 +130,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which sample a line of samples.jsonl is."""
+    """The sample that a line of samples.jsonl is."""
 
     task: int
     n: int
@@ -189,7 +189,7 @@ def read_rows(path: Path, plan: RunPlan) -> Iterator[SampleRecord]:
 
 
 def checked(where: object, read: Callable[[Any], T], given: object) -> T:
-    """What `read` makes of `given`, its ValueErrors with the place in front."""
+    """The result of `read` on `given`, its ValueErrors with the place in front."""
     try:
         return read(given)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From rows to counts: cells, the perfect model's chances, and the per-sample oracle."""
+"""Counts of a run's records: cells, the perfect model's chances, and the per-sample oracle."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def add_ceiling(cell: Cell, row: SampleRecord, form: tuple[str, int], temperatur
 
 def kendall(steps: list[int]) -> float | None:
     """Kendall's tau-a between the tokens' order in the text and in time; None for fewer than two
-    tokens (given ones do not count). 1: left to right one by one; 0: all at once.
+    tokens (prefilled ones do not count). 1: left to right one by one; 0: all at once.
     """
     order = np.array([step for step in steps if step])
     pairs = len(order) * (len(order) - 1) // 2

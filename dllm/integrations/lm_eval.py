@@ -51,8 +51,9 @@ SCORED_TOGETHER = 64  # requests between two entries in lm-eval's cache
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """What one request took. tokens, slots: answer_tokens and slots of the Output; of a likelihood
-    the answer's length. finish: why decoding ended, None for a likelihood.
+    """The cost of one request. tokens: answer_tokens of the Output; committed: its tokens with the
+    padding behind the end; of a likelihood both are the answer's length. finish: why decoding
+    ended, None for a likelihood.
     """
 
     task: str
@@ -62,7 +63,7 @@ class RequestCost:
     kind: str
     nfe: int
     tokens: int
-    slots: int
+    committed: int
     prompt_tokens: int
     finish: str | None = None
 
@@ -238,7 +239,7 @@ class DiffusionLM(LM):
         return self.text.render(turns) + begun["content"]
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """What tells this template from others in lm-eval's log; it has one, whatever its name."""
+        """The template's identity in lm-eval's log; it has one, whatever its name."""
         own = self.text.tokenizer.chat_template
         return own if isinstance(own, str) else f"the format of {self.text.family}"
 
@@ -271,7 +272,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def occurrences(requests: Sequence[Any]) -> list[int]:
-    """How often each request stands before itself: lm-eval repeats the object."""
+    """The number of times that each request stands before itself: lm-eval repeats the object."""
     seen: Counter[int] = Counter()
     found = []
     for request in requests:
@@ -292,10 +293,12 @@ def summed(costs: Sequence[RequestCost]) -> list[dict[str, Any]]:
     found = []
     for task, kind in sorted({(c.task, c.kind) for c in costs}):
         own = [c for c in costs if (c.task, c.kind) == (task, kind)]
-        nfe, tokens, slots = (sum(getattr(c, n) for c in own) for n in ("nfe", "tokens", "slots"))
+        nfe, tokens, committed = (
+            sum(getattr(c, n) for c in own) for n in ("nfe", "tokens", "committed")
+        )
         sums = {"task": task, "kind": kind, "requests": len(own), "forwards": nfe, "tokens": tokens}
         if kind == "generate_until":
-            sums |= {"slots": slots, "tokens_per_forward": tokens / nfe}
-            sums |= {"slots_per_forward": slots / nfe}
+            sums |= {"committed": committed, "tokens_per_forward": tokens / nfe}
+            sums |= {"committed_per_forward": committed / nfe}
         found.append(sums)
     return found

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness says about a run, as options of this package. Needs no lm-eval."""
+"""Options of this package from the arguments of lm-evaluation-harness. Needs no lm-eval."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LOADING = ("dtype", "device", "revision")
 OWN = ("preset", "mc_num", "check_greedy", "record", "batch_size", "max_batch_size")
 DECODING = tuple(f.name for f in fields(DecodeConfig) if f.name != "history")  # nobody sees it
 OPTIONAL = ("block_length", *(f.name for f in fields(DecodeConfig) if f.default is None))
-ROOM = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-GENERATION = ("until", "do_sample", "steps", *ROOM)
+BUDGET = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GENERATION = ("until", "do_sample", "steps", *BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def decoding(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generation(config: DecodeConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task's generation arguments change in `config`.
+    """Changes of `config` that a task's generation arguments ask for.
 
     until is added to the stop strings; max_gen_toks is max_new_tokens; do_sample=False is
     temperature 0; steps is the sampler's. All others are options of DecodeConfig; they stand in the
@@ -92,7 +92,7 @@ def generation(config: DecodeConfig, given: Mapping[str, Any]) -> dict[str, Any]
     texts = [*([stop] if isinstance(stop, str) else stop)]
     texts += [until] if isinstance(until, str) else until
     changes["stop"] = tuple(dict.fromkeys(filter(None, texts)))
-    budget = [given[name] for name in ROOM if given.get(name) is not None]
+    budget = [given[name] for name in BUDGET if given.get(name) is not None]
     if budget:
         changes["max_new_tokens"] = budget[0]
     if given.get("do_sample") is False:

@@ -99,7 +99,7 @@ def test_it_says_what_keeps_programs_in(run, tmp_path, monkeypatch):
         (("--sampler", "treshold"), ("unknown sampler 'treshold'", "threshold")),
         (("--count", "0"), ("--count", "0")),
         (("--figure", "curve.gif"), ("curve.gif", ".png or .svg")),
-        (("--task", "words_to_sentence"), ("nothing can be run", "law is not known")),
+        (("--task", "words_to_sentence"), ("nothing can be run", "no exact distribution")),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(run, tmp_path, arguments, words):

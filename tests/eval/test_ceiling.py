@@ -19,6 +19,7 @@ from dllm.eval import closed_forms as forms
 from dllm.eval.ceiling import chance
 from dllm.eval.oracle import Joint, Oracle
 from dllm.output import Output
+from tests.eval.references import greedy_accuracy
 
 RANDOM = ("replace_random", "insert_random", "remove_random")
 TEMPERATURES = (0.0, 0.5, 1.0, 1.7)
@@ -52,7 +53,7 @@ def tempered(distribution: Tensor, temperature: float) -> Tensor:
 
 
 def summed(joint: Joint, sets: Sets, temperature: float) -> float:
-    """The probabilities of the right answers, each along its one path, with the oracle's laws."""
+    """The probabilities of the right answers, each along its one path, as the oracle has them."""
     known = torch.zeros_like(joint.support, dtype=torch.bool)
     chances = torch.ones(len(joint.support), dtype=torch.float64)
     for drawn in sets:
@@ -68,7 +69,7 @@ def cases(draw: st.DrawFn) -> tuple[str, int, Sets]:
     """(form, n, sets) of any form whose answers can be walked through."""
     form = draw(st.sampled_from((*RANDOM, "shuffle", "latin_square", "copy")))
     n = draw(st.integers(2, 5 if form != "latin_square" else 3))
-    items = draw(st.permutations(range(forms.slots(form, n))))
+    items = draw(st.permutations(range(forms.positions(form, n))))
     cuts = draw(st.sets(st.integers(1, max(1, len(items) - 1))))
     bounds = sorted({0, len(items), *cuts})
     return form, n, [items[a:b] for a, b in itertools.pairwise(bounds)]
@@ -95,7 +96,9 @@ def test_squares_of_order_four_are_counted_too(temperature):
 @given(cases(), st.sampled_from(TEMPERATURES), st.randoms(use_true_random=False))
 def test_one_by_one_in_any_order_is_always_right(case, temperature, random):
     form, n, _ = case
-    order = [[item] for item in random.sample(range(forms.slots(form, n)), forms.slots(form, n))]
+    order = [
+        [item] for item in random.sample(range(forms.positions(form, n)), forms.positions(form, n))
+    ]
     graded = 1 - 1 / math.factorial(n) if form == "shuffle" else 1
     assert chance(form, n, order, temperature) == pytest.approx(graded)
 
@@ -127,8 +130,8 @@ def test_greedy_decoding_may_get_worse_where_a_set_is_split():
 @pytest.mark.parametrize("form", ["copy", "insert_index", *RANDOM])
 def test_the_mean_over_all_partitions_is_the_closed_form(form):
     n = 4
-    for groups in groupings(forms.slots(form, n)):
-        every = list(partitions(groups, range(forms.slots(form, n))))
+    for groups in groupings(forms.positions(form, n)):
+        every = list(partitions(groups, range(forms.positions(form, n))))
         found = math.fsum(chance(form, n, sets) for sets in every) / len(every)
         assert found == pytest.approx(forms.accuracy(form, n, groups)), groups
 
@@ -137,9 +140,9 @@ def test_greedy_chances_are_the_closed_forms():
     for n in (2, 3, 5):
         for groups in groupings(n):
             for sets in partitions(groups, range(n)):
-                replaced = forms.greedy_accuracy("replace_random", n, groups)
+                replaced = greedy_accuracy("replace_random", n, groups)
                 assert chance("replace_random", n, sets, 0) == pytest.approx(replaced)
-                shuffled = forms.greedy_accuracy("shuffle", n, groups)
+                shuffled = greedy_accuracy("shuffle", n, groups)
                 changed = 1 - 1 / math.factorial(n)
                 assert chance("shuffle", n, sets, 0) == pytest.approx(shuffled * changed)
 
@@ -155,7 +158,9 @@ def test_squares_in_one_step_and_one_by_one_are_the_closed_form():
 def decode(joint: Joint, jitter: float, rows: int, **options: object) -> list[Output]:
     size = math.ceil(math.log(rows, joint.symbols))  # a prompt, hence noise, of its own each
     oracle = Oracle(joint, jitter=jitter, prompt_length=size)
-    config = DecodeConfig(block_length=None, max_new_tokens=joint.slots, history=True, **options)
+    config = DecodeConfig(
+        block_length=None, max_new_tokens=joint.positions, history=True, **options
+    )
     return Engine(oracle).generate(oracle.prompts(rows), config)
 
 
@@ -204,7 +209,7 @@ def test_what_is_not_known_is_none_and_what_is_no_task_is_named():
     ids=["missing", "empty", "twice", "another"],
 )
 def test_sets_that_are_no_partition_are_refused(form, change):
-    sets = change([[item] for item in range(forms.slots(form, 5))])
+    sets = change([[item] for item in range(forms.positions(form, 5))])
     with pytest.raises(ValueError, match=f"items of {form} n=5 once"):
         chance(form, 5, sets)
 

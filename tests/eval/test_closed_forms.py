@@ -76,7 +76,7 @@ def enumerated(joint: Joint, groups: tuple[int, ...]) -> tuple[float, float]:
         return total
 
     support = tuple(map(tuple, joint.support.tolist()))
-    every = tuple(range(joint.slots))
+    every = tuple(range(joint.positions))
     return walk(support, every, 0), loss(support, every, 0)
 
 
@@ -107,7 +107,7 @@ def test_answers_fill_the_slots_and_are_counted():
     counts = {"shuffle": 6, "replace_random": 3, "insert_random": 4, "remove_random": 3}
     for task in forms.TASKS:
         found = set(forms.answers(task, 3))
-        assert {len(answer) for answer in found} == {forms.slots(task, 3)}
+        assert {len(answer) for answer in found} == {forms.positions(task, 3)}
         assert len(found) == {"latin_square": 12, **counts}.get(task, 1)
 
 
@@ -140,12 +140,10 @@ def test_accuracy_of_the_published_table(task, n, groups, value):
 def test_every_grouping_agrees_with_enumeration(task):
     for n in (2, 3, 4):
         joint = joint_of(task, n)
-        assert joint.slots == forms.slots(task, n)
-        for groups in compositions(joint.slots):
+        assert joint.positions == forms.positions(task, n)
+        for groups in compositions(joint.positions):
             accuracy, loss = enumerated(joint, groups)
             assert forms.accuracy(task, n, groups) == pytest.approx(accuracy), (n, groups)
-            if task in ("copy", "shuffle", "replace_random"):
-                assert forms.loss_bits(task, n, groups) == pytest.approx(loss, abs=1e-12)
             if len(groups) == 1:
                 assert forms.correlation_bits(task, n) == pytest.approx(loss, abs=1e-12)
 
@@ -162,79 +160,7 @@ def test_larger_groupings_of_insert_and_remove_agree_with_enumeration(task, grou
 @pytest.mark.parametrize("task", KNOWN)
 def test_one_by_one_is_always_right(task):
     for n in (2, 7, 12):
-        assert forms.accuracy(task, n, [1] * forms.slots(task, n)) == pytest.approx(1)
-
-
-def test_the_best_partition_never_loses_more_with_more_steps():
-    for task in ("shuffle", "replace_random"):
-        best = [
-            min(forms.loss_bits(task, 6, g) for g in compositions(6) if len(g) == steps)
-            for steps in range(1, 7)
-        ]
-        assert best[0] == pytest.approx(forms.correlation_bits(task, 6))
-        assert best[-1] == pytest.approx(0, abs=1e-12)
-        assert all(more <= less + 1e-12 for less, more in itertools.pairwise(best))
-
-
-def test_greedy_replace_random_depends_on_the_last_group():
-    greedy = forms.greedy_accuracy
-    assert [greedy("replace_random", 6, g) for g in ((5, 1), (4, 2), (3, 3))] == [1, 0.5, 0]
-    assert greedy("replace_random", 5, forms.quota_groups(5, 3)) == 1
-    assert greedy("shuffle", 6, (2, 2, 2)) == forms.accuracy("shuffle", 6, (2, 2, 2))
-    assert greedy("copy", 6, (6,)) == 1
-
-
-def test_quota_groups_give_the_remainder_to_the_first_steps():
-    assert forms.quota_groups(5, 3) == (2, 2, 1)
-    assert forms.quota_groups(6, 4) == (2, 2, 1, 1)
-    assert forms.quota_groups(3, 5) == (1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("task", "n", "threshold", "groups"),
-    [
-        ("shuffle", 6, 0.51, (1,) * 6),
-        ("shuffle", 6, 0.49, (1, 1, 1, 1, 2)),
-        ("shuffle", 6, 0.34, (1, 1, 1, 1, 2)),
-        ("shuffle", 6, 0.3, (1, 1, 1, 3)),
-        ("shuffle", 6, 0.0, (6,)),
-        ("replace_random", 6, 0.83, (6,)),
-        ("replace_random", 6, 0.84, (1,) * 6),
-        ("replace_random", 10, 0.89, (10,)),
-        ("replace_random", 10, 0.91, (1,) * 10),
-    ],
-)
-def test_switch_points_of_the_threshold_rule(task, n, threshold, groups):
-    assert forms.threshold_groups(task, n, threshold) == groups
-
-
-@pytest.mark.parametrize(
-    ("task", "factor", "groups"),
-    [
-        ("shuffle", 0.7, (1,) * 6),
-        ("shuffle", 1.5, (1,) * 6),  # (2 + 1)(1 - 1/2) < 1.5 fails
-        ("shuffle", 1.51, (1, 1, 1, 1, 2)),
-        ("shuffle", 1.99, (1, 1, 1, 1, 2)),
-        ("replace_random", 0.7, (3, 1, 1, 1)),
-        ("replace_random", 1.6, (6,)),
-    ],
-)
-def test_switch_points_of_the_factor_rule(task, factor, groups):
-    assert forms.factor_groups(task, 6, factor) == groups
-
-
-@pytest.mark.parametrize(
-    ("bound", "groups"),
-    [
-        (0.0, (1,) * 6),
-        (0.69, (1,) * 6),
-        (0.7, (1, 1, 1, 1, 2)),
-        (1.2, (1, 1, 1, 2, 1)),  # ln 4 > 1.2 > ln 3
-        (9.0, (6,)),  # floor(9 / ln 6) + 1
-    ],
-)
-def test_group_sizes_of_the_entropy_bound(bound, groups):
-    assert forms.entropy_bound_groups("shuffle", 6, bound) == groups
+        assert forms.accuracy(task, n, [1] * forms.positions(task, n)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -245,10 +171,7 @@ def test_group_sizes_of_the_entropy_bound(bound, groups):
         (lambda: forms.accuracy("copy", 3, [3, 0]), r"groups=\(3, 0\)"),
         (lambda: forms.accuracy("latin_square", 4, [8, 8]), "expected one step, or one by one"),
         (lambda: forms.accuracy("latin_square", 6, [36]), "n=6"),
-        (lambda: forms.slots("copy", 0), "n=0"),
-        (lambda: forms.greedy_accuracy("insert_random", 3, [4]), "task='insert_random'"),
-        (lambda: forms.loss_bits("remove_random", 3, [2]), "task='remove_random'"),
-        (lambda: forms.factor_groups("copy", 3, 1.0), "task='copy'"),
+        (lambda: forms.positions("copy", 0), "n=0"),
     ],
 )
 def test_what_is_not_known_is_refused(call, message):

@@ -107,7 +107,7 @@ class TestSelect:
 
     def test_the_least_parallel_point_is_first(self):
         found = select(one_task(("a", "2", 50, 200), ("a", "1", 90, 1000), ("a", "3", 60, 200)))
-        assert [p.setting.knob for p in found.curves[0].points] == ["1", "3", "2"]
+        assert [p.setting.option for p in found.curves[0].points] == ["1", "3", "2"]
         assert found.curves[0].pairs == [(1, 90), (5, 60), (5, 50)]
         assert found.curves[0].rates == [(0.1, 90), (0.5, 60), (0.5, 50)]
 
@@ -149,26 +149,26 @@ class TestSelect:
     def test_a_setting_that_cannot_answer_is_left_out_with_the_reason(self):
         settings = [setting("a"), setting("b"), setting("c")]
         run = summary([cell(0, 0, 5, 9), cell(0, 1, 5, 9), cell(1, 1, 5, 9)], settings)
-        told = (Skipped(0, 0, 4, "not this"), Skipped(1, 0, 4, "no room"), Skipped(2, 1, 4, "nor"))
+        told = (Skipped(0, 0, 4, "not this"), Skipped(1, 0, 4, "small"), Skipped(2, 1, 4, "nor"))
         run = replace(run, plan=replace(run.plan, skipped=told))
         assert select(run).left_out == (
-            "b (copy:n=4+8 n=4: no room)",
+            "b (copy:n=4+8 n=4: small)",
             "c (copy:n=4+8 n=4: no answers yet)",
         )
 
     def test_what_no_setting_could_be_asked_is_told(self):
         """Tasks and sizes, each with its reason, and how many tasks the mean is over."""
         run = summary([cell(0, 0, 5, 9)], [setting("a")])
-        told = (Skipped(0, 0, 8, "no room"), Skipped(0, 1, 4, "not this"), Skipped(0, 1, 8, "nor"))
+        told = (Skipped(0, 0, 8, "small"), Skipped(0, 1, 4, "not this"), Skipped(0, 1, 8, "nor"))
         run = replace(run, plan=replace(run.plan, skipped=told))
         found = select(run)
         assert (found.extent, found.left_out) == ("1 of 3 tasks", ())
         assert found.dropped == (
             "shuffle:n=4+8 (not this)",
             "replace_random:n=4+8,surface=infill (no answers yet)",
-            "copy:n=4+8 n=8 (no room)",
+            "copy:n=4+8 n=8 (small)",
         )
-        assert select(run, ["copy"]).dropped == ("copy:n=4+8 n=8 (no room)",)
+        assert select(run, ["copy"]).dropped == ("copy:n=4+8 n=8 (small)",)
         some = select(run, ["copy", "shuffle"], n=[4])
         assert (some.extent, some.dropped) == ("1 of 2 tasks", ("shuffle:n=4+8 (not this)",))
         assert select(drawn()).dropped == ()

@@ -1,4 +1,4 @@
-"""Knob values and combinations of parts."""
+"""Option values and combinations of them."""
 
 import pytest
 

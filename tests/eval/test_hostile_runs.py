@@ -229,7 +229,7 @@ def test_a_last_line_torn_inside_a_character_is_decoded_again(folder):
         ({"text": None}, "text: expected text, found None"),
         ({"ids": [1, "2"]}, "ids[1]: expected a whole number of at least 0, below 2^63, found '2'"),
         ({"steps": []}, "steps: expected one for each of"),
-        ({"slots": [99]}, "slots: expected places below"),
+        ({"places": [99]}, "places: expected places below"),
         ({"seconds": [0.0]}, "seconds: expected 4, for prompt, forward, sampler, other"),
         ({"seconds": [float("nan")] * 4}, "seconds[0]: expected a finite number, found nan"),
     ],
@@ -296,7 +296,7 @@ def test_an_answer_may_be_long(folder):
     """Its order is counted in memory that grows with its length, not with the square."""
     path = folder / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[0] |= {"ids": [1] * 10**5, "steps": list(range(1, 10**5 + 1)), "slots": None}
+    rows[0] |= {"ids": [1] * 10**5, "steps": list(range(1, 10**5 + 1)), "places": None}
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     regrade(folder)
     cell = next(c for c in read_summary(folder).cells if (c.setting, c.task) == (0, 0))

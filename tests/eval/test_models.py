@@ -18,10 +18,10 @@ def tiny():
     return Checkpoint(dllm.load("tiny"), "tiny")
 
 
-def asked(subject, spec, n=4, count=5, seed=0):
+def asked(model, spec, n=4, count=5, seed=0):
     task = task_of(spec)
     samples = {i: draw(task, n, seed, i) for i in range(count)}
-    return task, subject.ask(task, n, seed, samples)
+    return task, model.ask(task, n, seed, samples)
 
 
 def test_infill_leaves_one_hole_an_item(tiny):
@@ -41,7 +41,7 @@ def test_only_the_items_are_decoded(tiny):
     for row in answer(tiny, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0):
         assert row.score
         assert row.nfe == row.tokens == row.filled == 4
-        assert row.slots == [0, 2, 4, 6]
+        assert row.places == [0, 2, 4, 6]
         assert [step > 0 for step in row.steps] == [True, False] * 3 + [True]
         assert sorted(step for step in row.steps if step) == [1, 2, 3, 4]
 
@@ -57,8 +57,8 @@ def test_infill_wants_items_of_one_token(tiny):
 def test_a_free_canvas_holds_the_answers_of_all_samples(tiny):
     """Its size is a function of task and size, not of the samples asked."""
     for spec in ("insert_random:wording=short", "sort:wording=short"):
-        rooms = {asked(tiny, spec, n=5, count=c)[1].budget for c in (1, 7)}
-        assert len(rooms) == 1
+        budgets = {asked(tiny, spec, n=5, count=c)[1].budget for c in (1, 7)}
+        assert len(budgets) == 1
         _, questions = asked(tiny, spec, n=5, count=50)
         for sample in questions.samples:
             assert len(tiny.text.answer(sample.messages, sample.answer)) < questions.budget
@@ -101,22 +101,22 @@ def test_items_are_looked_for_in_the_text_of_the_tokens(tiny):
     sample = draw(task, 3, 0, 0)
     ids = tiny.text.answer(sample.messages, sample.answer)
     text = tiny.text.decode(ids)
-    for cut, slots in ((text, [0, 2, 4]), (text[:-1], None)):
+    for cut, found in ((text, [0, 2, 4]), (text[:-1], None)):
         output = Output(cut, ids, "stop", 1, 1, 5, 5, Timings(0, 0))
-        assert tiny.read(task, sample, output) == DecodedAnswer(cut, slots)
+        assert tiny.read(task, sample, output) == DecodedAnswer(cut, found)
 
 
 def test_an_oracle_answers_in_the_words_of_the_sample():
-    subject = OracleModel()
-    task, questions = asked(subject, "replace_random:n=4")
+    model = OracleModel()
+    task, questions = asked(model, "replace_random:n=4")
     setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
-    rows = answer(subject, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0)
+    rows = answer(model, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0)
     assert all(row.strict for row in rows)
     assert len({row.text for row in rows}) == 5
 
 
 def test_an_oracle_says_what_it_does_not_know():
-    with pytest.raises(ConfigError, match="its exact law is not known"):
+    with pytest.raises(ConfigError, match="no exact distribution is known"):
         asked(OracleModel(), "words_to_sentence", n=3)
     with pytest.raises(ConfigError, match="n=12: expected at most 8 items"):
         asked(OracleModel(), "shuffle:n=12", n=12)

@@ -32,7 +32,7 @@ def brute_force(joint: Joint, answer: list[int], known: list[bool]) -> np.ndarra
             fits = [(s, m) for s, m in left if s[i] == answer[i]]
             known[i] = known[i] and bool(fits)
             left = fits if known[i] else left
-    distribution = np.zeros((joint.slots, joint.symbols))
+    distribution = np.zeros((joint.positions, joint.symbols))
     for s, mass in sequences:
         if all(s[i] == answer[i] for i in range(len(s)) if known[i]):
             distribution[range(len(s)), s] += mass
@@ -59,8 +59,8 @@ def test_conditionals_equal_brute_force_under_any_evidence(seed):
     """Also where the known symbols cannot occur together, or are no symbols at all."""
     rng = np.random.default_rng(seed)
     joint = random_table(rng)
-    answers = rng.integers(0, joint.symbols + 1, (7, joint.slots))
-    known = rng.random((7, joint.slots)) < 0.6
+    answers = rng.integers(0, joint.symbols + 1, (7, joint.positions))
+    known = rng.random((7, joint.positions)) < 0.6
     distribution = joint.conditionals(torch.from_numpy(answers), torch.from_numpy(known)).numpy()
     for b in range(7):
         expected = brute_force(joint, answers[b].tolist(), known[b].tolist())
@@ -155,7 +155,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(seed, jitter):
     rng = np.random.default_rng(seed)
     joint = random_table(rng)
     oracle = Oracle(joint, jitter=jitter, seed=seed, prompt_length=2)
-    rows = rng.integers(0, joint.symbols + 1, (5, 2 + joint.slots)).tolist()
+    rows = rng.integers(0, joint.symbols + 1, (5, 2 + joint.positions)).tolist()
     together = forward(oracle, rows)
     assert together.isfinite().all()
     for b, row in enumerate(rows):

@@ -143,7 +143,7 @@ class TestReport:
         table = tables(drawn())["Settings"]
         points = select(drawn()).points
         assert column(table, "score, %") == [f"{100 * p.score:.1f}" for p in points]
-        assert column(table, "knob") == [p.setting.knob for p in points]
+        assert column(table, "option") == [p.setting.option for p in points]
         assert column(table, "forwards / answer") == [f"{p.forwards:.1f}" for p in points]
         spans = [tuple(f"{100 * limit:.1f}" for limit in p.interval) for p in points]
         assert column(table, "95%") == ["–".join(span) for span in spans]
@@ -307,7 +307,7 @@ class TestReport:
 
     def test_what_was_dropped_is_told_first(self):
         run = drawn()
-        told = tuple(Skipped(s, 2, n, "law is not known") for s in range(9) for n in (4, 8))
+        told = tuple(Skipped(s, 2, n, "no distribution known") for s in range(9) for n in (4, 8))
         cells = [cell for cell in run.cells if cell.task < 2]
         run = summary(cells, run.plan.settings, oracles=run.oracles)
         run = replace(run, plan=replace(run.plan, skipped=told))
@@ -316,7 +316,7 @@ class TestReport:
         assert first.notes[0].startswith(
             "WARNING: mine: the mean is over 2 of 3 tasks; not asked, and not in it: replace_random"
         )
-        assert first.notes[0].endswith("(law is not known)")
+        assert first.notes[0].endswith("(no distribution known)")
         assert "WARNING" in first.markdown()
 
     def test_one_answer_of_one_token(self):

@@ -26,7 +26,7 @@ PLAN = RunPlan(
 )
 
 
-def row(setting=0, i=0, task=0, score=True, nfe=3, tokens=6, steps=(1, 2, 3), slots=(0, 1, 2)):
+def row(setting=0, i=0, task=0, score=True, nfe=3, tokens=6, steps=(1, 2, 3), places=(0, 1, 2)):
     return SampleRecord(
         setting=setting,
         task=task,
@@ -46,7 +46,7 @@ def row(setting=0, i=0, task=0, score=True, nfe=3, tokens=6, steps=(1, 2, 3), sl
         text="",
         ids=[7] * len(steps),
         steps=list(steps),
-        slots=None if slots is None else list(slots),
+        places=None if places is None else list(places),
         seconds=[1.0, 2.0, 3.0, 4.0],
     )
 
@@ -73,9 +73,9 @@ def test_the_ceiling_is_that_of_the_commits(steps, chance):
     assert (cell.ceiled, cell.ceiled_right) == (2, 1)
 
 
-@pytest.mark.parametrize("slots", [None, (0, 1), (0, 1, 2, 0)])
-def test_answers_without_their_items_have_no_ceiling(slots):
-    [cell] = summarize(PLAN, [row(slots=slots), row(i=1)]).cells
+@pytest.mark.parametrize("places", [None, (0, 1), (0, 1, 2, 0)])
+def test_answers_without_their_items_have_no_ceiling(places):
+    [cell] = summarize(PLAN, [row(places=places), row(i=1)]).cells
     assert (cell.count, cell.ceiled, cell.ceiled_right) == (2, 1, 1)
 
 

@@ -27,7 +27,7 @@ from dllm.integrations.lm_eval import DiffusionLM
 from dllm.integrations.lm_eval_options import stable_id
 from tests.fakes import EOS, EOT, PAD, FakeModel, FakeText, Out, hashed, leaning
 
-ROOM = {"max_gen_toks": 6, "until": []}
+BUDGET = {"max_gen_toks": 6, "until": []}
 CONTEXTS = ["abcd", "a", "ddca", "bb", "cab", "dddddd", "ac"]
 
 
@@ -52,7 +52,7 @@ def instance(
 
 def generations(contexts: Sequence[str], **arguments: Any) -> list[Instance]:
     return [
-        instance("generate_until", context, {**ROOM, **arguments}, doc=doc)
+        instance("generate_until", context, {**BUDGET, **arguments}, doc=doc)
         for doc, context in enumerate(contexts)
     ]
 
@@ -111,7 +111,7 @@ def test_generation_arguments_reach_the_engine():
 def test_what_requests_took_is_told_once_and_written_down(tmp_path):
     record = tmp_path / "new" / "answers.jsonl"
     lm = model(sampler="quota:steps=2", record=str(record), batch_size=2, mc_num=5)
-    other = instance("generate_until", "a", {**ROOM, "max_gen_toks": 2}, task="other")
+    other = instance("generate_until", "a", {**BUDGET, "max_gen_toks": 2}, task="other")
     lm.generate_until([other, *generations(CONTEXTS)])
     lm.loglikelihood([instance("loglikelihood", "ab", "cdd", doc=4, index=1)])
     lines = [json.loads(line) for line in record.read_text().splitlines()]
@@ -125,7 +125,7 @@ def test_what_requests_took_is_told_once_and_written_down(tmp_path):
         "kind": "generate_until",
         "nfe": 2,
         "tokens": 6,
-        "slots": 6,
+        "committed": 6,
         "prompt_tokens": 4,
         "finish": "length",
     }
@@ -140,9 +140,9 @@ def test_what_requests_took_is_told_once_and_written_down(tmp_path):
             "requests": n,
             "forwards": 2 * n,
             "tokens": 6 * n,
-            "slots": 6 * n,
+            "committed": 6 * n,
             "tokens_per_forward": 3,
-            "slots_per_forward": 3,
+            "committed_per_forward": 3,
         },
         {
             "task": "letters",
@@ -157,9 +157,9 @@ def test_what_requests_took_is_told_once_and_written_down(tmp_path):
             "requests": 1,
             "forwards": 2,
             "tokens": 2,
-            "slots": 2,
+            "committed": 2,
             "tokens_per_forward": 1,
-            "slots_per_forward": 1,
+            "committed_per_forward": 1,
         },
     ]
     assert lm.get_model_info()["dllm"]["tasks"] == []
@@ -304,7 +304,7 @@ def test_lm_eval_runs_it_and_its_results_hold_the_forwards(folder):
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line["doc"] for line in lines] == list(range(8))
     assert sums["forwards"] == sum(line["nfe"] for line in lines) > 8 * 8
-    assert sums["slots_per_forward"] == pytest.approx(2)
+    assert sums["committed_per_forward"] == pytest.approx(2)
     assert sums["tokens"] == 8 * 8  # four items, three commas, the end
     assert sums["tokens_per_forward"] == sums["tokens"] / sums["forwards"]
 

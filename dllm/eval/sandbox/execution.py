@@ -56,7 +56,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a program 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a program ended: "ok", it ran to its end; "fail", an assertion; "syntax", it cannot be
+    """The end of a program: "ok", it ran to its end; "fail", an assertion; "syntax", it cannot be
     compiled; "error", any other exception or exit. error: what was raised, on one line.
     """
 
@@ -66,8 +66,8 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Wall:
-    """What keeps programs in. about: in words; prefix: how a command begins that runs another one
-    inside, given an empty folder for it; None where the system lacks what that takes.
+    """A barrier that keeps programs in. about: in words; prefix: how a command begins that runs
+    another one inside, given an empty folder for it; None where the system lacks what that takes.
     """
 
     name: str
@@ -186,7 +186,7 @@ def execute(
 def supervise(
     command: list[str], stdin: IO[bytes], home: str, timeout: float
 ) -> tuple[str, int | None]:
-    """What the processes reported, and their exit status, None if they ran out of time."""
+    """The report of the processes and their exit status, None if they ran out of time."""
     deadline = time.monotonic() + timeout
     process = subprocess.Popen(
         command,
@@ -212,7 +212,7 @@ def supervise(
 
 
 def read(pipe: IO[bytes], deadline: float) -> str:
-    """What comes out of `pipe` until it is closed or time is over; no more than a report can be."""
+    """Text from `pipe` until it is closed or time is over; no more than a report can be."""
     report = b""
     with DefaultSelector() as selector:
         fd = selector.register(pipe, EVENT_READ).fd

@@ -104,7 +104,7 @@ def judge(request: int, report: int, questions: int, answers: int, pid: int) -> 
 
 
 def raised(name: str, bases: list[str], message: str) -> BaseException:
-    """What `described` describes, as far as it is known here."""
+    """The exception that `described` describes, as far as it is known here."""
     known = vars(sys.modules["builtins"])
     base = next(known[each] for each in bases if each in known)
     own = {"__init__": lambda self: None, "__str__": lambda self: message}

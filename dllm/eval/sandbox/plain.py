@@ -103,7 +103,7 @@ def send(fd: int, *values: Any) -> None:
 
 
 def receive(fd: int) -> list[Any]:
-    """What `send` was given at the other end; EOFError where that is gone."""
+    """The values that the other end gave to `send`; EOFError where it is gone."""
     length = int.from_bytes(read(fd, 9)[1:], "big")
     return unpack(memoryview(read(fd, length)))
 

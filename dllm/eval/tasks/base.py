@@ -72,7 +72,7 @@ class Sample:
 
     @classmethod
     def from_dict(cls, fields: object) -> Sample:
-        """What `as_dict` gave, possibly with more; ValueError names what is wrong."""
+        """The inverse of `as_dict`, other keys left out; ValueError names what is wrong."""
         sample = shaped(cls, fields)
         if any(len(shot) != 2 for shot in sample.shots):
             raise ValueError("shots: expected pairs of a question and an answer")
@@ -183,15 +183,15 @@ class TaskBase:
 
     @property
     def note(self) -> str:
-        """What a user has to know before the task is graded; "" if nothing."""
+        """A warning to the user before the task is graded; "" for none."""
         return ""
 
     def count(self, n: int) -> int | None:
-        """How many samples of size `n` there are; None where they do not end."""
+        """The number of samples of size `n`; None where they do not end."""
         return None
 
     def items(self, sample: Sample, reply: str) -> list[Span]:
-        """Where the items of an answer stand in `reply`, as lenient grading reads it; else []."""
+        """Spans of the answer's items in `reply`, as lenient grading reads it; else []."""
         return []
 
 

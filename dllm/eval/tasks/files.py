@@ -20,7 +20,7 @@ Setup = Literal["llada", "llada-instruct", "dream", "dream-instruct", "fast-dllm
 
 @dataclass(frozen=True)
 class Convention:
-    """How a paper reports a benchmark. length: tokens of the answer; chat: see `TaskBase`."""
+    """A paper's convention for a benchmark. length: tokens of the answer; chat: see `TaskBase`."""
 
     length: int
     chat: bool

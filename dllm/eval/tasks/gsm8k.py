@@ -1,7 +1,7 @@
 """GSM8K (arXiv 2110.14168): word problems of grade school, whose answer is one number.
 
 The settings are those under which LLaDA, Dream, Fast-dLLM and dParallel report it: number of shots,
-form of prompt and answer, chat or plain text, room. The wording is ours where more than the
+form of prompt and answer, chat or plain text, token budget. The wording is ours where more than the
 question is said. Shots are the first rows of `shots_file`, where lm-eval draws some and
 "gsm8k_cot" has eight of its own: scores come close to the published ones, not to the digit.
 """
@@ -28,7 +28,7 @@ GOLD = rf"#### *({PLAIN})\s*$"
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How questions and answers are put. result: what stands before the number and after it;
+    """The form of questions and answers. result: what stands before the number and after it;
     notes: whether solutions keep the data's calculator notes, as in 2+3=<<2+3=5>>5.
     """
 

@@ -36,7 +36,7 @@ Answer with the full grid only: 4 lines of 4 digits, separated by single spaces.
 
 
 def cell_spans(reply: str, n: int, symbols: Collection[str]) -> list[Span]:
-    """Where the n * n cells of the last n rows stand in `reply`; [] where it has fewer rows.
+    """Spans of the n * n cells of the last n rows in `reply`; [] where it has fewer rows.
 
     A row is a line, or what stands before a "]", that consists of n single letters or digits with
     blanks, commas, bars, brackets or quotes between them, or of n of `symbols` in one word.

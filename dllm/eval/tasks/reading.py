@@ -1,4 +1,4 @@
-"""Where the items of a list stand in a reply that may be wrapped in chatter, quotes or bullets."""
+"""Spans of a list's items in a reply that may be wrapped in chatter, quotes or bullets."""
 
 from __future__ import annotations
 

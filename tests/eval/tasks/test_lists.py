@@ -270,7 +270,7 @@ def test_symbols_written_in_the_orders_of_the_joint_are_right(name, options):
         joint = getattr(Joint, kind)(size)
         symbols = task.symbols(sample)
         assert len(symbols) == joint.symbols == len(set(symbols))
-        assert closed_forms.slots(kind, size) == joint.slots == len(words_of(sample.answer))
+        assert closed_forms.positions(kind, size) == joint.positions == len(words_of(sample.answer))
         answers = [[symbols[s] for s in row] for row in joint.support.tolist()]
         reasons = [task.grade(sample, task.write(sample, answer)).reason for answer in answers]
         bad = ["unchanged"] if name == "shuffle" else []

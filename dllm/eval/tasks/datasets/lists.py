@@ -106,7 +106,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def places(op: str, size: int) -> int:
-    """How many indices operation `op` has in a list of `size` items."""
+    """The number of indices that operation `op` has in a list of `size` items."""
     return size + op.startswith("insert")
 
 
@@ -143,7 +143,7 @@ def question(rng: random.Random, op: str, size: int) -> tuple[str, list[str], in
 
 
 def facts(op: str, items: list[str], i: int, new: str) -> dict[str, Any]:
-    """What a question says: its items and what is done to them; no place that is not said."""
+    """Facts that a question states: its items and what is done to them; no unsaid place."""
     found: dict[str, Any] = {"items": items}
     if op.startswith(("replace", "insert")):
         found["new"] = new
