@@ -49,7 +49,7 @@ SPEED_SPECS = {"vicinity": "vicinity:warmup=1"}
 CAUSAL = ("block",)  # policies for block-causal models, measured against `none` on such a model
 GENERATED, BATCHES = (256, 1024), (1, 4)
 LONG, LONG_POLICIES = (256, 512, 1024, 2048), ("none", "dual", "elastic", "block")
-HOLES, SEED = 128, 11  # as in benchmarks.samplers
+BUDGET, SEED = 128, 11  # as in benchmarks.samplers
 SAMPLERS = {"threshold 0.9": "threshold:threshold=0.9", "one by one": "quota"}
 SMALL = (8, 16, 32, 64, 128, 256, 480)  # with the prompt, the bundled model has 512 positions
 
@@ -97,7 +97,7 @@ def quality(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(decode_task, name, count, wanted) for name in by_length()]
         rows = [row for job in track(jobs, "quality") for row in job.result()]
-    return {"holes": HOLES, "seed": SEED, "count_per_task": count, "rows": rows}
+    return {"holes": BUDGET, "seed": SEED, "count_per_task": count, "rows": rows}
 
 
 def decode_task(name: str, count: int, policies: list[str]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def decode_task(name: str, count: int, policies: list[str]) -> list[dict[str, An
     chosen = unseen(name, count, SEED)
     rows = []
     for sampler, rule in SAMPLERS.items():
-        config = DecodeConfig(max_new_tokens=HOLES, block_length=BLOCK, sampler=rule)
+        config = DecodeConfig(max_new_tokens=BUDGET, block_length=BLOCK, sampler=rule)
         reference: list[Any] = []
         for policy in ("none", *policies):
             meter = Meter(memo if policy == "none" else plain.model, memo)
@@ -141,11 +141,11 @@ def small(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
     engine = dllm.load("tiny")
     prompt = engine.encode(unseen("sort", 1, SEED)[0].prompt)
     rows = []
-    for holes in track(SMALL, "small"):
+    for size in track(SMALL, "small"):
         config = DecodeConfig(
-            max_new_tokens=holes,
+            max_new_tokens=size,
             block_length=BLOCK,
-            sampler=f"quota:steps={holes // PER_STEP},logits_eos_inf=true",
+            sampler=f"quota:steps={size // PER_STEP},logits_eos_inf=true",
         )
         seconds: dict[str, list[float]] = {"none": [], "dual": []}
         for turn in range(1 + 5 * repeats):
@@ -154,7 +154,7 @@ def small(policies: list[str], repeats: int, count: int) -> dict[str, Any]:
                 engine.generate([prompt], config, cache=cache)
                 if turn:  # the first warms up
                     found.append(time.perf_counter() - began)
-        rows.append({"holes": holes, **{c: statistics.median(s) for c, s in seconds.items()}})
+        rows.append({"holes": size, **{c: statistics.median(s) for c, s in seconds.items()}})
     slower = [row["holes"] for row in rows if row["dual"] >= row["none"]]
     pays = [row["holes"] for row in rows if row["holes"] > max(slower, default=0)]
     return {"prompt": len(prompt), "pays_from": min(pays, default=None), "rows": rows}

@@ -1,6 +1,7 @@
 """dParallel on the bundled model: forwards at equal accuracy, before and after the distillation.
 
-The same held-out prompts of all task families for every model and rule; 128 holes in blocks of 32.
+The same held-out prompts of all task families for every model and rule; 128 masked positions in
+blocks of 32.
 
     python -m benchmarks.certainty [--model tiny-sure] [--count 57]
     python -m benchmarks.certainty --report          # the tables of docs/training.md
@@ -22,7 +23,7 @@ from dllm.eval.tasks.datasets import DATASETS
 from dllm.tuning.memo import MemoModel
 
 NAME = "certainty"
-SEED, HOLES, BLOCK = 61, 128, 32
+SEED, BUDGET, BLOCK = 61, 128, 32
 LOOKED_AT = 47, 38  # seed and count of prompts whose results decided about the last round
 BASE, POINT = "tiny", 0.01
 RULES = (
@@ -40,7 +41,7 @@ def measure(models: tuple[str, ...], count: int) -> list[dict[str, Any]]:
         engine = Engine(MemoModel(engine.model), engine.text)
         for task, examples in track(prompts.items(), description=name):
             for rule in RULES:
-                config = DecodeConfig(sampler=rule, max_new_tokens=HOLES, block_length=BLOCK)
+                config = DecodeConfig(sampler=rule, max_new_tokens=BUDGET, block_length=BLOCK)
                 score = evaluate(engine, scorer_of(task), examples, config)
                 rows.append(
                     {
@@ -136,7 +137,7 @@ def main() -> None:
     }
     args = arguments(__doc__, options, page=DOCS / "training.md", tables=tables)
     rows = measure((BASE, args.model), args.count)
-    write_result(NAME, {"holes": HOLES, "block_length": BLOCK, "seed": SEED, "rows": rows})
+    write_result(NAME, {"holes": BUDGET, "block_length": BLOCK, "seed": SEED, "rows": rows})
     print(table(rows), equal(rows), sep="\n\n")
 
 

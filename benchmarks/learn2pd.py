@@ -1,14 +1,15 @@
 """Learn2PD on the bundled model: its filter beside the threshold and the oracle EGP.
 
-Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 holes), blocks of 32. Ends:
-the first few of each task with two engines: ours, whose rows stop at an end of text with no hole
-before it, and one that no token ends, as the paper's: it is given the mask, which is never
-committed, for its end token, and fills all holes. There, answers are cut at their first end of
-text, and forwards are counted in all and up to the one behind which ours stops. EoTP, which drops
-what stands behind an end, is run with both.
-Logits are remembered per canvas (dllm.tuning.memo): that changes the time, not the counts.
-Run after benchmarks.learn2pd_filter DIR: python -m benchmarks.learn2pd DIR/*.safetensors writes
-results/learn2pd.json; with --report it fills the tables of docs/training.md instead.
+Rules: the prompts of benchmarks.samplers (19 held-out ones a task, 128 masked positions), blocks of
+32. Ends: the first few of each task with two engines: ours, whose rows stop at an end of text with
+no masked position before it, and one that no token ends, as the paper's: it is given the mask,
+which is never committed, for its end token, and fills every position. There, answers are cut at
+their first end of text, and forwards are counted in all and up to the one behind which ours stops.
+EoTP, which drops what stands behind an end, is run with both. Logits are remembered per canvas
+(dllm.tuning.memo): that changes the time, not the counts.
+
+    python -m benchmarks.learn2pd DIR/*.safetensors   # after benchmarks.learn2pd_filter DIR
+    python -m benchmarks.learn2pd --report            # the tables of docs/training.md
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import dllm
 from benchmarks.common import DOCS, arguments, is_right, markdown, read_result, unseen, write_result
-from benchmarks.samplers import HOLES, SEED, decode, fingerprint, oracle
+from benchmarks.samplers import BUDGET, SEED, decode, fingerprint, oracle
 from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.decoding.canvas import Canvas
@@ -44,7 +45,7 @@ from dllm.samplers.protocols import State, Verdict, Vocabulary
 from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]
-Key = tuple[str, str, str]  # table, method, knob
+Key = tuple[str, str, str]  # table, method, value
 STOPS, FILLS = "stops", "fills all"
 THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 ACCEPTED = (0.99, 0.96, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3)  # of a filter
@@ -83,10 +84,10 @@ class Cut(EndOfText):
 
 @dataclass(frozen=True)
 class Rule:
-    """A commit rule at one knob value."""
+    """A commit rule at one value of its option."""
 
     method: str
-    knob: str
+    value: str
     spec: str
 
 
@@ -110,7 +111,7 @@ def by_rule(
     for rule in rules(filters):
         outputs = decode(engine, prompts, {"history": True, "sampler": rule.spec})
         one = one or outputs
-        yield counts(engine, task, ("rules", rule.method, rule.knob), chosen, outputs, one)
+        yield counts(engine, task, ("rules", rule.method, rule.value), chosen, outputs, one)
     egp = decode(engine, prompts, {"history": True, "sampler": oracle(engine, one)})
     yield counts(engine, task, ("rules", "egp", "oracle"), chosen, egp, one)
 
@@ -123,14 +124,14 @@ def by_end(
     engines = {STOPS: engine, FILLS: Engine(Endless(engine.model), engine.text)}
     one: list[Output] = []
     for rule in rules(filters):
-        if (rule.method, rule.knob) in (*USUAL, *((file.stem, "0.96") for file in filters)):
+        if (rule.method, rule.value) in (*USUAL, *((file.stem, "0.96") for file in filters)):
             for name, cut in itertools.product(engines, (None, *CUTS)):
                 eotp = None if cut is None else Cut(cut, engine.model.spec.stop_ids)
                 options = {"history": True, "sampler": rule.spec, "stop_rule": eotp}
                 outputs = decode(engines[name], prompts, options)
                 one = one or outputs
-                knob = f"{rule.method} {rule.knob}".strip()
-                yield counts(engine, task, (name, knob, eotp_name(cut)), chosen, outputs, one)
+                value = f"{rule.method} {rule.value}".strip()
+                yield counts(engine, task, (name, value, eotp_name(cut)), chosen, outputs, one)
 
 
 def eotp_name(cut: float | None) -> str:
@@ -169,7 +170,7 @@ def counts(
         totals["same_as_one_by_one"] += answer == reference.token_ids
         totals["nfe"] += output.nfe
         totals["nfe_to_end"] += max(c.nfe for c in output.history or () if min(c.positions) <= end)
-        totals["answer_tokens"] += min(len(answer) + 1, HOLES)
+        totals["answer_tokens"] += min(len(answer) + 1, BUDGET)
     return {**dict(zip(("table", "method", "knob"), key, strict=True)), **totals}
 
 
@@ -195,9 +196,9 @@ def rules_table(totals: dict[Key, Row]) -> str:
     """Every rule at every threshold."""
     lines = []
     found = {k: t for k, t in totals.items() if k[0] == "rules"}
-    for (_, method, knob), t in sorted(found.items(), key=lambda item: item[1]["nfe"]):
+    for (_, method, value), t in sorted(found.items(), key=lambda item: item[1]["nfe"]):
         low, high = wilson(t["right"], t["count"])
-        cells = [method, knob, f"{share(t, 'right'):.1%}", f"{low:.1%} – {high:.1%}"]
+        cells = [method, value, f"{share(t, 'right'):.1%}", f"{low:.1%} – {high:.1%}"]
         cells += [f"{share(t, 'same_as_one_by_one'):.1%}", f"{share(t, 'nfe'):.3f}"]
         lines.append(cells)
     return markdown(["rule", "at", "right", "95%", "same as one by one", "forwards"], lines)
@@ -232,8 +233,8 @@ def gap_table(totals: dict[Key, Row]) -> str:
         for compared, a, b in [*([(name, best, equal)] if equal else []), *same]:
             plain, learned = totals["rules", "threshold", a], totals["rules", method, b]
             cells = [
-                f"{knob}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
-                for knob, t in ((a, plain), (b, learned))
+                f"{value}: {share(t, 'right'):.1%}, {share(t, 'nfe'):.3f}"
+                for value, t in ((a, plain), (b, learned))
             ]
             closed = (plain["nfe"] - learned["nfe"]) / (plain["nfe"] - floor["nfe"])
             lines.append([method, compared, *cells, f"{closed:.0%}"])
@@ -241,9 +242,11 @@ def gap_table(totals: dict[Key, Row]) -> str:
 
 
 def fewest(totals: dict[Key, Row], method: str, least: float) -> str | None:
-    """The knob of `method` with the fewest forwards among those at least that often right."""
-    knobs = [k for k in totals if k[:2] == ("rules", method) and share(totals[k], "right") >= least]
-    return min(knobs, key=lambda k: totals[k]["nfe"])[2] if knobs else None
+    """The value of `method` with the fewest forwards among those at least that often right."""
+    values = [
+        k for k in totals if k[:2] == ("rules", method) and share(totals[k], "right") >= least
+    ]
+    return min(values, key=lambda k: totals[k]["nfe"])[2] if values else None
 
 
 def share(total: Row, name: str) -> float:
@@ -275,7 +278,7 @@ def main() -> None:
         for r in measure(name, args.count, args.ends, args.filters)
     ]
     header = {
-        "holes": HOLES,
+        "holes": BUDGET,
         "seed": SEED,
         "block_length": 32,
         "count_per_task": args.count,

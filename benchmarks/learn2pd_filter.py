@@ -1,10 +1,11 @@
 """Train Learn2PD's filter for the bundled model, in windows of 32 tokens.
 
 Decodes 40 training prompts of each task (as many as the paper of each of its own) one token a
-forward, 128 holes behind each, and rolls EGP out on them. How the loss falls, and how filter and
-plain confidence rank candidates, is measured on 8 prompts of each task with filters fitted to the
-other 32. Two filters are then fitted to all: with as many updates as were best there, and with the
-paper's 40,000. The learning rate is constant; the recipe's falls to zero.
+forward, 128 masked positions behind each, and rolls EGP out on them. How the loss falls, and how
+filter and plain confidence rank candidates, is measured on 8 prompts of each task with filters
+fitted to the other 32. Two filters are then fitted to all: with as many updates as were best there,
+and with the paper's 40,000. The learning rate is constant; the recipe's falls to zero.
+
 Run: python -m benchmarks.learn2pd_filter DIR (writes learn2pd-UPDATES.safetensors there, and
 results/learn2pd_filter.json); --references FILE keeps the decoded answers, by far the longest part,
 for another run.
@@ -25,7 +26,7 @@ from torch import Tensor
 
 import dllm
 from benchmarks.common import arguments, sizes_of, write_result
-from benchmarks.samplers import HOLES, fingerprint
+from benchmarks.samplers import BUDGET, fingerprint
 from dllm.eval.tasks.datasets import DATASETS, examples
 from dllm.samplers.learn2pd import save_filter
 from dllm.train.data import TrainingPair
@@ -38,7 +39,7 @@ WRONG = (0, 2, 5, 10, 20, 40)  # so many accepted candidates may be wrong
 PAPERS = 40_000  # updates
 UPDATES = (300, 1_000, 3_000, 10_000, PAPERS)
 RECIPE = Filter()
-ORACLE = OracleRollout(RECIPE.block_length, HOLES, batch_size=32)
+ORACLE = OracleRollout(RECIPE.block_length, BUDGET, batch_size=32)
 CONFIG = replace(RECIPE.config, decay=1)
 
 

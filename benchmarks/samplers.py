@@ -1,9 +1,9 @@
-"""Every commit rule on the bundled model: accuracy against forwards, at each knob value.
+"""Every commit rule on the bundled model: accuracy against forwards, at each value of its option.
 
 Held-out prompts of all task families, seed 11, none of them among those watched during training
-(single calculations have no others); 128 holes behind each, in blocks of 32 and as one window. The
-papers' defaults are marked; the floor is EGP, which knows what one-token decoding would answer.
-Logits are remembered per canvas (dllm.tuning.memo): that changes the time, not the counts.
+(single calculations have no others); 128 masked positions behind each, in blocks of 32 and as one
+window. The papers' defaults are marked; the floor is EGP, which knows what one-token decoding would
+answer. Logits are remembered per canvas (dllm.tuning.memo): that changes the time, not the counts.
 Run: python -m benchmarks.samplers [--count 19], then python -m benchmarks.samplers_report; with
 --missing, only what the committed result does not have yet for the same prompts and weights,
 written after every task.
@@ -33,34 +33,34 @@ from dllm.samplers.egp import ExtremelyGreedy
 from dllm.tuning.memo import MemoModel
 
 Row = dict[str, Any]
-Key = tuple[str, str, str, str]  # task, block setting, method, knob
+Key = tuple[str, str, str, str]  # task, block setting, method, value
 BLOCKWISE, WHOLE = "block 32", "whole canvas"
-HOLES, SEED = 128, 11
+BUDGET, SEED = 128, 11
 BLOCKS = {BLOCKWISE: 32, WHOLE: None}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A method at one knob value; `only` names the block setting it is run in (None: both)."""
+    """A method at one value of its option; `only`: the block setting it is run in (None: both)."""
 
     method: str
-    knob: str
+    value: str
     options: dict[str, Any] = field(default_factory=dict)
     paper: bool = False
     only: str | None = None
 
 
 def key(task: str, block: str, setting: Setting) -> Key:
-    return task, block, setting.method, setting.knob
+    return task, block, setting.method, setting.value
 
 
 def sweep(
     method: str, spec: str, values: list[Any], paper: Any, option: str = "sampler", **others: Any
 ) -> list[Setting]:
-    """One setting per value of the knob that ends `spec`; `paper` is the published value."""
-    knob = spec.rpartition(":")[2].rpartition(",")[2].removesuffix("=")
+    """One setting per value of the option that ends `spec`; `paper` is the published value."""
+    name = spec.rpartition(":")[2].rpartition(",")[2].removesuffix("=")
     return [
-        Setting(method, f"{knob}={v}", {**others, option: f"{spec}{v}"}, paper=v == paper)
+        Setting(method, f"{name}={v}", {**others, option: f"{spec}{v}"}, paper=v == paper)
         for v in values
     ]
 
@@ -74,7 +74,7 @@ def part(
     base: dict[str, Any],
     only: str | None = None,
 ) -> list[Setting]:
-    """One setting per value of the knob that ends the `spec` of another part than the rule."""
+    """One setting per value of the option that ends the `spec` of another component."""
     settings = sweep(method, spec, values, paper, option, **base)
     return [replace(setting, only=only) for setting in settings]
 
@@ -83,7 +83,7 @@ THRESHOLD = {"sampler": "threshold:threshold=0.9"}
 QUOTA = {"sampler": "quota"}
 SETTINGS = [
     *(
-        Setting("quota", f"{k} a step", {"sampler": f"quota:steps={HOLES // k}"}, paper=k == 1)
+        Setting("quota", f"{k} a step", {"sampler": f"quota:steps={BUDGET // k}"}, paper=k == 1)
         for k in (1, 4)
     ),
     *sweep("threshold", "threshold:threshold=", [0.95, 0.9, 0.8, 0.7, 0.5], 0.9),
@@ -96,9 +96,9 @@ SETTINGS = [
     *sweep("hierarchical", "hierarchical:low=", [0.7, 0.4, 0.2], 0.4),
     *sweep("credit", "threshold:threshold=", [0.9, 0.7], 0.9, transform="credit"),
     *sweep("saber", "saber:count=", [2, 4, 8], 2),
-    *sweep("pc", "pc:decay=0.25,steps=", [HOLES, HOLES // 2, HOLES // 4], HOLES),
+    *sweep("pc", "pc:decay=0.25,steps=", [BUDGET, BUDGET // 2, BUDGET // 4], BUDGET),
     Setting("dus", "", {"sampler": "dus"}, paper=True),
-    # its only knob is the length of a window, which the whole canvas does not have
+    # its only option is the length of a window, which the whole canvas does not have
     *(
         Setting(
             "dus",
@@ -115,8 +115,8 @@ SETTINGS = [
     # with one block there is nothing to pipeline
     *part("multi", "planner", "multi:add=", [0.1, 0.5], 0.1, THRESHOLD, BLOCKWISE),
     *(
-        Setting("prophet", knob, {**QUOTA, "stop_rule": f"prophet:marker=Answer:,{gaps}"}, paper)
-        for knob, gaps, paper in (
+        Setting("prophet", value, {**QUOTA, "stop_rule": f"prophet:marker=Answer:,{gaps}"}, paper)
+        for value, gaps, paper in (
             ("gaps 7.5, 5, 2.5", "early=7.5,middle=5,late=2.5", True),
             ("gaps 3, 2, 1", "early=3,middle=2,late=1", False),
             ("gaps 15, 10, 5", "early=15,middle=10,late=5", False),
@@ -130,7 +130,7 @@ SETTINGS = [
 
 
 def decode(engine: Engine, prompts: list[str], options: dict[str, Any]) -> list[Output]:
-    config = DecodeConfig(max_new_tokens=HOLES).replace(**options)
+    config = DecodeConfig(max_new_tokens=BUDGET).replace(**options)
     outputs: list[Output] = engine.generate(prompts, config)
     return outputs
 
@@ -161,7 +161,7 @@ def measure(name: str, count: int, settings: list[Setting], known: set[Key]) -> 
 def oracle(engine: Engine, reference: list[Output]) -> ExtremelyGreedy:
     """EGP on what one-token decoding gave; end of text behind it."""
     end = engine.model.spec.eos_id
-    answers = [(*o.token_ids, *[end] * (HOLES - len(o.token_ids))) for o in reference]
+    answers = [(*o.token_ids, *[end] * (BUDGET - len(o.token_ids))) for o in reference]
     return ExtremelyGreedy(tuple(answers))
 
 
@@ -180,7 +180,7 @@ def row(
         "group": DATASETS[name].group,
         "block": block,
         "method": setting.method,
-        "knob": setting.knob,
+        "knob": setting.value,
         "paper": setting.paper,
         "count": len(chosen),
         "right": right,
@@ -202,7 +202,7 @@ def main() -> None:
     settings = [s for s in SETTINGS if not args.methods or s.method in args.methods]
     names = by_length()
     header = {
-        "holes": HOLES,
+        "holes": BUDGET,
         "seed": SEED,
         "blocks": BLOCKS,
         "count_per_task": args.count,
@@ -210,7 +210,7 @@ def main() -> None:
     }
     rows = measured(header, settings) if args.missing else []
     known = {(r["task"], r["block"], r["method"], r["knob"]) for r in rows}
-    order = [*((s.method, s.knob) for s in settings), ("egp", "oracle")]
+    order = [*((s.method, s.value) for s in settings), ("egp", "oracle")]
     place = {each: i for i, each in enumerate(order)}
     with ProcessPoolExecutor(args.workers) as pool:
         jobs = [pool.submit(measure, name, args.count, settings, known) for name in names]
@@ -242,7 +242,7 @@ def measured(header: Row, settings: list[Setting]) -> list[Row]:
     for name, value in header.items():
         if result.get(name) != value:
             raise SystemExit(f"--missing: {name} is {result.get(name)!r} there, expected {value!r}")
-    paper = {(s.method, s.knob): s.paper for s in settings} | {("egp", "oracle"): True}
+    paper = {(s.method, s.value): s.paper for s in settings} | {("egp", "oracle"): True}
     rows = [r for r in result["rows"] if (r["method"], r["knob"]) in paper]
     return [{**r, "paper": paper[r["method"], r["knob"]]} for r in rows]
 

@@ -13,7 +13,7 @@ from benchmarks.common import DOCS, fill, markdown, read_result
 from dllm.intervals import wilson
 
 COUNTS = ("count", "right", "same_as_one_by_one", "nfe", "canvases", "answer_tokens")
-Key = tuple[str, str, str]  # block setting, method, knob
+Key = tuple[str, str, str]  # block setting, method, value
 
 
 def summed(rows: list[dict[str, Any]], groups: tuple[str, ...] = ()) -> dict[Key, dict[str, Any]]:
@@ -45,10 +45,10 @@ def table(rows: list[dict[str, Any]], block: str) -> str:
     columns = ["method", "at", "right", "95%", "same as one by one", "forwards"]
     lines = []
     settings = [(k, t) for k, t in summed(rows).items() if k[0] == block and t["paper"]]
-    for (_, method, knob), t in sorted(settings, key=lambda item: item[1]["nfe"]):
+    for (_, method, value), t in sorted(settings, key=lambda item: item[1]["nfe"]):
         low, high = wilson(t["right"], t["count"])
         canvases = f" ({t['canvases'] / t['count']:.1f} canvases)" * (t["canvases"] != t["nfe"])
-        cells = [method, knob, f"{t['right'] / t['count']:.1%}", f"{low:.1%} – {high:.1%}"]
+        cells = [method, value, f"{t['right'] / t['count']:.1%}", f"{low:.1%} – {high:.1%}"]
         cells += [f"{t['same_as_one_by_one'] / t['count']:.1%}"]
         cells += [f"{t['nfe'] / t['count']:.1f}{canvases}", f"{t['answer_tokens'] / t['nfe']:.2f}"]
         lines.append(cells)

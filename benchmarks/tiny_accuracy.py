@@ -32,7 +32,7 @@ SEED, COUNT = 3, 500
 BLOCKS = (4, 8, 32)
 ROWS = [(name, sizes_of(task)) for name, task in DATASETS.items() if name != "sort"]
 ROWS[2:2] = [("sort", (3, 4, 5)), ("sort", (6,))]
-# Holes behind a prompt: enough for the longest answer and its end.
+# Masked positions behind a prompt: enough for the longest answer and its end.
 CANVAS = dict.fromkeys(DATASETS, 16) | {"latin": 20, "sudoku": 20, "function": 32}
 CANVAS |= {"word_problem": 40, "json": 36, "records": 84, "table": 96}
 HALF = ("structured", "puzzles")  # groups of several tasks, where half the prompts do

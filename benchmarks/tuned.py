@@ -19,7 +19,7 @@ from rich.table import Table
 
 import dllm
 from benchmarks.common import arguments, is_right, read_result, unseen, write_result
-from benchmarks.samplers import HOLES
+from benchmarks.samplers import BUDGET
 from benchmarks.samplers import SEED as JUDGED_SEED
 from benchmarks.samplers_report import summed
 from dllm.config import DecodeConfig
@@ -43,7 +43,7 @@ def tuned(engine: dllm.Engine, chosen: list[tuple[str, Sample]], log: Path | Non
         return tune(
             engine,
             [sample.prompt for _, sample in chosen],
-            config=DecodeConfig(max_new_tokens=HOLES),
+            config=DecodeConfig(max_new_tokens=BUDGET),
             max_loss=MAX_LOSS,
             log=log,
             score=right,
@@ -72,8 +72,8 @@ def main() -> None:
     mine = {"right": right, "count": len(judged), "nfe": nfe}
     others = read_result("samplers")["rows"]
     papers = [
-        {"preset": f"{method} {knob}".strip(), **{k: t[k] for k in ("right", "count", "nfe")}}
-        for (block, method, knob), t in summed(others).items()
+        {"preset": f"{method} {value}".strip(), **{k: t[k] for k in ("right", "count", "nfe")}}
+        for (block, method, value), t in summed(others).items()
         if block == "block 32" and t["paper"] and method != "egp"
     ]
     show(report, mine, papers)
