@@ -86,7 +86,7 @@ class RunPlan:
         found = fields.get("schema") if isinstance(fields, dict) else None
         if found != SCHEMA:
             raise ValueError(f"expected the schema {SCHEMA}, found {found!r:.60}")
-        plan = shaped(cls, fields)
+        plan = shaped(cls, fields, name="plan")
         for setting in plan.settings:
             shaped(Temperature, dict(setting.options), f"setting {setting.name!r:.60}: options")
         for at, skipped in enumerate(plan.skipped):
@@ -146,7 +146,7 @@ class SampleRecord:
     @classmethod
     def from_dict(cls, fields: object, plan: RunPlan) -> SampleRecord:
         """A row of `plan`; ValueError names what is wrong."""
-        row = shaped(cls, fields)
+        row = shaped(cls, fields, name="row")
         plan.check("row", row.task, row.setting)
         if len(row.steps) != len(row.ids):
             raise ValueError(f"steps: expected one for each of {len(row.ids)} ids")
@@ -247,7 +247,7 @@ class Summary:
         """The inverse of `as_dict`; ValueError names what is wrong in anything else."""
         plan = RunPlan.from_dict(fields)
         assert isinstance(fields, dict)  # else it is no plan
-        counts = shaped(RunCounts, fields)
+        counts = shaped(RunCounts, fields, name="summary")
         for at, cell in enumerate(counts.cells):
             plan.check(f"cells[{at}]", cell.task, cell.setting)
             cell.check(f"cells[{at}]")

@@ -19,12 +19,12 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def shaped(cls: type[T], given: object, where: str = "") -> T:
+def shaped(cls: type[T], given: object, where: str = "", name: str = "") -> T:
     """The `cls` with the values `given`: a mapping with its fields, each of the field's type; other
-    keys are left out. ValueError names what is not so; where: what it is called there.
+    keys are left out. ValueError names what is wrong; where, name: its place, and what it is.
     """
     hints, values = _hints(cls), dict[str, Any]()  # type: ignore[arg-type]
-    name = where or cls.__name__.lower()
+    name = where or name or cls.__name__
     if not isinstance(given, dict):
         raise ValueError(f"{name}: expected a JSON object, found {_short(given)}")
     for field in fields(cls):  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ class Key:
 
     @classmethod
     def of(cls, fields: object, plan: RunPlan) -> Which:
-        key = shaped(cls, fields)
+        key = shaped(cls, fields, name="sample")
         plan.check("sample", key.task)
         return key.task, key.n, key.seed, key.i
 

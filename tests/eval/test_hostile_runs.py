@@ -229,7 +229,7 @@ def test_a_last_line_torn_inside_a_character_is_decoded_again(folder):
         ({"text": None}, "text: expected text, found None"),
         ({"ids": [1, "2"]}, "ids[1]: expected a whole number of at least 0, below 2^63, found '2'"),
         ({"steps": []}, "steps: expected one for each of"),
-        ({"places": [99]}, "places: expected places below"),
+        ({"places": [99]}, "places: expected numbers below"),
         ({"seconds": [0.0]}, "seconds: expected 4, for prompt, forward, sampler, other"),
         ({"seconds": [float("nan")] * 4}, "seconds[0]: expected a finite number, found nan"),
     ],

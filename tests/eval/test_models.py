@@ -8,7 +8,7 @@ import dllm
 from dllm.config import ConfigError
 from dllm.eval.models import Checkpoint, DecodedAnswer, OracleModel, places
 from dllm.eval.records import EvalSetting
-from dllm.eval.run import Work, answer
+from dllm.eval.run import Work, answer, configure
 from dllm.eval.tasks import draw, task_of
 from dllm.output import Output, Timings
 
@@ -38,7 +38,9 @@ def test_infill_leaves_one_hole_an_item(tiny):
 def test_only_the_items_are_decoded(tiny):
     task, questions = asked(tiny, "copy:wording=short,surface=infill,n=4")
     setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
-    for row in answer(tiny, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0):
+    for row in answer(
+        tiny, task, questions, Work(0, 4, 0, 0, 5), 0, configure(task, questions, setting, 0)
+    ):
         assert row.score
         assert row.nfe == row.tokens == row.filled == 4
         assert row.places == [0, 2, 4, 6]
@@ -110,7 +112,8 @@ def test_an_oracle_answers_in_the_words_of_the_sample():
     model = OracleModel()
     task, questions = asked(model, "replace_random:n=4")
     setting = EvalSetting("quota", "", {"sampler": "quota:count=1"})
-    rows = answer(model, task, questions, Work(0, 4, 0, 0, 5), 0, setting, 0.0)
+    config = configure(task, questions, setting, 0)
+    rows = answer(model, task, questions, Work(0, 4, 0, 0, 5), 0, config)
     assert all(row.strict for row in rows)
     assert len({row.text for row in rows}) == 5
 

@@ -73,7 +73,7 @@ class Sample:
     @classmethod
     def from_dict(cls, fields: object) -> Sample:
         """The inverse of `as_dict`, other keys left out; ValueError names what is wrong."""
-        sample = shaped(cls, fields)
+        sample = shaped(cls, fields, name="sample")
         if any(len(shot) != 2 for shot in sample.shots):
             raise ValueError("shots: expected pairs of a question and an answer")
         return sample
