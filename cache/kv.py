@@ -21,7 +21,7 @@ class CacheError(DllmError):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where one forward writes and how far it reads.
+    """Access of one forward: where it writes and how far it reads.
 
     slots [B, Q]: slot of every query, the spare one for queries that do not write. rows [B]: the
     rows of the cache (None: all). extent: slots read are [0, extent).
@@ -62,7 +62,7 @@ class KVCache:
         check: bool | None = None,
     ) -> None:
         self.length, self.limit = length, limit
-        self.promised = 0  # bytes that the whole request will take
+        self.reserved = 0  # bytes that the whole request will take
         shape = (num_layers, batch, num_kv_heads, 1, head_dim)
         self.reserve(2 * math.prod(shape) * (length + 1), dtype)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
@@ -92,10 +92,10 @@ class KVCache:
 
     def reserve(self, count: int, dtype: torch.dtype) -> None:
         """Raise CacheError if `count` more elements of `dtype` in the end break the limit."""
-        self.promised += count * dtype.itemsize
-        if self.limit is not None and self.promised > self.limit:
+        self.reserved += count * dtype.itemsize
+        if self.limit is not None and self.reserved > self.limit:
             raise CacheError(
-                f"this request's cache takes {self.promised / 2**20:.1f} MiB, but at most "
+                f"this request's cache takes {self.reserved / 2**20:.1f} MiB, but at most "
                 f"{self.limit / 2**20:.1f} MiB are allowed: decode fewer rows at a time, a "
                 "shorter canvas, or use cache='none'"
             )

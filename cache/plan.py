@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Layer(Protocol):
-    """What a `LayerRunner` may ask of a layer of the model; the residual stream is its own."""
+    """Layer of the model, as a `LayerRunner` may use it; the residual stream is its own."""
 
     index: int
 
@@ -34,8 +34,8 @@ class Layer(Protocol):
 class LayerRunner(Protocol):
     """Takes the rows through one layer in its own way: other rows, cached branches, probes.
 
-    `run` is the decoder's `Run`: the rows' positions, the KV cache, masks. What comes out of the
-    last layer must be the rows of the plan, in its order.
+    `run` is the decoder's `LayerInputs`: the rows' positions, the KV cache, masks. What comes out
+    of the last layer must be the rows of the plan, in its order.
     """
 
     def layer(self, layer: Layer, x: Tensor, run: Any) -> tuple[Tensor, Any]:

@@ -18,7 +18,7 @@ State = dict[str, Tensor]  # tensors [B, ...] that a policy keeps between steps,
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a policy sees of B rows before a forward.
+    """State of B rows before a forward, as a policy sees it.
 
     start, end [B]: from the first window's start to the last one's end. want [B, T]: positions
     whose predictions the step asks for. shift: 1 where the row of p - 1 predicts p. index [B]:
@@ -107,7 +107,7 @@ class PolicyBase:
 
 
 class Facts(Protocol):
-    """What a policy's `bind` may ask of a model: the blocks its attention is causal in, or None."""
+    """Facts of a model that `bind` may ask for: the blocks its attention is causal in, or None."""
 
     @property
     def block_length(self) -> int | None: ...

@@ -123,7 +123,7 @@ def follower_of(verb: str, stop_ids: Sequence[int]) -> Follower | SpecFollower:
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """What a `Recorder` wrote to `path`. Raises RecordingError naming the line at fault.
+    """The recording that `path` holds. Raises RecordingError naming the line at fault.
 
     Time and memory are bounded by the size of the file, which is at most `LIMIT`.
     """

@@ -17,7 +17,7 @@ CHUNK = 2**21  # logits scored at a time: temporaries stay small and in the cach
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """How tokens are proposed from logits (temperature 0: argmax, ties to the lower id).
+    """Options of proposing tokens from logits (temperature 0: argmax, ties to the lower id).
 
     `tempered` says which distribution confidences come from: the tempered and truncated one (Dream)
     or the model's own (LLaDA, Fast-dLLM).
@@ -136,7 +136,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far each row [B], and each of its windows [B, N], has come; see `Candidates`."""
+    """Progress of each row [B] and of each of its windows [B, N]; see `Candidates`."""
 
     step: Tensor
     window_step: Tensor

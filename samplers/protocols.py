@@ -31,8 +31,8 @@ State = dict[str, Tensor]  # tensors [B, ...] that one keeps between steps, by a
 
 
 class Vocabulary(Protocol):
-    """What `bind` may ask: text to ids, the text of every id on its own, the special ids, the
-    length of the blocks that attention is causal in (None: it goes both ways everywhere).
+    """Facts that `bind` may ask for: text to ids, the text of every id on its own, the special ids,
+    the length of the blocks that attention is causal in (None: it goes both ways everywhere).
     """
 
     @property
@@ -84,7 +84,7 @@ class PlannerBase:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a stop rule decided after a step's commits.
+    """Decision of a stop rule after a step's commits.
 
     fill [B] bool: commit the most likely token at every masked position left now.
     length [B]: drop all positions of the row from this one on (the row's length: keep all).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -90,112 +89,6 @@ def replay(prompt: Sequence[int], output: Output, size: int) -> Iterator[tuple[l
             assert row[pos] is None, "committed twice, or inside the prompt"
             row[pos] = token
     yield row, Commit(0, 0, [], [], [])
-
-
-def answer(row: Sequence[int | None], start: int) -> list[int] | None:
-    """Tokens before the first end token if no masked position precedes it, or of the full row; else
-    None.
-    """
-    found: list[int] = []
-    for token in row[start:]:
-        if token is None:
-            return None
-        if token in (EOS, EOT):
-            return found
-        found.append(token)
-    return found
-
-
-@few
-@given(prompts, configs, shifts, seeds)
-def test_every_step_commits_in_the_first_open_block(batch, config, shift, seed):
-    outputs = run(FakeModel(hashed(seed), shift), batch, config)
-    size = config.max_new_tokens
-    block = config.block_length or size
-    for prompt, output in zip(batch, outputs):
-        assert output.history
-        for row, commit in list(replay(prompt, output, size))[:-1]:
-            assert commit.positions
-            assert commit.positions == sorted(commit.positions)
-            start = len(prompt) + (row.index(None) - len(prompt)) // block * block
-            end = min(start + block, len(prompt) + size)
-            assert all(start <= pos < end for pos in commit.positions)
-
-
-@few
-@given(prompts, configs, shifts, seeds)
-def test_a_row_ends_exactly_when_it_may(batch, config, shift, seed):
-    """Not before its first end token has no masked position before it, and not a forward later."""
-    outputs = run(FakeModel(leaning(EOS, 3.0, hashed(seed)), shift), batch, config)
-    for prompt, output in zip(batch, outputs):
-        *before, (last, _) = replay(prompt, output, config.max_new_tokens)
-        assert all(answer(row, len(prompt)) is None for row, _ in before)
-        assert output.token_ids == answer(last, len(prompt))
-        ended = len(output.token_ids) < config.max_new_tokens
-        assert output.finish_reason == ("eos" if ended else "length")
-        assert output.answer_tokens == len(output.token_ids) + ended
-        assert output.slots == sum(token is not None for token in last[len(prompt) :])
-        assert output.tokens_per_forward == output.answer_tokens / output.nfe
-        assert output.committed_per_forward == output.slots / output.nfe
-
-
-@few
-@given(prompts, configs, shifts, seeds)
-def test_forwards_are_counted_and_finished_rows_leave_the_batch(batch, config, shift, seed):
-    model = FakeModel(hashed(seed), shift)
-    outputs = run(model, batch, config)
-    per_step = 2 if config.cfg_scale else 1
-    forwards = [output.nfe for output in outputs]
-    assert max(forwards) == model.calls <= config.max_new_tokens * per_step
-    assert model.batches == [sum(n > call for n in forwards) for call in range(model.calls)]
-    for output in outputs:
-        assert output.history is not None
-        assert [c.nfe for c in output.history] == list(range(per_step, output.nfe + 1, per_step))
-
-
-@few
-@given(prompts, configs, shifts, seeds)
-def test_the_prompt_never_changes_and_the_mask_is_never_committed(batch, config, shift, seed):
-    """The model wants the mask token everywhere; prompts hold mask ids, which are no masked
-    positions.
-    """
-    model = FakeModel(leaning(MASK, 30.0, hashed(seed)), shift)
-    outputs = run(model, batch, config)
-    for output in outputs:
-        assert output.history
-        assert not any(MASK in commit.token_ids for commit in output.history)
-    per_step = 2 if config.cfg_scale else 1
-    for call in range(0, model.calls, per_step):  # the forwards that see the prompt
-        rows = [prompt for prompt, output in zip(batch, outputs) if output.nfe > call]
-        for prompt, ids in zip(rows, model.seen[call].tolist(), strict=True):
-            assert ids[: len(prompt)] == prompt
-
-
-@settings(max_examples=30)
-@given(prompts, configs, shifts, seeds, st.data())
-def test_batch_equals_alone(batch, config, shift, seed, data):
-    """Ragged prompts, rows that finish at different times: tokens, forwards and history agree."""
-    out = leaning(EOS, 1.0, hashed(seed))
-    row_ids = data.draw(st.lists(st.integers(0, 9), min_size=len(batch), max_size=len(batch)))
-    together = run(FakeModel(out, shift), batch, config, row_ids)
-    for prompt, row_id, output in zip(batch, row_ids, together):
-        (alone,) = run(FakeModel(out, shift), [prompt], config, [row_id])
-        assert [dataclasses.replace(c, row=0) for c in output.history or ()] == alone.history
-        same = ("text", "token_ids", "finish_reason", "nfe", "slots", "answer_tokens")
-        assert all(getattr(output, name) == getattr(alone, name) for name in same)
-
-
-@few
-@given(prompts, configs.filter(lambda c: not c.cfg_scale), shifts, seeds)
-def test_the_model_sees_the_committed_tokens_and_masks_elsewhere(batch, config, shift, seed):
-    """History deltas rebuild every canvas the model was shown, so also the final one."""
-    model = FakeModel(hashed(seed), shift)
-    outputs = run(model, batch, config)
-    rows = [list(replay(p, output, config.max_new_tokens)) for p, output in zip(batch, outputs)]
-    for call, ids in enumerate(model.seen):
-        left = [states[call][0] for states, o in zip(rows, outputs, strict=True) if o.nfe > call]
-        for row, seen in zip(left, ids.tolist(), strict=True):
-            assert seen[: len(row)] == [MASK if token is None else token for token in row]
 
 
 class Probe(CommitRuleBase):

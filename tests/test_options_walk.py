@@ -9,6 +9,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def places(registries: dict[str, Registry[Any]]) -> list[Any]:
 OTHERS = {"task": TASKS, "recipe": RECIPES}
 
 
+@cache  # two tests ask
 def accepted(registry: Registry[Any], name: str, key: str) -> list[str]:
     """Specs with one of `VALUES` that are no error; those without extremes are left out."""
     found = []

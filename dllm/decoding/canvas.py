@@ -162,7 +162,7 @@ class Canvas:
 
 
 def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `mask` [B, T] holds: positions [B, K] ascending and which of them are real."""
+    """Positions [B, K] at which `mask` [B, T] holds, ascending, and which of them are real."""
     most = int(mask.sum(1).max())
     pos = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     return pos, mask.gather(1, pos)

@@ -63,7 +63,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class DecodingComponents:
-    """What a request decodes with; one that is left out is None."""
+    """Components of a request; one that is left out is None."""
 
     rule: CommitRule
     planner: Planner

@@ -97,7 +97,7 @@ class Decoding:
 
     @property
     def events(self) -> Iterator[Event]:
-        """What happened and was not told yet, each event once."""
+        """Events that were not told yet, each once."""
         return self.standing.unsent
 
     def _prefilled(self) -> Iterator[Commit]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Streamer(Protocol):
-    """What transformers calls a streamer; one that also has `put_draft(value)` sees every step."""
+    """A streamer of transformers; one that also has `put_draft(value)` sees every step."""
 
     def put(self, value: Any) -> None: ...
     def end(self) -> None: ...

@@ -37,7 +37,7 @@ class TunedSetting:
 
 @dataclass(frozen=True, slots=True)
 class TuningResult:
-    """What one setting did on all prompts.
+    """Result of one setting on all prompts.
 
     count: prompts; agree: those answered with the reference's token ids. lost, gained: prompts that
     the reference alone, or the setting alone, got right; without a user's own score the reference
@@ -86,7 +86,7 @@ class TuningResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `tune` found. results: all settings, fewest forwards first; reference: one token per
+    """Report of `tune`. results: all settings, fewest forwards first; reference: one token per
     forward, not among them. skipped: settings that this model or its tokenizer cannot run, and why.
     rows, reused: canvases that forwards asked for in this run, and those that were remembered.
     """

@@ -223,7 +223,7 @@ class Log:
 def _fingerprint(
     model: Model, name: str, ids: list[list[int]], config: DecodeConfig
 ) -> dict[str, str]:
-    """What answers depend on, by the words a user has for it."""
+    """Settings that answers depend on, by the words a user has for them."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "history"}
     return {
         "set of prompts": _digest(ids),

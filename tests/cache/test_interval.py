@@ -9,8 +9,8 @@ import torch
 
 from dllm.cache.interval import Interval
 from dllm.registry import SpecError
-from tests.cache.literal_walks import Interval as Literal
-from tests.cache.literal_walks import Plain, decode, written
+from tests.cache.literal_layers import Interval as Literal
+from tests.cache.literal_layers import Plain, decode, written
 from tests.cache.models import PLAIN, Watched, decoder, run, steps
 
 OPTIONS = [(8, 4, 0.25), (5, 3, 0.25), (4, 2, 0.0), (100, 7, 0.25)]

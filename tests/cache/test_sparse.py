@@ -12,8 +12,8 @@ from dllm.cache.sparse import Sparse, scores
 from dllm.config import ConfigError
 from dllm.models.decoder import Decoder, DecoderLayer
 from dllm.registry import SpecError
-from tests.cache.literal_walks import Plain, decode, written
-from tests.cache.literal_walks import Sparse as Literal
+from tests.cache.literal_layers import Plain, decode, written
+from tests.cache.literal_layers import Sparse as Literal
 from tests.cache.models import PLAIN, Watched, decoder, run, steps
 
 OPTIONS = [(0.5, 3, None), (0.2, 1, None), (0.75, 5, 3), (0.0, 3, None)]

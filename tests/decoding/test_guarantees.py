@@ -52,6 +52,9 @@ configs = st.builds(
     max_new_tokens=st.integers(1, LONGEST),
     block_length=st.sampled_from([None, 1, 3, 8]),
     temperature=st.sampled_from([0.0, 0.0, 0.7]),
+    top_p=st.sampled_from([1.0, 1.0, 0.8]),
+    top_k=st.sampled_from([0, 0, 3]),
+    cfg_scale=st.sampled_from([0.0, 0.0, 0.5]),
     seed=st.integers(0, 9),
     stop=st.sampled_from([(), (), ("b",), ("cd", "\n")]),
     history=st.just(True),
@@ -74,7 +77,7 @@ def models(draw: st.DrawFn) -> Out:
         st.sampled_from([hashed(seed), *[drifting(seed, d) for d in (0.1, 0.5)], constant()])
     )
     token, height = draw(
-        st.sampled_from([(3, 0.0), (EOS, 1.5), (EOS, 4.0), (EOT, 30.0), (MASK, 9.0)])
+        st.sampled_from([(3, 0.0), (EOS, 1.5), (EOS, 4.0), (EOT, 30.0), (MASK, 30.0)])
     )
     return leaning(token, height, out)
 
@@ -118,15 +121,15 @@ def test_batch_equals_alone_in_any_order(batch, config, shift, out, data):
 @given(prompts, configs, guessing, shifts, models())
 def test_guesses_change_nothing_but_the_number_of_forwards(batch, config, speculator, shift, out):
     plain = run(FakeModel(out, shift), batch, config)
-    model = FakeModel(out, shift)
+    model, branches = FakeModel(out, shift), 2 if config.cfg_scale else 1
     guessed = run(model, batch, config.replace(speculator=speculator))
     for a, b in zip(plain, guessed, strict=True):
         names = ("text", "token_ids", "finish_reason", "slots", "answer_tokens")
         assert [getattr(a, n) for n in names] == [getattr(b, n) for n in names]
         assert [replace(c, nfe=0) for c in a.history] == [replace(c, nfe=0) for c in b.history]
-        assert b.nfe <= a.nfe == a.canvases
-        assert b.canvases >= b.nfe
-        assert [c.nfe for c in a.history] == list(range(1, a.nfe + 1))
+        assert b.nfe <= a.nfe == a.canvases * branches
+        assert b.canvases * branches >= b.nfe
+        assert [c.nfe for c in a.history] == list(range(branches, a.nfe + 1, branches))
 
 
 # --- 6: stop rules -------------------------------------------------------------------------------

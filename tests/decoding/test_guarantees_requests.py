@@ -39,6 +39,7 @@ from tests.specs import STOPS, WHERE
 @settings(max_examples=30)
 @given(prompts, speculative, shifts, models(), st.integers(0, 8))
 def test_interrupt_keeps_what_is_committed(batch, config, shift, out, call):
+    config = config.replace(cfg_scale=0.0)  # a call is a forward that commits
     full = run(FakeModel(out, shift), batch, config)
     cut = run(FakeModel(out, shift, interrupt_at=call), batch, config)
     for prompt, a, b in zip(batch, full, cut, strict=True):
@@ -81,7 +82,7 @@ def tokens_of(texts: Sequence[str]) -> dict[int, int]:
     models(),
 )
 def test_prefilled_text_stands_where_it_was_put(batch, config, texts, out):
-    config = config.replace(prefilled=texts, max_new_tokens=10)
+    config = config.replace(prefilled=texts, max_new_tokens=10, cfg_scale=0.0)
     stands, model = tokens_of(texts), FakeModel(out)
     events = list(Engine(model, EndText()).stream_steps(batch, config))
     starts = [event for event in events if isinstance(event, Commit) and event.nfe == 0]
