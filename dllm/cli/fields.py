@@ -92,7 +92,7 @@ class OptionsOf:
     def parameters(self) -> Iterator[inspect.Parameter]:
         """What Typer makes the options of; none of them has a default here."""
         for field, told in self.fields():
-            hint = Annotated[self._type(field), self._option(field, told)]
+            hint: Any = Annotated[self._type(field), self._option(field, told)]
             yield inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint
             )
@@ -157,7 +157,8 @@ def expanded(function: Callable[..., None]) -> tuple[Callable[..., None], dict[s
     def run(**values: Any) -> None:
         for name, (kind, group) in groups.items():
             given = group.take(values)
-            values[name] = kind(**given) if is_dataclass(kind) else given
+            made: Any = kind  # a dataclass, or a dictionary
+            values[name] = made(**given) if is_dataclass(kind) else given
         function(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -130,8 +130,10 @@ def _places(model: Decoder, adapter: Adapter) -> dict[str, str]:
         shape, kind = held[key]
         expected = [adapter.lora.rank, width] if which == "lora_A" else [out, adapter.lora.rank]
         if shape != expected or kind not in STORED:
-            told = f"expected {expected} of {', '.join(STORED)}"
-            raise LoadError(f"{file}: tensor {key!r} has shape {shape} of {kind}, {told}")
+            raise LoadError(
+                f"{file}: tensor {key!r} has shape {shape} of {kind}, expected {expected} of "
+                f"{', '.join(STORED)}"
+            )
     return {f"{module}.{which}.weight": places[module, which] for module, which in wanted}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +68,10 @@ def model(
     vocab_size: int, eos_id: int, seed: int, sizes: Mapping[str, int] = SIZES
 ) -> LlamaForCausalLM:
     """A Llama of `sizes` (of the bundled 7.5 M parameters), its head tied to the embedding."""
+    shape: dict[str, Any] = dict(sizes)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        **sizes,
+        **shape,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,

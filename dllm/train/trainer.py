@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -238,8 +238,9 @@ class Trainer:
             return value.detach()
         last = piece == self.config.parts - 1
         with nullcontext() if last else self.shared.no_sync():
-            value = self.shared(loss, batch, generator, rows)
-            (value * self.processes).backward()  # DDP takes the mean, but losses are of the whole
+            value = cast(Tensor, self.shared(loss, batch, generator, rows))
+            whole = value * self.processes  # DDP takes the mean, but losses are of the whole
+            whole.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
     def save(self) -> None:
