@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from dllm.processes import Ranks
 from dllm.train.state import FILE
 from dllm.train.trainer import TrainConfig
 from tests.train.test_mdlm import OBJECTIVE, trainer
-
-pytestmark = pytest.mark.slow
 
 # The second process of a batch of one row has nothing to do, and must not keep the first waiting.
 CONFIGS = {
@@ -39,6 +38,7 @@ def train(name, folder):
     made.run(log_every=3)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(root, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(root)!r})\n{RUN}")
@@ -64,3 +64,11 @@ def test_two_processes_equal_one(root, tmp_path):
         for key, tensor in one.items():
             if key.startswith("model.") and not key.endswith(("o.weight", "down.weight")):
                 assert (tensor - two[key]).norm() < 0.02 * tensor.norm(), (name, key)
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])
+def test_processes_with_a_gpu_each_talk_over_nccl(monkeypatch, gpus, backend):
+    """Two of four are on this machine; NCCL does not let two share a GPU."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert Ranks(1, 4).backend == backend
