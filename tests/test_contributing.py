@@ -167,7 +167,7 @@ def test_the_policy_refreshed_at_every_step_is_exact(shift):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_the_policy_reads_the_prompt_from_the_store(shift):
+def test_the_policy_reads_the_prompt_from_the_cache(shift):
     tiny, sizes = engine(shift), []
     forward = tiny.model.forward
     tiny.model.forward = lambda ids, plan, kv: (
@@ -179,7 +179,7 @@ def test_the_policy_reads_the_prompt_from_the_store(shift):
     first, *others = sizes
     assert first == 15
     assert len(others) == out.nfe - 1
-    # the prompt's last row is computed as long as it predicts the first hole
+    # the prompt's last row is computed as long as it predicts the first masked position
     assert set(others) <= {12, 12 + shift}
 
 

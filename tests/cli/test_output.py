@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 import dllm
 import dllm.verify.api
 from dllm import jsonlog
+from dllm.cli.answers import answers_to
 from dllm.recording import read_recording
 from tests.cli.common import fails, random_pair
 from tests.echo import echo
@@ -289,3 +291,17 @@ def test_a_recording_is_replaced_on_request_only(run, tmp_path):
     assert file.read_bytes() == before
     assert run("generate", "three", "--record", file, "--overwrite").exit_code == 0
     assert read_recording(file).prompts == ["three"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_answers_to_several_prompts_do_not_steer_a_terminal(monkeypatch, capsys, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    answers = {row: SimpleNamespace(text=f"{row}\x1b[2J\n") for row in (1, 0)}
+    with answers_to(None, [{"prompt": "x"}] * 2, 2, {}, to_dict=vars) as sink:
+        sink.put(answers)
+    escape = "\ufffd" if terminal else "\x1b"
+    assert capsys.readouterr().out == f"0{escape}[2J\n\n1{escape}[2J\n\n"
+
+
+def test_an_error_does_not_steer_a_terminal(run):
+    fails(run("generate", "--input", "no\x1b[2Jsuch"), "no\ufffd[2Jsuch")
