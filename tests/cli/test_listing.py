@@ -71,7 +71,7 @@ def test_the_example_can_be_typed(part, typed):
     given = {key.lstrip("-").replace("source", "sources"): value for key, value in given.items()}
     lossy = "lossy" in words[-1]
     given["temperature"] = float(given.get("temperature", 0))
-    SpecConfig(**{k: v for k, v in given.items() if k != "lossy"}, lossless=not lossy).parts()
+    SpecConfig(**{k: v for k, v in given.items() if k != "lossy"}, lossless=not lossy).components()
 
 
 @pytest.mark.parametrize("name", PRESETS)
