@@ -6,6 +6,7 @@ Nothing of the engine is used but the weights: plain vectors, dictionaries by po
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 
 from dllm.cache.kv import KVCache
 from dllm.models.decoder import Decoder
-from tests.cache.models import EOS, MASK
+from tests.cache.models import EOS, MASK, PLAIN, Watched, run, steps
 
 Rows = dict[int, Any]  # by position
 
@@ -237,3 +238,41 @@ def written(monkeypatch: Any) -> Iterator[list[tuple[KVCache, dict[int, set[int]
         patch.setattr(KVCache, "open", open_)
         patch.setattr(KVCache, "update", update)
         yield notes
+
+
+def compared(
+    monkeypatch: Any, rng: random.Random, model: Decoder, literal: Any, policy: Any, options: Any
+) -> Iterator[tuple[Any, list[int]]]:
+    """A random request decoded both ways, with the same commits, forwards and keys computed.
+
+    Yields each literal cache with the numbers of the engine's forwards that were its own.
+    """
+    prompt = [rng.choice(PLAIN) for _ in range(rng.randint(0, 9))]
+    size, block = rng.randint(3, 12), rng.choice([None, 1, 4, 5])
+    threshold, guidance = rng.choice([None, 0.6]), rng.choice([0.0, 0.0, 0.7])
+    watched = Watched(model)
+    with written(monkeypatch) as notes:
+        (output,) = run(
+            watched,
+            [prompt],
+            max_new_tokens=size,
+            block_length=block,
+            sampler="quota" if threshold is None else f"threshold:threshold={threshold}",
+            cfg_scale=guidance,
+            cache=policy(*options),
+        )
+    expected, caches = decode(
+        lambda: literal(Plain(model), len(prompt), len(prompt) + size, options),
+        prompt,
+        size,
+        block=block,
+        threshold=threshold,
+        shift=model.spec.shift,
+        guidance=guidance,
+    )
+    assert steps(output) == expected
+    assert output.nfe == len(notes) == len(expected) * len(caches)
+    for kv, cache in zip(watched.kvs, caches, strict=True):
+        own = [i for i, (of, _) in enumerate(notes) if of is kv]
+        assert [[notes[i][1][n] for n in range(3)] for i in own] == cache.computed
+        yield cache, own

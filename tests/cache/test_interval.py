@@ -10,8 +10,8 @@ import torch
 from dllm.cache.interval import Interval
 from dllm.registry import SpecError
 from tests.cache.literal_layers import Interval as Literal
-from tests.cache.literal_layers import Plain, decode, written
-from tests.cache.models import PLAIN, Watched, decoder, run, steps
+from tests.cache.literal_layers import compared
+from tests.cache.models import Watched, decoder, run, steps
 
 OPTIONS = [(8, 4, 0.25), (5, 3, 0.25), (4, 2, 0.0), (100, 7, 0.25)]
 
@@ -22,34 +22,7 @@ def test_it_computes_what_the_text_says(monkeypatch, options, shift):
     rng = random.Random(f"{options} {shift}")
     for case in range(12):
         model = decoder(shift, None, case % 4)
-        prompt = [rng.choice(PLAIN) for _ in range(rng.randint(0, 9))]
-        size, block = rng.randint(4, 12), rng.choice([None, 4, 5])
-        threshold, guidance = rng.choice([None, 0.6]), rng.choice([0.0, 0.0, 0.7])
-        expected, literal = decode(
-            lambda: Literal(Plain(model), len(prompt), len(prompt) + size, options),  # noqa: B023
-            prompt,
-            size,
-            block=block,
-            threshold=threshold,
-            shift=shift,
-            guidance=guidance,
-        )
-        watched = Watched(model)
-        with written(monkeypatch) as notes:
-            (output,) = run(
-                watched,
-                [prompt],
-                max_new_tokens=size,
-                block_length=block,
-                sampler="quota" if threshold is None else f"threshold:threshold={threshold}",
-                cfg_scale=guidance,
-                cache=Interval(*options),
-            )
-        assert steps(output) == expected
-        assert output.nfe == len(notes) == len(expected) * len(literal)
-        for kv, cache in zip(watched.kvs, literal, strict=True):
-            found = [[note[n] for n in range(3)] for of, note in notes if of is kv]
-            assert found == cache.computed
+        assert [*compared(monkeypatch, rng, model, Literal, Interval, options)]
 
 
 def test_intervals_are_each_rows_own():

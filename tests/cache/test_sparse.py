@@ -12,9 +12,9 @@ from dllm.cache.sparse import Sparse, scores
 from dllm.config import ConfigError
 from dllm.models.decoder import Decoder, DecoderLayer
 from dllm.registry import SpecError
-from tests.cache.literal_layers import Plain, decode, written
 from tests.cache.literal_layers import Sparse as Literal
-from tests.cache.models import PLAIN, Watched, decoder, run, steps
+from tests.cache.literal_layers import compared
+from tests.cache.models import Watched, decoder, run, steps
 
 OPTIONS = [(0.5, 3, None), (0.2, 1, None), (0.75, 5, 3), (0.0, 3, None)]
 
@@ -50,38 +50,9 @@ def test_it_reads_what_the_text_says(monkeypatch, reads, options, shift):
     rng = random.Random(f"{options} {shift}")
     for case in range(12):
         model = grouped(shift, case) if case % 3 == 0 else decoder(shift, None, case % 4)
-        prompt = [rng.choice(PLAIN) for _ in range(rng.randint(0, 9))]
-        size, block = rng.randint(3, 12), rng.choice([None, 1, 4, 5])
-        threshold, guidance = rng.choice([None, 0.6]), rng.choice([0.0, 0.0, 0.7])
-        expected, literal = decode(
-            lambda: Literal(Plain(model), len(prompt), len(prompt) + size, options),  # noqa: B023
-            prompt,
-            size,
-            block=block,
-            threshold=threshold,
-            shift=shift,
-            guidance=guidance,
-        )
         reads.clear()
-        watched = Watched(model)
-        with written(monkeypatch) as notes:
-            (output,) = run(
-                watched,
-                [prompt],
-                max_new_tokens=size,
-                block_length=block,
-                sampler="quota" if threshold is None else f"threshold:threshold={threshold}",
-                cfg_scale=guidance,
-                cache=Sparse(*options),
-            )
-        assert steps(output) == expected
-        assert output.nfe == len(notes) == len(expected) * len(literal)
-        each = [reads[3 * n : 3 * n + 3] for n in range(len(notes))]
-        for kv, cache in zip(watched.kvs, literal, strict=True):
-            found = [[note[n] for n in range(3)] for of, note in notes if of is kv]
-            assert found == cache.computed
-            mine = [got for got, (of, _) in zip(each, notes, strict=True) if of is kv]
-            assert mine == cache.reads
+        for cache, own in compared(monkeypatch, rng, model, Literal, Sparse, options):
+            assert [reads[3 * i : 3 * i + 3] for i in own] == cache.reads
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.5, 1.0])
