@@ -122,7 +122,7 @@ def better(pairs: Sequence[tuple[Point, Point]]) -> str:
 def unsolved(run: Summary) -> str:
     """Task by task: the best of all settings, slow and fast, and the best one for every sample."""
     columns = ["task", "best", "at tokens / forward", f"best at {FAST:.0f} or more"]
-    columns += ["its ceiling", "best knob for every sample"]
+    columns += ["its ceiling", "best option for every sample"]
     rows = []
     for spec in run.plan.tasks:
         curves = select(run, [spec]).curves
