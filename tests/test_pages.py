@@ -10,8 +10,8 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 ENTRY = re.compile(r'^- <a id="([\w-]+)"></a>\*\*(.+?)\*\*: (.+)$', re.MULTILINE)
 # what is no running text: code, tables, headings, comments, pictures, links, HTML
 OTHER = re.compile(
-    r"```.*?```|^    .*?$|^\|.*?$|^#.*?$|<!--.*?-->|!\[.*?\]\(.*?\)|`(?:[^`\n]|\n(?!\n))*`|<[^>\n]+>"
-    r"|\[[^\]]*\]\([^)]*\)",
+    r"```.*?```|^    .*?$|^\|.*?$|^#.*?$|<!--.*?-->|!\[.*?\]\(.*?\)"
+    r"|`(?:[^`\n]|\n(?!\n))*`|<[^>\n]+>|\[[^\]]*\]\([^)]*\)",
     re.DOTALL | re.MULTILINE,
 )
 PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {GLOSSARY})]
