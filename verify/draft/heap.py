@@ -51,33 +51,33 @@ def heaviest_tree(
 
 
 @dataclass(frozen=True, slots=True)
-class Joint(Generic[A, B]):
+class JointNode(Generic[A, B]):
     """A state of each of two views; first: None where the first knows nothing."""
 
     first: A | None
     second: B
 
 
-def fuse(first: Expand[A], second: Expand[B]) -> Expand[A | Joint[A, B]]:
+def fuse(first: Expand[A], second: Expand[B]) -> Expand[A | JointNode[A, B]]:
     """What either of two views says, each below its own tokens; a state of the first stays one.
 
     A token of both is one step with both states behind it. They are taken as independent evidence,
     so its weight is 1 - (1 - a)(1 - b).
     """
 
-    def expand(state: A | Joint[A, B]) -> Sequence[Step[A | Joint[A, B]]]:
-        if not isinstance(state, Joint):
+    def expand(state: A | JointNode[A, B]) -> Sequence[Step[A | JointNode[A, B]]]:
+        if not isinstance(state, JointNode):
             return first(state)
         ours = () if state.first is None else first(state.first)
         of_first = {step[1]: step for step in ours}
-        steps: dict[int, Step[A | Joint[A, B]]] = {**of_first}
+        steps: dict[int, Step[A | JointNode[A, B]]] = {**of_first}
         for weight, token, source, behind in second(state.second):
             if token in of_first:
                 other, _, name, beside = of_first[token]
                 either = 1 - (1 - other) * (1 - weight)
-                steps[token] = (either, token, f"{name}+{source}", Joint(beside, behind))
+                steps[token] = (either, token, f"{name}+{source}", JointNode(beside, behind))
             else:
-                steps[token] = (weight, token, source, Joint(None, behind))
+                steps[token] = (weight, token, source, JointNode(None, behind))
         return sorted(steps.values(), key=lambda step: -step[0])
 
     return expand

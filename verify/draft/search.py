@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from dllm.checks import check_positive
-from dllm.verify.draft.heap import BranchNode, Expand, Joint, Step, fuse, heaviest_tree, trie
+from dllm.verify.draft.heap import BranchNode, Expand, JointNode, Step, fuse, heaviest_tree, trie
 from dllm.verify.draft.lattice import Lattice
 from dllm.verify.draft.markov import MarkovChain, Place, drafted, sharpened
 from dllm.verify.rng import Rng
@@ -64,7 +64,7 @@ class HeaviestSearch:
         branches = trie([*memory.branches(drafts), *lattice.branches])
         lattice = usable(lattice, drafts)
         steps = self.read(lattice, memory) if len(lattice) else nothing
-        start: Place | Joint[Place, BranchNode] = Joint((0, ()), branches)
+        start: Place | JointNode[Place, BranchNode] = JointNode((0, ()), branches)
         return heaviest_tree(root, fuse(steps, BranchNode.steps), start, drafts, lattice.eos)
 
 

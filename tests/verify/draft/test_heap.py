@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.verify.draft.heap import BranchNode, Joint, fuse, heaviest_tree, trie
+from dllm.verify.draft.heap import BranchNode, JointNode, fuse, heaviest_tree, trie
 from dllm.verify.draft.lattice import Branch
 from tests.verify.drafts import all_nodes, branch_lists, check_heaviest, check_tree, paths
 
@@ -112,7 +112,7 @@ def test_two_views_are_one_tree(seed, branches, drafts):
             for t in {*ours, *theirs}
         ]
 
-    tree = heaviest_tree(9, fuse(expand, BranchNode.steps), Joint((), trie(branches)), drafts)
+    tree = heaviest_tree(9, fuse(expand, BranchNode.steps), JointNode((), trie(branches)), drafts)
     check_tree(tree)
     check_heaviest(tree, all_nodes(both, 5), drafts)
     for path, source in zip(paths(tree), tree.sources[1:]):
