@@ -17,7 +17,7 @@ from dllm.verify.draft.search import Argmax
 from dllm.verify.research.cps import AdlController
 from dllm.verify.sources.recycling import Recycling
 from tests.verify.chains import Copy, FakeDrafter, FirstPath, Says, Wrong
-from tests.verify.exact import law_of, tv
+from tests.verify.exact import distribution_of, tv
 
 VOCAB = 31
 NEW = 14
@@ -202,7 +202,7 @@ def test_sampled_text_has_the_models_distribution(model, name, monkeypatch):
         monkeypatch.setattr(torch, "multinomial", multinomial)
         return tuple(model.generate(prompt, custom_generate=assist, **options)[0, 3:].tolist())
 
-    found = law_of(program)
+    found = distribution_of(program)
     assert found.keys() == expected.keys()
     assert tv(found, expected) < 1e-6
 

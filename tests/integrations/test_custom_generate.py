@@ -259,9 +259,8 @@ def test_stop_strings_end_each_text_for_itself(pair):
 
     model = pair.target.model
     expected = plain(model, rows, **options())
-    for search in ("argmax", "coupled"):
-        got = ours(model, rows, drafter=pair.drafter, search=search, **options())
-        assert got.tolist() == expected.tolist()
+    got = ours(model, rows, drafter=pair.drafter, control="fixed:depth=16,nodes=16", **options())
+    assert got.tolist() == expected.tolist()
     texts = [pair.text.decode(new) for new in expected[:, max(map(len, rows)) :].tolist()]
     assert texts == ["plum, fig, pear", "fig, plum, pear"]
 
@@ -273,7 +272,8 @@ def test_a_drafter_is_loaded_for_a_tokenizer(pair):
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     row = inputs["input_ids"]
     rounds = []
-    got = ours(pair.target.model, [row], drafter=drafter, sources=(), on_round=rounds.append)
+    options = {"sources": (), "control": "fixed:depth=16", "on_round": rounds.append}
+    got = ours(pair.target.model, [row], drafter=drafter, **options)
     assert tokenizer.decode(got[0, len(row) : -1]) == "fig, plum, pear, kiwi"
     assert sum(each.rows[0].accepted for each in rounds) > len(rounds)
 
@@ -282,7 +282,7 @@ def test_a_drafter_by_its_name(pair):
     """It is loaded once, for the tokenizer that lies beside the target's checkpoint."""
     row = pair.text.chat([{"role": "user", "content": "Copy the list: fig, plum, pear, kiwi"}])
     rounds = []
-    options = {"sources": (), "on_round": rounds.append}
+    options = {"sources": (), "control": "fixed:depth=16", "on_round": rounds.append}
     got = ours(pair.target.model, [row], drafter="tiny", **options)
     assert pair.text.decode(got[0, len(row) : -1].tolist()) == "fig, plum, pear, kiwi"
     assert sum(each.rows[0].accepted for each in rounds) > len(rounds)

@@ -50,7 +50,7 @@ class ExactRng:
         return self.outcome([1 - prob, prob]) == 1
 
 
-def law_of(program: Callable[[Rng], T]) -> dict[T, float]:
+def distribution_of(program: Callable[[Rng], T]) -> dict[T, float]:
     """The distribution of what `program` returns, which draws from its argument alone."""
     distribution: dict[T, float] = defaultdict(float)
     scripts: list[list[int]] = [[]]
@@ -74,7 +74,7 @@ def chained(step: Callable[[S, Rng], S], start: S, done: Callable[[S], bool]) ->
                 final[state] += mass
                 continue
             if state not in known:
-                known[state] = law_of(lambda rng: step(state, rng))  # noqa: B023
+                known[state] = distribution_of(lambda rng: step(state, rng))  # noqa: B023
             for other, prob in known[state].items():
                 after[other] += mass * prob
         now = after
@@ -119,7 +119,9 @@ class Table:
     def probs(self, text: Iterable[int]) -> list[float]:
         return torch.softmax(self.scores(text), -1).tolist()
 
-    def text_law(self, length: int, eos: Sequence[int] = ()) -> dict[tuple[int, ...], float]:
+    def text_distribution(
+        self, length: int, eos: Sequence[int] = ()
+    ) -> dict[tuple[int, ...], float]:
         """The distribution of its own texts: `length` tokens, fewer where one of `eos` came."""
         distribution = {(): 1.0}
         for _ in range(length):

@@ -134,7 +134,7 @@ class World:
         return image(chained(step, ((), 0), lambda s: self.done(s[0])), lambda s: s[0])
 
     def truth(self) -> dict[Text, float]:
-        return self.target.text_law(self.length, self.eos)
+        return self.target.text_distribution(self.length, self.eos)
 
 
 def biases(seed: int, vocab: int, ruled_out: float = 0.2) -> Tensor:

@@ -17,7 +17,7 @@ from tests.verify.scripted import knowing
 from tests.verify.tiny_targets import SHALLOW, VOCAB, tiny_target
 
 PROMPTS = [[9, 4, 9, 4, 9, 4], [17, 3], [5]]
-SIZE = 7
+SIZE = 5
 CASES = {
     "the clock": {"control": "cost"},
     "branches alone": {"control": "fixed:depth=0,nodes=6", "search": "product"},

@@ -20,7 +20,7 @@ from dllm.verify.research.lossy import Relaxed, Typical
 from dllm.verify.research.rsd import Rsd
 from dllm.verify.rng import TorchRng
 from dllm.verify.tree import Distribution, Draw, Tree
-from tests.verify.exact import Table, chained, image, law_of, tv
+from tests.verify.exact import Table, chained, distribution_of, image, tv
 from tests.verify.rounds import World, root_of
 
 EXACT = 1e-12
@@ -85,7 +85,7 @@ WILD = [
     width=st.integers(1, 3),
     eos=st.sampled_from(((), (2,))),
 )
-def test_any_tree_gives_the_law_of_the_target(rule, draws, kind, seed, zeros, width, eos):
+def test_any_tree_gives_the_distribution_of_the_target(rule, draws, kind, seed, zeros, width, eos):
     """Fixed children, drawn children, nodes with neither; distributions cut and sharpened;
     impossible tokens; ends of the text inside a round.
     """
@@ -105,17 +105,17 @@ def chain(text, tokens, distributions=()) -> Tree:
     return tree
 
 
-def laws_of(lattice) -> list[Distribution]:
+def distributions_of(lattice) -> list[Distribution]:
     return [lattice.distribution(depth) for depth in range(len(lattice))]
 
 
 def sampled(lattice, rng) -> list[int]:
-    return [draws_of(distribution, 1, "iid", rng)[0] for distribution in laws_of(lattice)]
+    return [draws_of(distribution, 1, "iid", rng)[0] for distribution in distributions_of(lattice)]
 
 
 def claimed_argmax(text, lattice, rng) -> Tree:
     """The likeliest path, said to be drawn from the marginals."""
-    return chain(text, lattice.tokens[:, 0].tolist(), laws_of(lattice))
+    return chain(text, lattice.tokens[:, 0].tolist(), distributions_of(lattice))
 
 
 def claimed_conditional(text, lattice, rng) -> Tree:
@@ -139,14 +139,14 @@ def not_renormalised(text, lattice, rng) -> Tree:
 
 def stops_at_unlikely(text, lattice, rng) -> Tree:
     """Stops before the first drawn token that is unlikely: it looks at the token it admits."""
-    tokens, distributions = sampled(lattice, rng), laws_of(lattice)
+    tokens, distributions = sampled(lattice, rng), distributions_of(lattice)
     n = next((i for i, x in enumerate(tokens) if distributions[i].prob(x) < 0.4), len(tokens))
     return chain(text, tokens[:n], distributions[:n])
 
 
 def stops_at_unsure(text, lattice, rng) -> Tree:
     """Stops before the first column of high entropy: it looks at marginals alone."""
-    tokens, distributions = sampled(lattice, rng), laws_of(lattice)
+    tokens, distributions = sampled(lattice, rng), distributions_of(lattice)
     entropies = [
         -(distribution.probs * np.log(distribution.probs)).sum() for distribution in distributions
     ]
@@ -156,7 +156,7 @@ def stops_at_unsure(text, lattice, rng) -> Tree:
 
 def best_of(text, lattice, rng) -> Tree:
     """Of two drawn chains that which the drafter finds more likely, said to be just drawn."""
-    distributions = laws_of(lattice)
+    distributions = distributions_of(lattice)
     pair = sampled(lattice, rng), sampled(lattice, rng)
     best = max(
         pair,
@@ -171,7 +171,7 @@ def beams(text, lattice) -> dict[tuple[int, ...], float]:
     """The three heaviest paths by marginals and a left-to-right distribution, with normalised
     weights.
     """
-    distributions, proxy, scored = laws_of(lattice), Table(6, 3), {}
+    distributions, proxy, scored = distributions_of(lattice), Table(6, 3), {}
     for path in itertools.product(range(3), repeat=len(distributions)):
         steps = [
             (distribution.prob(x), proxy.probs((*text, *path[:i]))[x])
@@ -186,7 +186,7 @@ def from_beams(text, lattice, rng) -> Tree:
     """A path drawn from a beam's posterior, said to be drawn from the marginals."""
     weights = beams(text, lattice)
     path = list(weights)[rng.choice(torch.tensor(list(weights.values()), dtype=torch.float64))]
-    return chain(text, path, laws_of(lattice))
+    return chain(text, path, distributions_of(lattice))
 
 
 def from_beams_conditional(text, lattice, rng) -> Tree:
@@ -238,7 +238,7 @@ class SubtractsOne(Ratio):
 
 
 def just_sampled(text, lattice, rng) -> Tree:
-    return chain(text, sampled(lattice, rng), laws_of(lattice))
+    return chain(text, sampled(lattice, rng), distributions_of(lattice))
 
 
 WRONG = [
@@ -296,7 +296,7 @@ def test_drawn_tokens_behind_a_rejected_one(rule, biased):
         text, start, tail = state
         if not tail:
             start, tail = len(text), tuple(sampled(world.lattice(text), rng))
-        distributions = laws_of(world.lattice(text[:start]))[len(text) - start :]
+        distributions = distributions_of(world.lattice(text[:start]))[len(text) - start :]
         tokens = world.walk(rule, text, chain(text, tail, distributions), rng).tokens
         return text + tuple(tokens), start, tail[len(tokens) :]
 
@@ -318,12 +318,12 @@ def rounds(world: World, rule, grow, rng) -> tuple[int, ...]:
 def test_the_enumeration_of_whole_texts_says_the_same(rule):
     """Without putting rounds together from their distributions."""
     world = World(2, length=2, width=2)
-    whole = law_of(lambda rng: rounds(world, rule, just_sampled, rng))
+    whole = distribution_of(lambda rng: rounds(world, rule, just_sampled, rng))
     assert tv(whole, world.distribution(rule, just_sampled)) < EXACT
     assert tv(whole, world.truth()) < EXACT
 
 
-def test_the_enumeration_on_a_program_whose_law_is_known():
+def test_the_enumeration_on_a_program_whose_distribution_is_known():
     """Two coins of 1/4, and a die of three only after two heads."""
 
     def program(rng) -> str:
@@ -332,7 +332,7 @@ def test_the_enumeration_on_a_program_whose_law_is_known():
             return coins
         return coins + str(rng.choice(torch.tensor([0.5, 0.0, 0.5]).double()))
 
-    distribution = law_of(program)
+    distribution = distribution_of(program)
     assert distribution == {"tt": 9 / 16, "th": 3 / 16, "ht": 3 / 16, "hh0": 1 / 32, "hh2": 1 / 32}
     assert tv(distribution, {"tt": 1.0}) == 7 / 16
 

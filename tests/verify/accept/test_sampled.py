@@ -19,8 +19,8 @@ from dllm.verify.research.kseq import KSeq, any_of, smallest_rho
 from dllm.verify.research.rsd import Rsd
 from dllm.verify.rng import TorchRng
 from dllm.verify.tree import Distribution, Draw, Tree
-from tests.verify.accept.test_rules import chain, draws_of, laws_of, sampled
-from tests.verify.exact import image, law_of, tv
+from tests.verify.accept.test_rules import chain, distributions_of, draws_of, sampled
+from tests.verify.exact import distribution_of, image, tv
 from tests.verify.rounds import World
 
 
@@ -45,7 +45,7 @@ def at_one_node(rule, p, q, kind: str, count: int, tops=()) -> tuple[dict[int, f
         token = rule.emit(scores, draw, rng)
         return token, token in (*tops, *draw.tokens)
 
-    both = law_of(program)
+    both = distribution_of(program)
     return image(both, lambda x: x[0]), image(both, lambda x: x[1]).get(True, 0.0)
 
 
@@ -108,10 +108,10 @@ def accepted(world: World, rule) -> float:
 
     def program(rng) -> int:
         lattice = world.lattice(())
-        tree = chain((), sampled(lattice, rng), laws_of(lattice))
+        tree = chain((), sampled(lattice, rng), distributions_of(lattice))
         return len(world.walk(rule, (), tree, rng).nodes) - 1
 
-    return sum(count * mass for count, mass in law_of(program).items())
+    return sum(count * mass for count, mass in distribution_of(program).items())
 
 
 def test_block_keeps_no_less_than_the_ratio_test():
@@ -127,7 +127,7 @@ def test_block_keeps_no_less_than_the_ratio_test():
 def test_block_keeps_what_its_chances_say(seed):
     """E[accepted] = sum over i of E min(1, P_(i-1) p_i / q_i), over all chains there are."""
     world = World(seed, columns=3, length=4)
-    distributions, expected = laws_of(world.lattice(())), 0.0
+    distributions, expected = distributions_of(world.lattice(())), 0.0
     for length in (1, 2, 3):
         for path in itertools.product(range(3), repeat=length):
             chance, mass = 1.0, 1.0
@@ -156,7 +156,7 @@ def test_share():
     assert [share(0, 0), share(0, 1), share(1, 0), share(2, 1), share(1, 4)] == [0, 0, 1, 1, 0.25]
 
 
-def test_nothing_left_by_rounding_falls_back_to_the_law_itself():
+def test_nothing_left_by_rounding_falls_back_to_the_distribution_itself():
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
     assert normalised(torch.zeros(2), p) is p
 
@@ -172,7 +172,7 @@ def test_nothing_left_by_rounding_falls_back_to_the_law_itself():
         ([1 / 3 - 1e-17, 1 / 3, 1 / 3], [1 / 3, 1 / 3 - 1e-17, 1 / 3]),
     ],
 )
-def test_extreme_laws(rule, p, q):
+def test_extreme_distributions(rule, p, q):
     """Finite, normalised, and never a token that the target excludes."""
     p, q = np.array(p), np.array(q)
     scores, distribution = torch.from_numpy(p).log(), Distribution(np.arange(3), q)
@@ -183,7 +183,7 @@ def test_extreme_laws(rule, p, q):
         tree.add(0, draw[0], 0.5, "test")
         return rule.walk(tree, lambda node, tokens: scores, rng, bool).tokens[0]
 
-    assert tv(law_of(program), dict(enumerate(p))) < 1e-12
+    assert tv(distribution_of(program), dict(enumerate(p))) < 1e-12
 
 
 @pytest.mark.parametrize("rule", [Ratio(), Rsd(), KSeq(), BlockVerification()])

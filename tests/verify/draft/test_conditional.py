@@ -131,7 +131,7 @@ def test_narrow_columns_keep_what_counts(seed):
         assert tuple(grown(Argmax(), lattice, 9).tokens[1:]) == path[: end + 1]
 
 
-def test_a_columns_law_is_the_mean_over_the_candidates_before():
+def test_a_columns_distribution_is_the_mean_over_the_candidates_before():
     lattice = Head(1, depth=3).lattice(2)
     for i in (1, 2):
         before, rows = np.exp(lattice.logp[i - 1]), np.exp(lattice.pairs[i])
@@ -237,7 +237,7 @@ def test_pairs_of_no_token_are_none():
     assert (checked.pairs[1, :, 2] == -np.inf).all()
 
 
-def test_pairs_that_are_no_law_are_none():
+def test_pairs_that_are_no_distribution_are_none():
     lattice = Head(0).lattice()
     pairs = lattice.pairs.copy()
     pairs[1, 0, 0], pairs[1, 1, 0] = np.nan, 4.0

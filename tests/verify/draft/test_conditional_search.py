@@ -21,7 +21,7 @@ from tests.verify.drafts import Say, all_nodes, check_heaviest, paths
 from tests.verify.headed import ROOT, VOCAB, few, grown, heads, memory_of
 
 
-def kept_law(lattice, gamma=1.0):
+def kept_distribution(lattice, gamma=1.0):
     """{token: weight} behind a path, from the lattice's own numbers; sharpened within its mass."""
 
     def own(path):
@@ -42,7 +42,7 @@ def kept_law(lattice, gamma=1.0):
 @given(heads, st.integers(1, 5), st.integers(1, 30), st.sampled_from([0.5, 1.0, 3.0]))
 def test_product_and_coupled_take_the_heaviest_nodes_of_the_chain(head, width, drafts, gamma):
     lattice = head.lattice(width, eos=(0,))
-    own = kept_law(lattice, gamma)
+    own = kept_distribution(lattice, gamma)
     nodes = all_nodes(lambda path: [(p, t) for t, p in own(path).items()], drafts, (0,))
     for search in (Product(gamma), Coupled(gamma=gamma, order=2)):
         check_heaviest(grown(search, lattice, drafts), nodes, drafts)
@@ -63,11 +63,11 @@ def test_coupled_corrects_the_chain_by_the_memorys_longer_contexts(head, seed, g
     lattice, memory = head.lattice(), Memory([Far((), pair)])
     memory.extend([ROOT])
     tree = Coupled(gamma=gamma, order=3, smooth=1e-9).grow(ROOT, lattice, memory, 99, None)
-    first, column = kept_law(lattice, gamma)(()), lattice.tokens[1]
+    first, column = kept_distribution(lattice, gamma)(()), lattice.tokens[1]
     for path, weight in zip(paths(tree), tree.weights[1:]):
         expected = first[path[0]]
         if len(path) == 2:
-            u, distribution = path[0], kept_law(lattice, gamma)(path[:1])
+            u, distribution = path[0], kept_distribution(lattice, gamma)(path[:1])
             ratios = {
                 v: distribution[v]
                 * (longer[u, v] / longer[u, column].sum() / pair[u, v] * pair[u, column].sum())
@@ -82,7 +82,7 @@ def test_coupled_corrects_the_chain_by_the_memorys_longer_contexts(head, seed, g
 @given(heads, st.integers(1, 5), st.integers(0, 99), st.sampled_from([0.0, 0.4, 1.0]))
 def test_cps_scores_with_the_conditionals(head, width, seed, lam):
     lattice = head.lattice(width)
-    own = kept_law(lattice)
+    own = kept_distribution(lattice)
     table = np.random.default_rng(seed).dirichlet(np.ones(VOCAB), VOCAB) + 0.01
     search = Cps(beam=10**4, mass=2.0, width=width, lam=lam)
     tree = search.grow(ROOT, lattice, memory_of(table), 9, None)

@@ -20,7 +20,7 @@ from dllm.verify.research.rsd import RsdTree
 from dllm.verify.rng import TorchRng
 from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Draw, Tree
-from tests.verify.draft.test_conditional_search import kept_law
+from tests.verify.draft.test_conditional_search import kept_distribution
 from tests.verify.draft.test_construct import EXACT, RULES, SEARCHES
 from tests.verify.exact import tv
 from tests.verify.headed import ROOT, Head
@@ -126,7 +126,7 @@ def test_the_likeliest_of_a_node_are_those_behind_its_token():
         lattice = Head(seed).lattice()
         rng = TorchRng(torch.Generator().manual_seed(seed))
         tree = GreedyPlusOne(tops=2).grow(ROOT, lattice, Memory(), 12, rng)
-        own = kept_law(lattice)
+        own = kept_distribution(lattice)
         for node in range(len(tree)):
             distribution = own(tuple(tree.tokens[i] for i in tree.path(node)))
             below = [tree.tokens[child] for child in tree.children(node)]
@@ -136,7 +136,7 @@ def test_the_likeliest_of_a_node_are_those_behind_its_token():
 
 
 @pytest.mark.parametrize("search", SEARCHES)
-def test_a_draw_is_from_the_law_behind_its_node(search):
+def test_a_draw_is_from_the_distribution_behind_its_node(search):
     """And whether a slot is filled never depends on what is drawn for it."""
     lattice, shapes = Head(7).lattice(), set()
     tops = getattr(search, "tops", 0)
@@ -145,7 +145,7 @@ def test_a_draw_is_from_the_law_behind_its_node(search):
         tree = search.grow(ROOT, lattice, Memory(), 7, rng)
         shapes.add(tuple(tree.depths()))
         for node, draw in tree.draws.items():
-            own = kept_law(lattice)(tuple(tree.tokens[i] for i in tree.path(node)))
+            own = kept_distribution(lattice)(tuple(tree.tokens[i] for i in tree.path(node)))
             best = sorted(own, key=own.get, reverse=True)
             rest = {token: own[token] for token in best[tops:]}
             expected = [

@@ -21,7 +21,7 @@ from dllm.verify.research.kseq import KSeqTree
 from dllm.verify.research.rsd import RsdTree
 from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Tree
-from tests.verify.exact import lattice_of, law_of, tv
+from tests.verify.exact import distribution_of, lattice_of, tv
 from tests.verify.rounds import World
 
 EXACT = 1e-12
@@ -106,7 +106,7 @@ def trees(search, lattice: Lattice, drafts: int, branches=()) -> list[Tree]:
     """Every tree that can come out."""
     memory = Memory([Fixed(branches)])
     grown: list[Tree] = []
-    law_of(lambda rng: grown.append(search.grow(9, lattice, memory, drafts, rng)))
+    distribution_of(lambda rng: grown.append(search.grow(9, lattice, memory, drafts, rng)))
     return grown
 
 
@@ -198,7 +198,7 @@ def test_sets_without_replacement_are_shared_by_a_depth():
             assert len(set(*here)) == (2, 2, 1)[depth]
 
 
-def test_a_set_is_no_larger_than_its_law():
+def test_a_set_is_no_larger_than_its_distribution():
     lattice = lattice_of(np.array([[1.0, 0, 0], [0.5, 0.5, 0]]), 3)
     for tree in trees(RsdTree(widths=(3,)), lattice, 99):
         assert tree.depths() == [0, 1, 2, 2]
@@ -313,7 +313,7 @@ def test_weights_add_up_to_the_accepted_drafts(search, drafts):
         return len(world.walk(rule, (), tree, rng).nodes) - 1
 
     weights = [slot.weight for slot, _ in zip(search.plan(lattice, 3), range(drafts))]
-    expected = sum(count * mass for count, mass in law_of(program).items())
+    expected = sum(count * mass for count, mass in distribution_of(program).items())
     assert expected == pytest.approx(sum(weights), abs=1e-6)  # the lattice is fp32
 
 

@@ -39,7 +39,7 @@ def problems(draw, columns=2, zeros=True):
 
 
 @given(problems())
-def test_rows_are_laws_and_columns_have_the_marginals(problem):
+def test_rows_are_distributions_and_columns_have_the_marginals(problem):
     proxy, left, right = problem
     behind = couple(proxy, left, right, 100)
     np.testing.assert_allclose(behind.sum(-1), 1, rtol=1e-12)
@@ -125,7 +125,7 @@ def test_more_sweeps_come_nearer():
 
 
 @given(problems(), st.floats(0.01, 1))
-def test_smoothing_mixes_the_rows_with_the_uniform_law(problem, share):
+def test_smoothing_mixes_the_rows_with_the_uniform_distribution(problem, share):
     proxy, *_ = problem
     size = proxy.shape[-1]
     proxy[:, 0] = 0  # a row that knows nothing

@@ -15,7 +15,7 @@ from dllm.verify.research.kseq import KSeq
 from dllm.verify.research.lossy import Relaxed, Typical
 from dllm.verify.research.rsd import Rsd
 from dllm.verify.tree import Tree
-from tests.verify.exact import law_of
+from tests.verify.exact import distribution_of
 
 P = np.array([0.5, 0.3, 0.15, 0.05])
 
@@ -26,7 +26,9 @@ def emitted(rule: AcceptanceRule, children: tuple[int, ...]) -> dict[int, float]
     for child in children:
         tree.add(0, child, 0.5, "test")
     scores = torch.from_numpy(P).log()
-    return law_of(lambda rng: rule.walk(tree, lambda node, tokens: scores, rng, bool).tokens[0])
+    return distribution_of(
+        lambda rng: rule.walk(tree, lambda node, tokens: scores, rng, bool).tokens[0]
+    )
 
 
 @pytest.mark.parametrize("children", [(0,), (1,), (2,), (3,), (2, 1), (3, 2), ()])

@@ -17,7 +17,7 @@ from dllm.errors import DllmError
 from dllm.verify.config import SpecConfig
 from dllm.verify.loop import Request, speculate
 from dllm.verify.target.processors import Processors, stateless
-from tests.verify.exact import Table, law_of, tv
+from tests.verify.exact import Table, distribution_of, tv
 from tests.verify.scripted import Scripted
 
 PROMPT, VOCAB, LENGTH = (0, 1), 3, 3
@@ -71,7 +71,7 @@ def distribution(table, process, **options):
         rounds = speculate(TableTarget(table), drafter, [request], components, process)
         return tuple(token for each in rounds for token in each.rows[0].tokens)
 
-    return law_of(program)
+    return distribution_of(program)
 
 
 def truth(table):
@@ -99,7 +99,7 @@ def truth(table):
         {"search": "rsd:widths=2+1"},
     ],
 )
-def test_with_a_repetition_penalty_the_law_is_the_targets(options):
+def test_with_a_repetition_penalty_the_distribution_is_the_targets(options):
     for seed in range(2):
         table = Table(seed, VOCAB)
         expected = truth(table)
