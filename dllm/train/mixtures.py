@@ -12,23 +12,21 @@ from dllm.train.trainer import Loss, Stage, TrainConfig
 INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
 LISTS = (*INDEXED, "sort", "shuffle", "replace_random", "insert_random", "remove_random")
 PUZZLES = ("latin", "sudoku")
+OTHERS = (
+    *("sort", "shuffle", "replace_random", "insert_random", "remove_random"),
+    *("word_problem", "calculation", "json", "function", "records", "table"),
+)
+
+
+def mix(indexed: float, *others: float) -> dict[str, float]:
+    """Weights of all tasks: of each in INDEXED, of those in OTHERS one by one, of each puzzle."""
+    *each, puzzles = others
+    weights = dict(zip(OTHERS, each, strict=True))
+    return {**dict.fromkeys(INDEXED, indexed), **weights, **dict.fromkeys(PUZZLES, puzzles)}
+
 
 # Sizes that a stage leaves out are forgotten within a thousand steps: all of them again.
-EVERYTHING = {
-    **dict.fromkeys(INDEXED, 0.5),
-    "sort": 5.0,
-    "shuffle": 1.0,
-    "replace_random": 1.5,
-    "insert_random": 1.5,
-    "remove_random": 0.5,
-    "word_problem": 7.0,
-    "calculation": 1.2,
-    "json": 0.8,
-    "function": 0.8,
-    "records": 1.5,
-    "table": 3.0,
-    **dict.fromkeys(PUZZLES, 0.4),
-}
+EVERYTHING = mix(0.5, 5.0, 1.0, 1.5, 1.5, 0.5, 7.0, 1.2, 0.8, 0.8, 1.5, 3.0, 0.4)
 
 SHORT_LISTS = Mixture(dict.fromkeys(INDEXED, 1.0), dict.fromkeys(INDEXED, (3, 4)))
 LISTS_AND_SUMS = Mixture(

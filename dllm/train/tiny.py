@@ -24,12 +24,12 @@ from dllm.train.data import Mixture
 from dllm.train.job import GENERATE, Job, TrainingRun
 from dllm.train.mixtures import (
     EVERYTHING,
-    INDEXED,
     LISTS,
     LISTS_AND_SUMS,
     PUZZLES,
     SHORT_LISTS,
     curriculum,
+    mix,
 )
 from dllm.train.tokenizer import EOS, MASK, build_tokenizer, save_tokenizer
 from dllm.train.trainer import Loss, TrainConfig, Trainer, init_weights
@@ -49,52 +49,10 @@ _ALL = {
     **dict.fromkeys(PUZZLES, 0.6),
 }
 # The easy operations are learned by now: their share goes to what is not.
-_HARD = {
-    **dict.fromkeys(INDEXED, 0.5),
-    "sort": 2.5,
-    "shuffle": 1.0,
-    "replace_random": 1.0,
-    "insert_random": 0.8,
-    "remove_random": 0.5,
-    "word_problem": 6.0,
-    "calculation": 6.0,
-    "json": 1.5,
-    "function": 1.5,
-    "records": 2.5,
-    "table": 2.5,
-    **dict.fromkeys(PUZZLES, 0.4),
-}
-_HARDEST = {
-    **dict.fromkeys(INDEXED, 0.4),
-    "sort": 2.5,
-    "shuffle": 0.9,
-    "replace_random": 1.2,
-    "insert_random": 0.7,
-    "remove_random": 0.3,
-    "word_problem": 11.0,
-    "calculation": 2.5,
-    "json": 0.8,
-    "function": 0.8,
-    "records": 2.0,
-    "table": 2.6,
-    **dict.fromkeys(PUZZLES, 0.3),
-}
+_HARD = mix(0.5, 2.5, 1.0, 1.0, 0.8, 0.5, 6.0, 6.0, 1.5, 1.5, 2.5, 2.5, 0.4)
+_HARDEST = mix(0.4, 2.5, 0.9, 1.2, 0.7, 0.3, 11.0, 2.5, 0.8, 0.8, 2.0, 2.6, 0.3)
 # What was still short of its goal: sums deep inside a word problem, sorting, long tables.
-_REST = {
-    **dict.fromkeys(INDEXED, 0.35),
-    "sort": 3.5,
-    "shuffle": 1.0,
-    "replace_random": 1.3,
-    "insert_random": 1.2,
-    "remove_random": 0.3,
-    "word_problem": 14.0,
-    "calculation": 1.0,
-    "json": 0.6,
-    "function": 0.7,
-    "records": 1.5,
-    "table": 2.8,
-    **dict.fromkeys(PUZZLES, 0.3),
-}
+_REST = mix(0.35, 3.5, 1.0, 1.3, 1.2, 0.3, 14.0, 1.0, 0.6, 0.7, 1.5, 2.8, 0.3)
 CURRICULUM: tuple[tuple[int, Mixture], ...] = (  # steps of each mixture
     (600, SHORT_LISTS),
     (1400, LISTS_AND_SUMS),
