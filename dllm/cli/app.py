@@ -83,17 +83,25 @@ def with_defaults(known: Mapping[str, str]) -> type[TyperCommand]:
 
     class Verb(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            shown = {}
+            shown: dict[str, str] = {}
+            switches = []  # on or off: Typer shows what the option itself has
             for option in cast(list[Any], self.get_params(ctx)):
                 none = option.is_eager or option.required or option.param_type_name != "option"
                 if none or re.search(r"\bdefault\b", option.help or ""):
                     continue
                 if option.default in (None, False, ()):
                     off = "false" if option.default is False else "none"
-                    default = known.get(option.name, off)
-                    shown[option.name] = default == "true" if option.secondary_opts else default
+                    shown[option.name] = known.get(option.name, off)
+                    if option.secondary_opts and shown[option.name] == "true":
+                        switches.append(option)
             ctx.default_map = shown
-            super().format_help(ctx, formatter)
+            try:
+                for option in switches:
+                    option.default = True
+                super().format_help(ctx, formatter)
+            finally:
+                for option in switches:
+                    option.default = None
 
     return Verb
 

@@ -208,13 +208,13 @@ def under_test(model: str, options: Given, chat: bool | None, memo: float) -> Mo
 @verb(eval_app, "tasks")
 def tasks_() -> None:
     """List every task with its options and defaults, and the suites."""
-    from dllm.cli.listing import describe_part, listing_of
+    from dllm.cli.listing import describe_component, listing_of
     from dllm.eval.tasks import SUITES, TASKS
 
     console = Console(highlight=False)
     listing = listing_of("task", "what it asks", "options")
     for name in TASKS.installed():
-        listing.add_row(name, *describe_part(name, TASKS))
+        listing.add_row(name, *describe_component(name, TASKS))
     console.print(listing)
     for name, specs in SUITES.items():
         console.print(f"[bold]--suite {name}[/]  {'  '.join(specs)}", soft_wrap=True)

@@ -25,7 +25,7 @@ from typer import BadParameter, Option
 from dllm.registry import shown
 
 Given = dict[str, Any]  # the options of a dataclass that the user gave, by field
-SECTION = re.compile(r"([A-Z][^:]*):")
+SECTION = re.compile(r"([A-Z][\w ]*):")
 ENTRY = re.compile(r" {4}(\w+)(?: \((\w[^)]*)\))?: (.*)")
 TYPES = {"int": int, "float": float, "bool": bool, "Path": Path}  # all else is text
 
@@ -99,9 +99,9 @@ class OptionsOf:
 
     def _type(self, field: Field[Any]) -> Any:
         words = str(field.type).split(" | ")  # a string: no type of a component is imported
-        kind = next((TYPES[word] for word in words if word in TYPES), str)
+        kind: Any = next((TYPES[word] for word in words if word in TYPES), str)
         many = self.repeated or "tuple[str, ...]" in words
-        return list[kind] | None if many else kind | None  # type: ignore[valid-type]
+        return list[kind] | None if many else kind | None
 
     def _option(self, field: Field[Any], told: FieldHelp) -> Any:
         metadata = dict(field.metadata)
@@ -150,15 +150,14 @@ def expanded(function: Callable[..., None]) -> tuple[Callable[..., None], dict[s
             own = own.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
             parameters.append(own)
         else:
-            groups[name] = get_args(hints[name])[0], group
+            kind = get_args(hints[name])[0]
+            groups[name] = kind if is_dataclass(kind) else dict, group
             parameters += group.parameters()
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         for name, (kind, group) in groups.items():
-            given = group.take(values)
-            made: Any = kind  # a dataclass, or a dictionary
-            values[name] = made(**given) if is_dataclass(kind) else given
+            values[name] = kind(**group.take(values))
         function(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The parts and presets, for a terminal or as JSON: all of them, or those of one name in full."""
+"""Listings of components and presets, for a terminal or as JSON: all, or one name in full."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPT = "Sort the list: kiwi, fig, plum"  # the bundled models know what to do
 
 
 class ListedOption(NamedTuple):
-    """One option that names a part, and the verb that has it."""
+    """One option that names a component, and the verb that has it."""
 
     verb: str
     option: str
@@ -43,7 +43,7 @@ ALL = (
 
 
 class Described(NamedTuple):
-    """A part as its class tells of it. wrong: why that cannot be loaded."""
+    """A component as its class tells of it. wrong: why that cannot be loaded."""
 
     kind: ListedOption
     name: str
@@ -64,8 +64,8 @@ class Described(NamedTuple):
         return told | {"options": options}
 
 
-def parts_called(name: str | None) -> Iterator[Described]:
-    """The parts of a name, or all (None), in the order of their options."""
+def components_called(name: str | None) -> Iterator[Described]:
+    """The components of a name, or all (None), in the order of their options."""
     for kind in ALL:
         known = sorted(kind.registry.installed())
         yield from (described(kind, each) for each in known if name in (None, each))
@@ -73,19 +73,21 @@ def parts_called(name: str | None) -> Iterator[Described]:
 
 def described(kind: ListedOption, name: str) -> Described:
     try:
-        part = kind.registry.find(name)
-        hints = get_type_hints(part)
+        component = kind.registry.find(name)
+        hints = get_type_hints(component)
     except (DllmError, NameError) as error:
         return Described(kind, name, wrong=str(error))
-    options = tuple((f.name, f.default, describe(hints[f.name])) for f in fields(part) if f.init)
+    options = tuple(
+        (f.name, f.default, describe(hints[f.name])) for f in fields(component) if f.init
+    )
     spec = spec_like(kind, name, options)
     return Described(
         kind,
         name,
-        about=unwrapped(part.__doc__ or ""),
-        paper=getattr(part, "paper", None) or "",
+        about=unwrapped(component.__doc__ or ""),
+        paper=getattr(component, "paper", None) or "",
         options=options,
-        example=command(kind.verb, kind.flag, spec, *needed(kind, name, part)),
+        example=command(kind.verb, kind.flag, spec, *needed(kind, name, component)),
     )
 
 
@@ -109,11 +111,11 @@ def spec_like(kind: ListedOption, name: str, options: tuple[tuple[str, object, s
     return ":".join([name, *([",".join(must)] if must else may[:1])])
 
 
-def needed(kind: ListedOption, name: str, part: type) -> list[str]:
+def needed(kind: ListedOption, name: str, component: type) -> list[str]:
     """What an acceptance rule needs beside it."""
     if kind.option != "accept" or name == "greedy":
         return []
-    if not getattr(part, "lossless", True):
+    if not getattr(component, "lossless", True):
         return ["--lossy"]
     fits = (s for s in SEARCHES if name in SEARCHES.find(s).accepts)
     return ["--search", next(fits, "product"), "--temperature", "1"]
@@ -125,14 +127,15 @@ def command(verb: str, *options: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """DllmError where no part and no preset has this name."""
+    """DllmError where no component and no preset has this name."""
     known = {*PRESETS}.union(*(kind.registry.installed() for kind in ALL))
     if name not in known:
-        raise DllmError(f"no part or preset {name!r}: expected one of {', '.join(sorted(known))}")
+        choices = ", ".join(sorted(known))
+        raise DllmError(f"no component or preset {name!r}: expected one of {choices}")
 
 
-def print_parts(console: Console) -> None:
-    """Every part that an option of `dllm generate` takes, and its presets; then the parts of
+def print_components(console: Console) -> None:
+    """Every component that an option of `dllm generate` takes, and its presets; then those of
     `dllm speculate`.
     """
     for kind in ALL:
@@ -150,16 +153,18 @@ def print_parts(console: Console) -> None:
 
 
 def print_named(console: Console, name: str) -> None:
-    """All parts that are called `name`, and a preset, in full."""
-    for part in parts_called(name):
-        console.print(Text.assemble((f"{part.kind.flag} {name}", "bold"), f"  {part.paper}"))
-        console.print(Text(f"\n{part.wrong or part.about}"))
-        if part.options:
+    """All components that are called `name`, and a preset, in full."""
+    for component in components_called(name):
+        console.print(
+            Text.assemble((f"{component.kind.flag} {name}", "bold"), f"  {component.paper}")
+        )
+        console.print(Text(f"\n{component.wrong or component.about}"))
+        if component.options:
             listing = listing_of("option", "default", "expected")
-            for option, default, expected in part.options:
+            for option, default, expected in component.options:
                 listing.add_row(option, shown(default), expected)
             console.print(listing)
-        console.print(Text(f"\n    {part.example}\n"), soft_wrap=True)
+        console.print(Text(f"\n    {component.example}\n"), soft_wrap=True)
     if preset := PRESETS.get(name):
         console.print(Text.assemble((f"--preset {name}", "bold"), f"  {preset.paper}\n"))
         console.print(as_typed(preset))
@@ -167,7 +172,7 @@ def print_named(console: Console, name: str) -> None:
 
 
 def as_json(name: str | None = None) -> dict[str, Any]:
-    """All parts and presets, or those of a name, as values that JSON has."""
+    """All components and presets, or those of a name, as values that JSON has."""
     presets = [
         {"name": each, "paper": p.paper, "options": {**p.options}, "on_dream": {**p.dream}}
         for each, p in PRESETS.items()
@@ -177,15 +182,15 @@ def as_json(name: str | None = None) -> dict[str, Any]:
         verb: {f.name: f.default for f in fields(config) if f.default is not MISSING}
         for verb, config in (("generate", DecodeConfig), ("speculate", SpecConfig))
     }
-    parts = [part.as_dict() for part in parts_called(name)]
-    return {"parts": parts, "presets": presets, "defaults": defaults}
+    components = [component.as_dict() for component in components_called(name)]
+    return {"components": components, "presets": presets, "defaults": defaults}
 
 
 def print_kind(console: Console, head: str, registry: Registry[Any]) -> None:
-    """The parts of one kind. head: over the column of their names."""
+    """The components of one kind. head: over the column of their names."""
     listing = listing_of(head, "what it does", "options, defaults")
     for name in sorted(registry.installed()):
-        listing.add_row(Text(name, "bold"), *describe_part(name, registry))
+        listing.add_row(Text(name, "bold"), *describe_component(name, registry))
     console.print(listing)
 
 
@@ -212,20 +217,21 @@ def options_as_typed(options: Mapping[str, object]) -> str:
     return "  ".join(words)
 
 
-def describe_part(name: str, registry: Registry[Any]) -> tuple[Text, Text]:
-    """What a part does and its paper; its options. A part that cannot be loaded says why."""
-    part = described(ListedOption("", "", registry), name)
-    if part.wrong:
-        return Text(part.wrong, "red"), Text()
-    about = Text(summary(part.about)).append(f"\n{part.paper}" if part.paper else "", "dim")
+def describe_component(name: str, registry: Registry[Any]) -> tuple[Text, Text]:
+    """What a component does and its paper; its options. One that cannot be loaded says why."""
+    component = described(ListedOption("", "", registry), name)
+    if component.wrong:
+        return Text(component.wrong, "red"), Text()
+    paper = f"\n{component.paper}" if component.paper else ""
+    about = Text(summary(component.about)).append(paper, "dim")
     options = [
         Text.assemble(f"{option}={shown(default)} ", (f"({expected})", "dim"))
-        for option, default, expected in part.options
+        for option, default, expected in component.options
     ]
     return about, Text("\n").join(options)
 
 
 def summary(about: str) -> str:
-    """The first sentence of what a part says of itself."""
+    """The first sentence of what a component says of itself."""
     sentence, stop, _ = about.partition("\n\n")[0].partition(". ")
     return sentence + stop.strip()

@@ -19,7 +19,7 @@ def samplers(
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List all parts, their options with defaults and their papers; then the presets."""
+    """List all components, their options with defaults and their papers; then the presets."""
     import dllm.cli.listing as listing
 
     if name is not None:
@@ -28,7 +28,7 @@ def samplers(
     if as_json:
         print(json.dumps(listing.as_json(name), ensure_ascii=False))
     elif name is None:
-        listing.print_parts(console)
+        listing.print_components(console)
     else:
         listing.print_named(console, name)
 

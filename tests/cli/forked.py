@@ -6,6 +6,7 @@ ends as an interpreter ends, with what that flushes and tells.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -67,6 +68,7 @@ def serve(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
 
     engine = echo(write_tiny(folder))
     dllm.api.load = lambda *_, **__: engine
+    gc.freeze()  # else the end of every fork goes through all that was imported
     found = {}
     for name, case in cases.items():
         child = os.fork()

@@ -1,4 +1,4 @@
-"""What is told about parts: each option explained, each example and preset as it can be typed."""
+"""What is told about components: options are explained, examples and presets can be typed."""
 
 import re
 import shlex
@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 import dllm.cli.decode
 from dllm.cli import app
-from dllm.cli.listing import ALL, as_json, options_as_typed, parts_called, summary
+from dllm.cli.listing import ALL, as_json, components_called, options_as_typed, summary
 from dllm.config import DecodeConfig
 from dllm.presets import PRESETS
 from dllm.train.recipes import RECIPES
 from dllm.verify.config import SpecConfig
 
-PARTS = list(parts_called(None))
-NAMES = [f"{part.kind.option} {part.name}" for part in PARTS]
+COMPONENTS = list(components_called(None))
+NAMES = [f"{component.kind.option} {component.name}" for component in COMPONENTS]
 
 
 @pytest.fixture
@@ -24,47 +24,47 @@ def typed(monkeypatch):
     """The options that a command line of generate comes to; nothing is loaded."""
     found = {}
 
-    def prepare(params):
-        found.update({k: v for k, v in params.items() if v not in (None, [], ())})
+    def prepare(model, load, preset, given):
+        found.update(given)
         raise typer.Exit
 
     def of(words):
         found.clear()
         assert CliRunner().invoke(app, words).exit_code == 0
-        return {k: v for k, v in found.items() if k in DecodeConfig.__slots__}
+        return dict(found)
 
     monkeypatch.setattr(dllm.cli.decode, "prepare", prepare)
     return of
 
 
-@pytest.mark.parametrize("part", PARTS, ids=NAMES)
-def test_every_option_is_explained_where_the_part_is(part):
-    assert not part.wrong
-    assert summary(part.about).endswith((".", ":"))
-    for option, _, _ in part.options:
-        assert re.search(rf"\b{option}\b", part.about), option
+@pytest.mark.parametrize("component", COMPONENTS, ids=NAMES)
+def test_every_option_is_explained_where_the_part_is(component):
+    assert not component.wrong
+    assert summary(component.about).endswith((".", ":"))
+    for option, _, _ in component.options:
+        assert re.search(rf"\b{option}\b", component.about), option
 
 
 def test_those_of_recipes_too():
     from dllm.cli.listing import ListedOption, described
 
     for name in RECIPES:
-        part = described(ListedOption("train", "recipe", RECIPES), name)
-        for option, _, _ in part.options:
-            assert re.search(rf"\b{option}\b", part.about), (name, option)
+        component = described(ListedOption("train", "recipe", RECIPES), name)
+        for option, _, _ in component.options:
+            assert re.search(rf"\b{option}\b", component.about), (name, option)
 
 
-@pytest.mark.parametrize("part", PARTS, ids=NAMES)
-def test_the_example_can_be_typed(part, typed):
-    words = shlex.split(part.example)
-    assert words[:2] == ["dllm", part.kind.verb]
-    spec = words[words.index(part.kind.flag) + 1]
-    assert spec.partition(":")[0] == part.name
+@pytest.mark.parametrize("component", COMPONENTS, ids=NAMES)
+def test_the_example_can_be_typed(component, typed):
+    words = shlex.split(component.example)
+    assert words[:2] == ["dllm", component.kind.verb]
+    spec = words[words.index(component.kind.flag) + 1]
+    assert spec.partition(":")[0] == component.name
     if re.search(r"=[A-Z]", spec):
         return  # a file, which the reader has
-    if part.kind.verb == "generate":
+    if component.kind.verb == "generate":
         options = typed(words[1:])
-        assert options == {part.kind.option: spec}
+        assert options == {component.kind.option: spec}
         DecodeConfig(**options).check_components()
         return
     given = dict(zip(words[3::2], words[4::2]))
@@ -85,5 +85,7 @@ def test_what_a_preset_stands_for_can_be_typed(name, typed):
 
 
 def test_json_tells_all_and_holds_no_more():
-    assert len(as_json()["parts"]) == len(PARTS) >= sum(len(kind.registry) for kind in ALL)
-    assert as_json("no such")["parts"] == as_json("no such")["presets"] == []
+    assert (
+        len(as_json()["components"]) == len(COMPONENTS) >= sum(len(kind.registry) for kind in ALL)
+    )
+    assert as_json("no such")["components"] == as_json("no such")["presets"] == []

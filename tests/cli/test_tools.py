@@ -57,13 +57,13 @@ class TestSamplers:
 
     def test_json(self, run):
         found = json.loads(run("samplers", "--json").stdout)
-        names = {(part["option"], part["name"]) for part in found["parts"]}
+        names = {(component["option"], component["name"]) for component in found["components"]}
         assert names >= {("sampler", n) for n in SAMPLERS} | {("accept", n) for n in RULES}
         assert {preset["name"] for preset in found["presets"]} == {*PRESETS}
         assert found["defaults"]["generate"]["max_new_tokens"] == 128
         assert found["defaults"]["speculate"]["sources"] == ["ngram", "suffix"]
-        [part] = json.loads(run("samplers", "quota", "--json").stdout)["parts"]
-        assert part["options"][:2] == [
+        [component] = json.loads(run("samplers", "quota", "--json").stdout)["components"]
+        assert component["options"][:2] == [
             {"name": "steps", "expected": "a whole number or none", "default": None},
             {
                 "name": "remasking",
