@@ -7,8 +7,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from dllm import progress
 from dllm.errors import LoadError
-from dllm.models import progress, reading
+from dllm.models import reading
 from dllm.models.loading import load_model
 from dllm.models.reading import read_weights
 from dllm.models.stored import survey
@@ -72,7 +73,7 @@ def test_the_bar_is_for_large_ones_on_a_terminal(
 ):
     screen = io.StringIO()
 
-    def console(stderr):
+    def console(stderr, highlight):
         assert stderr
         return Console(file=screen, force_terminal=bool(terminal), width=80)
 

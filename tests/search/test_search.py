@@ -35,10 +35,10 @@ def test_a_short_search_finds_nothing_and_goes_on(tmp_path, capsys):
     options = ["--seed", "5", "--state", str(state)]
     assert main([*options, "--cases", "8"]) == 0
     first = results(state)
-    assert main([*options, "--cases", "16"]) == 0
+    assert main([*options, "--cases", "10"]) == 0
     assert results(state)[:8] == first
-    assert sorted(record["case"] for record in results(state)) == list(range(16))
-    assert "16 cases: " in capsys.readouterr().out
+    assert sorted(record["case"] for record in results(state)) == list(range(10))
+    assert "10 cases: " in capsys.readouterr().out
     with pytest.raises(FileError, match="another seed"):
         main(["--seed", "6", "--state", str(state), "--cases", "1"])
 
@@ -98,17 +98,19 @@ def rows_see_each_other(monkeypatch):
     return "rows_alone"
 
 
-@pytest.mark.parametrize("mutant", [unsent_lost, stop_strings_overlooked, rows_see_each_other])
-def test_a_broken_guarantee_is_found(monkeypatch, mutant):
+@pytest.mark.parametrize(  # seeds that need few cases
+    ("mutant", "seed"), [(unsent_lost, 24), (stop_strings_overlooked, 47), (rows_see_each_other, 1)]
+)
+def test_a_broken_guarantee_is_found(monkeypatch, mutant, seed):
     expected = mutant(monkeypatch)
-    found = (attempt(5, number) for number in range(150))
+    found = (attempt(seed, number) for number in range(150))
     broken = next(record for record in found if record["result"] == "broken")
     assert expected in broken["what"]
 
 
 def test_a_broken_case_is_told_with_the_command_that_shows_it(monkeypatch, capsys):
     stop_strings_overlooked(monkeypatch)
-    assert main(["--seed", "5", "--cases", "25"]) == 1
+    assert main(["--seed", "47", "--cases", "5"]) == 1
     line = next(x for x in capsys.readouterr().out.splitlines() if "--case " in x)
     arguments = line.split("tests.search ")[1].split()
     assert main(arguments) == 1
