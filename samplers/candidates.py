@@ -109,14 +109,24 @@ class Candidates:
         """[B, K] rank of each candidate: higher first score first, ties by the next score, then
         lower position first; padding last. Without scores: by `certainty`.
         """
-        order = torch.arange(self.pos.shape[1], device=self.pos.device).expand_as(self.pos)
+        keys = scores or self.certainty
+        if len(keys) == 2 and all(key.dtype == torch.float32 for key in keys):
+            keys = ((sortable(keys[0]) << 32) + sortable(keys[1]) + 2**31,)  # one sort, not three
+        every = torch.arange(self.pos.shape[1], device=self.pos.device).expand_as(self.pos)
+        order = every
         # Stable sorts, least significant key first: positions ascend, so ties go to the lower one.
-        for key in (*reversed(scores or self.certainty), self.valid.float()):
-            by_key = key.gather(1, order).argsort(dim=1, descending=True, stable=True)
-            order = order.gather(1, by_key)
-        return torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
+        for key in reversed(keys):
+            whole = key if key.dtype == torch.int64 else sortable(key)
+            whole = whole.masked_fill(~self.valid, torch.iinfo(torch.int64).min).gather(1, order)
+            order = order.gather(1, whole.argsort(dim=1, descending=True, stable=True))
+        return torch.empty_like(order).scatter_(1, order, every)
+
+
+def sortable(x: Tensor) -> Tensor:
+    """int64 with the order of the floats x (fp32 or fp64), -0 like 0."""
+    bits, rest = (31, 2**31 - 1) if x.dtype == torch.float32 else (63, 2**63 - 1)
+    i = (x + 0.0).view(torch.int32 if bits == 31 else torch.int64)
+    return (i ^ ((i >> bits) & rest)).long()  # below zero the bits of a float count downwards
 
 
 class Transform(Protocol):

@@ -229,13 +229,32 @@ def test_rank_is_lexicographic(rows):
     conf, log1m, valid = ([list(column)] for column in zip(*rows))
     found = bare(conf, log1m, valid)
     keys = range(len(rows))
+    real = sum(valid[0])  # padding is behind them in whatever order
     by_certainty = sorted(keys, key=lambda k: (not rows[k][2], -rows[k][0], rows[k][1], k))
-    assert found.rank()[0].argsort().tolist() == by_certainty
+    assert found.rank()[0].argsort().tolist()[:real] == by_certainty[:real]
     by_score = sorted(keys, key=lambda k: (not rows[k][2], -rows[k][1], k))
-    assert found.rank(found.log1m)[0].argsort().tolist() == by_score
-    count = sum(valid[0]) // 2
+    assert found.rank(found.log1m)[0].argsort().tolist()[:real] == by_score[:real]
+    count = real // 2
     best = top(found, torch.tensor([count]), found.log1m)[0].nonzero()[:, 0].tolist()
     assert best == sorted(by_score[:count])
+
+
+floats = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-45])
+
+
+@given(st.lists(st.tuples(floats, floats, st.booleans()), min_size=1, max_size=9))
+def test_all_finite_and_infinite_scores_are_in_order(rows):
+    first, second, valid = ([list(column)] for column in zip(*rows))
+    found = bare(first, second, valid)
+    keys, real = range(len(rows)), sum(valid[0])
+    by_one = sorted(keys, key=lambda k: (not rows[k][2], -rows[k][0], k))
+    by_two = sorted(keys, key=lambda k: (not rows[k][2], -rows[k][0], -rows[k][1], k))
+    for kind in (torch.float32, torch.float64):
+        one, two = torch.tensor(first, dtype=kind), torch.tensor(second, dtype=kind)
+        for scores, expected in (((one,), by_one), ((one, two), by_two), ((one, one, two), by_two)):
+            ranks = found.rank(*scores)[0]
+            assert ranks.argsort().tolist()[:real] == expected[:real]
+            assert sorted(ranks.tolist()) == [*keys]
 
 
 def test_many_ties_keep_their_order():
