@@ -61,7 +61,7 @@ configs = st.builds(
 )
 shifts = st.sampled_from([0, 1])
 seeds = st.integers(0, 2**32)
-few = settings(max_examples=40)
+few = settings(max_examples=30)
 
 
 def run(

@@ -53,7 +53,7 @@ def test_every_policy_takes_part():
     assert set(EXACT) == set(LAZY) == set(POLICIES)
 
 
-@settings(max_examples=40)
+@settings(max_examples=32)
 @given(prompts, options, cached(EXACT), st.sampled_from([0.0, 0.0, 0.7]))
 def test_refreshed_at_every_step_it_is_uncached(batch, chosen, case, guidance):
     model, policy = case
@@ -67,7 +67,7 @@ def test_refreshed_at_every_step_it_is_uncached(batch, chosen, case, guidance):
             torch.testing.assert_close(one.confidences, two.confidences, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=40)
+@settings(max_examples=32)
 @given(prompts, options, cached(LAZY))
 def test_rows_do_not_see_each_other(batch, chosen, case):
     model, policy = case
@@ -80,7 +80,7 @@ def test_rows_do_not_see_each_other(batch, chosen, case):
         assert output.nfe <= chosen["max_new_tokens"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=32)
 @given(prompts, options, cached(LAZY), st.integers(0, 5))
 def test_requests_are_independent_and_can_be_cut(batch, chosen, case, after):
     model, policy = case
@@ -94,7 +94,7 @@ def test_requests_are_independent_and_can_be_cut(batch, chosen, case, after):
     assert [steps(o) for o in first] == [steps(o) for o in again]
 
 
-@settings(max_examples=50)
+@settings(max_examples=36)
 @given(prompts, st.integers(1, 10), rules, st.fixed_dictionaries(BUSY), cached(LAZY))
 def test_every_part_works_with_it_or_is_refused(batch, size, rule, busy, case):
     model, policy = case
@@ -112,7 +112,7 @@ def test_every_part_works_with_it_or_is_refused(batch, size, rule, busy, case):
             assert output.finish_reason == "eos" or len(output.token_ids) == size
 
 
-@settings(max_examples=50)
+@settings(max_examples=36)
 @given(prompts, st.integers(1, 10), rules, st.fixed_dictionaries(BUSY), cached(EXACT))
 def test_every_part_gets_the_uncached_result_from_fresh_keys(batch, size, rule, busy, case):
     model, policy = case

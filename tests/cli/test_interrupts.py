@@ -129,7 +129,7 @@ def test_other_verbs(run, tmp_path, verb, arguments):
         return run(*(str(each).format(**names) for each in arguments))
 
     _, every = lines_of(fresh, verb, *arguments)
-    for at in random.Random(verb).sample(every, 3):
+    for at in random.Random(verb).sample(every, 2):
         with Lines(at) as lines:
             result = fresh(*arguments)
         is_cut(result, lines.ran()[-1])

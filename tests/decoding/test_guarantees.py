@@ -117,7 +117,7 @@ def test_batch_equals_alone_in_any_order(batch, config, shift, out, data):
 # --- 5: speculation is lossless ------------------------------------------------------------------
 
 
-@settings(max_examples=90)
+@settings(max_examples=70)
 @given(prompts, configs, guessing, shifts, models())
 def test_guesses_change_nothing_but_the_number_of_forwards(batch, config, speculator, shift, out):
     plain = run(FakeModel(out, shift), batch, config)
