@@ -239,7 +239,9 @@ def test_rank_is_lexicographic(rows):
     assert best == sorted(by_score[:count])
 
 
-floats = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, 1e-45, -1e-45])
+floats = st.floats(width=32, allow_nan=False) | st.sampled_from(
+    [0.0, -0.0, 1.0, 2**-149, -(2**-149)]
+)
 
 
 @given(st.lists(st.tuples(floats, floats, st.booleans()), min_size=1, max_size=9))
