@@ -97,7 +97,7 @@ def test_repeats_of_a_request_are_drawn_anew_and_copies_for_other_processes_do_n
 def test_generation_arguments_reach_the_engine():
     lm = model()
     answers = lm.generate_until(generations(["abc"], max_gen_toks=5, steps=1, sampler="quota"))
-    assert [(c.nfe, c.slots, c.finish) for c in lm.costs] == [(1, 5, "length")]
+    assert [(c.nfe, c.committed, c.finish) for c in lm.costs] == [(1, 5, "length")]
     stop = answers[0][1]
     (cut,) = lm.generate_until(
         generations(["abc"], max_gen_toks=5, until=[stop], steps=1, sampler="quota")
@@ -163,6 +163,7 @@ def test_what_requests_took_is_told_once_and_written_down(tmp_path):
         },
     ]
     assert lm.get_model_info()["dllm"]["tasks"] == []
+    lm.record.close()  # a log has one writer
     model(record=str(record))
     assert record.read_text() == ""
 
