@@ -15,6 +15,7 @@ RECIPES: Registry[Recipe] = Registry(
     "dllm.recipes",
     {
         "mdlm": f"{HERE}.mdlm:Mdlm",
+        "mini": f"{HERE}.mini.recipe:Mini",
         "ar": f"{HERE}.tiny_ar:Ar",
         "ar-to-block": f"{HERE}.ar_to_block:ArToBlock",
         "certainty": f"{HERE}.certainty:Certainty",

@@ -1,0 +1,1 @@
+"""Data and recipe of the bundled model `mini`: an open vocabulary, spelled by letter pairs."""
