@@ -6,7 +6,7 @@ Every batch is a function of its number, so a resumed run sees what an unbroken 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -68,25 +68,42 @@ class Batch:
         return self.ids.numel()
 
 
+Draw = Callable[[random.Random, int], list[TrainingPair]]  # so many fresh examples
+
+
 @dataclass(frozen=True)
 class Drawn:
-    """Endless fresh examples of the task generators: number of a batch -> batch."""
+    """Endless fresh examples: number of a batch -> batch.
 
-    tokenizer: Tokenizer
-    mixture: Mixture
-    eos_id: int
+    ends, tail, tail_share: as in `Shuffled`.
+    """
+
+    draw: Draw
+    ends: tuple[int, int]
     batch_size: int
     seed: int = 0
+    tail: int = 0
+    tail_share: float = 0.0
 
     def __call__(self, index: int) -> Batch:
         rng = random.Random(f"{self.seed}/{index // POOL}")
-        names, weights = list(self.mixture.weights), list(self.mixture.weights.values())
-        drawn = rng.choices(names, weights=weights, k=self.batch_size * POOL)
-        examples = [draw(rng, name, self.mixture.sizes.get(name)) for name in drawn]
-        pool = [encode_example(self.tokenizer, e.prompt, e.answer) for e in examples]
+        pool = self.draw(rng, self.batch_size * POOL)
         rows = piece(pool, rng, index, self.batch_size)
-        tail = padding(self.mixture.tail, self.mixture.tail_share, self.seed, index)
-        return lay_out(rows, (self.eos_id, self.eos_id), tail)
+        return lay_out(rows, self.ends, padding(self.tail, self.tail_share, self.seed, index))
+
+
+def mixed(
+    tokenizer: Tokenizer, mixture: Mixture, eos_id: int, batch_size: int, seed: int = 0
+) -> Drawn:
+    """Endless fresh examples of the task generators."""
+    names, weights = list(mixture.weights), list(mixture.weights.values())
+
+    def drawn(rng: random.Random, count: int) -> list[TrainingPair]:
+        chosen = rng.choices(names, weights=weights, k=count)
+        examples = [draw(rng, name, mixture.sizes.get(name)) for name in chosen]
+        return [encode_example(tokenizer, each.prompt, each.answer) for each in examples]
+
+    return Drawn(drawn, (eos_id, eos_id), batch_size, seed, mixture.tail, mixture.tail_share)
 
 
 @dataclass(frozen=True)

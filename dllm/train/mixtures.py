@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from dllm.train.data import Drawn, Mixture
+from dllm.train.data import Mixture, mixed
 from dllm.train.trainer import Loss, Stage, TrainConfig
 
 INDEXED = ("copy", "reverse", "replace_index", "insert_index", "remove_index")
@@ -44,6 +44,6 @@ def curriculum(
 ) -> list[Stage]:
     """A stage of freshly drawn batches for each (steps, mixture)."""
     return [
-        Stage(steps, Drawn(tok, mixture, eos_id, config.batch_size, config.seed), loss)
+        Stage(steps, mixed(tok, mixture, eos_id, config.batch_size, config.seed), loss)
         for steps, mixture in mixtures
     ]

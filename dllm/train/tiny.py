@@ -85,19 +85,26 @@ def tokenizer() -> Tokenizer:
     )
 
 
-def spec(tok: Tokenizer) -> ModelSpec:
-    """LLaDA's architecture at width 192 with 6 layers."""
+def spec(
+    tok: Tokenizer,
+    vocab_size: int = VOCAB_SIZE,
+    *,
+    hidden_size: int = 192,
+    num_heads: int = 6,
+    mlp_size: int = 512,
+) -> ModelSpec:
+    """LLaDA's architecture with 6 layers, of the width of `tiny` if nothing is said."""
     vocab = tok.get_vocab()
     eos, mask = vocab[EOS], vocab[MASK]
     return ModelSpec(
         family="llada",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=192,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
         num_layers=6,
-        num_heads=6,
-        num_kv_heads=6,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
         head_dim=32,
-        mlp_size=512,
+        mlp_size=mlp_size,
         norm_eps=1e-5,
         rope_theta=10_000.0,
         rope_fp32=True,

@@ -25,16 +25,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer whose words are those of `texts`, in order of first use."""
-    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+def build_tokenizer(texts: Iterable[str], *, pieces: str = PIECES, before: str = " ") -> Tokenizer:
+    """A tokenizer whose pieces are those of `texts`, in order of first use.
+
+    pieces: the regular expression that cuts a text.  before: what every text is put behind.
+    """
+    split = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     vocab = {token: i for i, token in enumerate(SPECIALS)}
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab.setdefault(byte, len(vocab))
     for text in texts:
-        for piece, _ in pre_tokenizer.pre_tokenize_str(" " + text):
+        for piece, _ in pre_tokenizer.pre_tokenize_str(before + text):
             vocab.setdefault(piece, len(vocab))
     # Without merges, ignore_merges takes a known piece whole and any other byte by byte.
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dllm.models.decoder import Decoder
 from dllm.models.spec import ModelSpec
-from dllm.train.data import Drawn, Mixture, TrainingPair, lay_out
+from dllm.train.data import Mixture, TrainingPair, lay_out, mixed
 from dllm.train.mdlm import TAIL_WEIGHT, Mdlm
 from dllm.train.tokenizer import EOS, MASK
 from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
@@ -41,12 +41,12 @@ OBJECTIVE = Mdlm(blockwise=0.2, frontier=0.45)
 def trainer(steps, config, out):
     model = Decoder(spec())
     init_weights(model, 0)
-    batches = Drawn(TOKENIZER, MIX, model.spec.eos_id, config.batch_size, config.seed)
+    batches = mixed(TOKENIZER, MIX, model.spec.eos_id, config.batch_size, config.seed)
     return Trainer(model, [Stage(steps, batches, OBJECTIVE.loss)], config, out)
 
 
 def batch(index=0, seed=0):
-    return Drawn(TOKENIZER, MIX, 0, 6, seed)(index)
+    return mixed(TOKENIZER, MIX, 0, 6, seed)(index)
 
 
 def same_rows(count, start, end, length):

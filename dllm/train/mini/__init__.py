@@ -1,1 +1,1 @@
-"""Data and recipe of the bundled model `mini`: an open vocabulary, spelled by letter pairs."""
+"""Data and recipe of `mini`: a model with an open vocabulary, spelled by letter pairs."""

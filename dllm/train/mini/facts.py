@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from string import Formatter
 
+from dllm.eval.tasks.datasets.structured import capital, keys_of
 from dllm.train.mini.dialogue import Dialogue, Turn, ask, pick, sloppy
-from dllm.train.mini.words import Words
+from dllm.train.mini.words import WordSource
 
 Record = dict[str, str]
 
@@ -24,10 +24,10 @@ THINGS = ("the {item} costs {price} dollars", "the {item} is {color} and costs {
           "the {item} is {color}", "the {item} from {city} is {color} and costs {price} dollars",
           "the {color} {item} costs {price} dollars",
           "the {item} costs {price} dollars and is from {city}")  # fmt: skip
-KINDS: dict[str, Callable[[Words], str]] = {
-    "name": Words.name,
-    "city": Words.city,
-    **dict.fromkeys(("job", "food", "pet", "item", "color"), Words.word),
+KINDS: dict[str, Callable[[WordSource], str]] = {
+    "name": WordSource.name,
+    "city": WordSource.city,
+    **dict.fromkeys(("job", "food", "pet", "item", "color"), WordSource.word),
     "age": lambda words: str(words.number(1, 99)),
     "price": lambda words: str(words.number(1, 999)),
 }
@@ -42,16 +42,7 @@ PAIRS = ("Write as key: value lines", "Turn into key: value pairs", "Write one f
          "List the keys and values")  # fmt: skip
 
 
-def keys_of(sentence: str) -> tuple[str, ...]:
-    """The keys that a sentence fills, in its order: they are the answer's keys too."""
-    return tuple(key for _, key, _, _ in Formatter().parse(sentence) if key)
-
-
-def capital(clause: str) -> str:
-    return clause[:1].upper() + clause[1:]
-
-
-def records(words: Words, sentence: str, count: int) -> list[Record]:
+def records(words: WordSource, sentence: str, count: int) -> list[Record]:
     """`count` records of a sentence's keys, told apart by the first one."""
     first, *others = keys_of(sentence)
     subjects = words.different(lambda: KINDS[first](words), count)
@@ -108,13 +99,13 @@ THEN = {
 
 
 def make(
-    rng: random.Random,
-    words: Words,
+    words: WordSource,
     forms: Sequence[str],
     count: Sequence[int] = (1, 2, 3),
     turns: int = 1,
 ) -> Dialogue:
     """Facts in one of the `forms`, told in sentences or another form; further turns change it."""
+    rng = words.rng
     form = rng.choice(forms)
     sentence = rng.choice(PEOPLE if rng.random() < 0.7 else THINGS)
     size = 1 if form == "pairs" else rng.choice(count)
@@ -162,8 +153,9 @@ ABOUT = {
 }  # fmt: skip
 
 
-def make_question(rng: random.Random, words: Words) -> Dialogue:
+def make_question(words: WordSource) -> Dialogue:
     """A question about one of two or three facts that stand before it."""
+    rng = words.rng
     count = rng.choice((1, 2, 2, 3))
     if rng.random() < 0.5:
         things = words.different(words.word, count)
@@ -192,8 +184,9 @@ def make_question(rng: random.Random, words: Words) -> Dialogue:
     return Dialogue("question", ((prompt, answer),))
 
 
-def make_extraction(rng: random.Random, words: Words) -> Dialogue:
+def make_extraction(words: WordSource) -> Dialogue:
     """The names, cities or numbers of a text, in its order."""
+    rng = words.rng
     kind = rng.choice(("names", "numbers", "cities"))
     key = {"names": "name", "numbers": "age", "cities": "city"}[kind]
     sentences = [each for each in PEOPLE if key in keys_of(each)]
@@ -213,8 +206,9 @@ TEMPLATES = ("Dear {name}, welcome to {city}!", "Hello {name}, your {item} costs
              "{name} is a {job} from {city}.", "The {color} {item} is for {name}.")  # fmt: skip
 
 
-def make_template(rng: random.Random, words: Words) -> Dialogue:
+def make_template(words: WordSource) -> Dialogue:
     """A template with places in braces, and what goes there."""
+    rng = words.rng
     template = rng.choice(TEMPLATES)
     values = {key: KINDS[key](words) for key in keys_of(template)}
     given = list(values.items())

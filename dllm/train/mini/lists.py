@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dllm.train.mini.dialogue import Dialogue, Turn, ask, pick, sloppy
-from dllm.train.mini.words import Words
+from dllm.train.mini.words import WordSource
 
 Items = list[str]
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth",
@@ -20,7 +20,7 @@ SEPARATORS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ListRequest:
     """An operation on a list: instruction with the list, instruction on what was just said, the
     text of the answer, and the list that stands from now on (None: the one before).
     """
@@ -35,15 +35,17 @@ def commas(items: Sequence[str]) -> str:
     return ", ".join(items)
 
 
-def _copy(rng: random.Random, words: Words, items: Items) -> Asked:
+def _copy(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Copy the list", "Repeat the list", "Write the list again", "Copy",
                        "Say the same items", "Repeat these words", "Copy this list",
                        "Write down this list", "Repeat after me"))  # fmt: skip
-    return Asked(first, pick(rng, ("say it again", "Repeat it", "once more", "Copy it")),
+    return ListRequest(first, pick(rng, ("say it again", "Repeat it", "once more", "Copy it")),
                  commas(items), items)  # fmt: skip
 
 
-def _reverse(rng: random.Random, words: Words, items: Items) -> Asked:
+def _reverse(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Reverse the list", "Write the list backwards", "Reverse",
                        "Reverse this list", "List the items in reverse order",
                        "Turn the list around", "Reverse the order of",
@@ -51,10 +53,11 @@ def _reverse(rng: random.Random, words: Words, items: Items) -> Asked:
     then = pick(rng, ("now reverse it", "Reverse it", "and backwards", "Turn it around",
                       "Now backwards", "reverse the list", "in reverse order"))  # fmt: skip
     found = items[::-1]
-    return Asked(first, then, commas(found), found)
+    return ListRequest(first, then, commas(found), found)
 
 
-def _sort(rng: random.Random, words: Words, items: Items) -> Asked:
+def _sort(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     down = rng.random() < 0.2
     if all(item.isdigit() for item in items):
         found = sorted(items, key=int, reverse=down)
@@ -75,10 +78,11 @@ def _sort(rng: random.Random, words: Words, items: Items) -> Asked:
         then = pick(rng, ("from z to a", "sort it from z to a") if down else
                     ("now sort it", "Sort it", "sort them", "in alphabetical order",
                      "now alphabetically", "Sort the list"))  # fmt: skip
-    return Asked(first, then, commas(found), found)
+    return ListRequest(first, then, commas(found), found)
 
 
-def _replace(rng: random.Random, words: Words, items: Items) -> Asked:
+def _replace(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     i, new = rng.randrange(len(items)), _another(words, items)
     first = pick(rng, ("Replace item {i} with {x}", "Change item {i} to {x}",
                        "Swap item {i} for {x}", "Put {x} in place of item {i}",
@@ -88,10 +92,11 @@ def _replace(rng: random.Random, words: Words, items: Items) -> Asked:
     found = [*items[:i], new, *items[i + 1 :]]
     if items.count(items[i]) > 1 and items[i] in first:
         found = [new if item == items[i] else item for item in items]
-    return Asked(first, first, commas(found), found)
+    return ListRequest(first, first, commas(found), found)
 
 
-def _insert(rng: random.Random, words: Words, items: Items) -> Asked:
+def _insert(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     i, new = rng.randrange(len(items) + 1), _another(words, items)
     if rng.random() < 0.4:
         i = len(items)
@@ -106,10 +111,11 @@ def _insert(rng: random.Random, words: Words, items: Items) -> Asked:
                            "Put {x} at position {i}", "Insert {x} as item {i}"),
                      i=i + 1, x=new)  # fmt: skip
     found = [*items[:i], new, *items[i:]]
-    return Asked(first, first, commas(found), found)
+    return ListRequest(first, first, commas(found), found)
 
 
-def _remove(rng: random.Random, words: Words, items: Items) -> Asked:
+def _remove(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     i = rng.randrange(len(items))
     first = pick(rng, ("Remove item {i}", "Delete item {i}", "Drop item {i}", "Leave out item {i}",
                        "Remove the {nth} item", "Delete the {nth} item", "Remove {x}", "Delete {x}",
@@ -118,10 +124,11 @@ def _remove(rng: random.Random, words: Words, items: Items) -> Asked:
     found = [*items[:i], *items[i + 1 :]]
     if items.count(items[i]) > 1 and items[i] in first:
         found = [item for item in items if item != items[i]]
-    return Asked(first, first, commas(found), found)
+    return ListRequest(first, first, commas(found), found)
 
 
-def _nth(rng: random.Random, words: Words, items: Items) -> Asked:
+def _nth(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     i = rng.randrange(len(items))
     which, at = (ORDINALS[i], i) if rng.random() < 0.75 else ("last", len(items) - 1)
     first = pick(rng, ("What is the {w} item", "Give the {w} item", "the {w} word of",
@@ -129,27 +136,30 @@ def _nth(rng: random.Random, words: Words, items: Items) -> Asked:
                        "Item {n} of", "Which is item {n}"), w=which, n=at + 1)  # fmt: skip
     then = pick(rng, ("what is the {w} item?", "the {w} one?", "give me the {w} item",
                       "which is item {n}?"), w=which, n=at + 1)  # fmt: skip
-    return Asked(first, then, items[at], None)
+    return ListRequest(first, then, items[at], None)
 
 
-def _count(rng: random.Random, words: Words, items: Items) -> Asked:
+def _count(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Count the items", "How many items are there",
                        "How many words are in the list", "How many items are in this list",
                        "Count these", "Count"))  # fmt: skip
     then = pick(rng, ("how many items are there?", "count them", "how many?", "Count the items"))
-    return Asked(first, then, str(len(items)), None)
+    return ListRequest(first, then, str(len(items)), None)
 
 
-def _unique(rng: random.Random, words: Words, items: Items) -> Asked:
+def _unique(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Remove duplicates", "Remove the duplicates from the list",
                        "Keep each item once", "Remove repeated items", "Remove double items",
                        "Deduplicate"))  # fmt: skip
     then = pick(rng, ("remove the duplicates", "now without duplicates", "keep each item once"))
     found = list(dict.fromkeys(items))
-    return Asked(first, then, commas(found), found)
+    return ListRequest(first, then, commas(found), found)
 
 
-def _case(rng: random.Random, words: Words, items: Items) -> Asked:
+def _case(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     make, first, then = rng.choice((
         (str.upper, ("Write in upper case", "Make upper case", "Convert to upper case",
                      "Write in capital letters", "Turn into uppercase", "Uppercase"),
@@ -162,49 +172,56 @@ def _case(rng: random.Random, words: Words, items: Items) -> Asked:
          ("now capitalize the words", "capitalize it", "capitalize each word")),
     ))  # fmt: skip
     found = [make(item) for item in items]
-    return Asked(pick(rng, first), pick(rng, then), commas(found), found)
+    return ListRequest(pick(rng, first), pick(rng, then), commas(found), found)
 
 
 def _titled(text: str) -> str:
     return " ".join(word.capitalize() for word in text.split(" "))
 
 
-def _join(rng: random.Random, words: Words, items: Items) -> Asked:
+def _join(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     name, sign = rng.choice(list(SEPARATORS.items()))
     first = pick(rng, ("Join the items with {s}", "Separate the items with {s}", "Join with {s}",
                        "Write the list with {s} between the items", "Use {s} instead of commas"),
                  s=name)  # fmt: skip
     then = pick(rng, ("join it with {s}", "now with {s}", "separate them with {s}",
                       "use {s} instead of commas"), s=name)  # fmt: skip
-    return Asked(first, then, sign.join(items), None)
+    return ListRequest(first, then, sign.join(items), None)
 
 
-def _lines(rng: random.Random, words: Words, items: Items) -> Asked:
+def _lines(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     if rng.random() < 0.5:
         first = pick(rng, ("Number the items", "Make a numbered list", "Write as a numbered list"))
         then = pick(rng, ("number them", "make it a numbered list", "as a numbered list"))
-        return Asked(first, then, "\n".join(f"{i}. {x}" for i, x in enumerate(items, 1)), None)
+        return ListRequest(
+            first, then, "\n".join(f"{i}. {x}" for i, x in enumerate(items, 1)), None
+        )
     first = pick(rng, ("Make a bullet list", "Write as a bullet list", "Turn into bullet points"))
     then = pick(rng, ("as a bullet list", "make it a bullet list", "with bullet points"))
-    return Asked(first, then, "\n".join(f"- {item}" for item in items), None)
+    return ListRequest(first, then, "\n".join(f"- {item}" for item in items), None)
 
 
-def _json(rng: random.Random, words: Words, items: Items) -> Asked:
+def _json(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Turn into a JSON array", "Write as a JSON list", "Make it a JSON array",
                        "Convert the list to JSON", "Give this list as JSON"))  # fmt: skip
     then = pick(rng, ("make it JSON", "as JSON", "now as a JSON array", "turn it into JSON"))
     shown = [item if item.isdigit() else f'"{item}"' for item in items]
-    return Asked(first, then, f"[{commas(shown)}]", None)
+    return ListRequest(first, then, f"[{commas(shown)}]", None)
 
 
-def _shuffle(rng: random.Random, words: Words, items: Items) -> Asked:
+def _shuffle(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     first = pick(rng, ("Shuffle the list", "Put the list in a random order", "Mix up the items",
                        "Shuffle", "Write the items in any new order"))  # fmt: skip
     found = rng.sample(items, len(items))
-    return Asked(first, first, commas(found), found)
+    return ListRequest(first, first, commas(found), found)
 
 
-def _at_random(rng: random.Random, words: Words, items: Items) -> Asked:
+def _at_random(words: WordSource, items: Items) -> ListRequest:
+    rng = words.rng
     i, new = rng.randrange(len(items)), _another(words, items)
     first, found = rng.choice((
         (("Replace a random item with {x}", "Change any one item to {x}",
@@ -216,10 +233,10 @@ def _at_random(rng: random.Random, words: Words, items: Items) -> Asked:
           "Leave out any one item"), [*items[:i], *items[i + 1 :]]),
     ))  # fmt: skip
     said = pick(rng, first, x=new)
-    return Asked(said, said, commas(found), found)
+    return ListRequest(said, said, commas(found), found)
 
 
-Operation = Callable[[random.Random, Words, Items], Asked]
+Operation = Callable[[WordSource, Items], ListRequest]
 OPERATIONS: dict[str, Operation] = {
     "copy": _copy, "reverse": _reverse, "sort": _sort, "replace": _replace, "insert": _insert,
     "remove": _remove, "nth": _nth, "count": _count, "unique": _unique, "case": _case,
@@ -227,15 +244,16 @@ OPERATIONS: dict[str, Operation] = {
 }  # fmt: skip
 
 
-def _another(words: Words, items: Items) -> str:
+def _another(words: WordSource, items: Items) -> str:
     while True:
         new = str(words.number(1, 999)) if items[0].isdigit() else words.word()
         if new not in items:
             return new
 
 
-def draw_items(rng: random.Random, words: Words, name: str, sizes: Sequence[int]) -> Items:
+def draw_items(words: WordSource, name: str, sizes: Sequence[int]) -> Items:
     """Items for an operation: different words, numbers, or phrases of two words."""
+    rng = words.rng
     count = rng.choice(sizes)
     kind = rng.choices(("words", "numbers", "phrases"), weights=(8, 2, 1))[0]
     if kind == "numbers" and name != "case":
@@ -254,7 +272,7 @@ def draw_items(rng: random.Random, words: Words, name: str, sizes: Sequence[int]
 
         items = words.different(word, count)
         if len({item.lower() for item in items}) < count:
-            return draw_items(rng, words, name, sizes)
+            return draw_items(words, name, sizes)
     if name == "unique":
         for _ in range(rng.randint(1, 3)):
             items.insert(rng.randrange(len(items) + 1), rng.choice(items))
@@ -272,13 +290,12 @@ def shown(rng: random.Random, items: Items) -> str:
     return text
 
 
-def make(
-    rng: random.Random, words: Words, names: Sequence[str], sizes: Sequence[int], turns: int = 1
-) -> Dialogue:
+def make(words: WordSource, names: Sequence[str], sizes: Sequence[int], turns: int = 1) -> Dialogue:
     """A conversation of `turns` turns on a list, its first operation one of `names`."""
+    rng = words.rng
     name = rng.choice(names)
-    items = draw_items(rng, words, name, sizes)
-    asked = OPERATIONS[name](rng, words, items)
+    items = draw_items(words, name, sizes)
+    asked = OPERATIONS[name](words, items)
     said: list[Turn] = [(ask(rng, asked.first, shown(rng, items), asked.answer), asked.answer)]
     task = name
     for _ in range(turns - 1):
@@ -288,7 +305,7 @@ def make(
         name = rng.choice([each for each in OPERATIONS if each not in ("copy", "random")])
         if name == "case" and all(item.isdigit() for item in items):
             continue
-        asked = OPERATIONS[name](rng, words, items)
+        asked = OPERATIONS[name](words, items)
         kept = f"{said} {asked.answer}"
         said.append((sloppy(rng, asked.then, kept) + rng.choice(("", "", ".")), asked.answer))
     return Dialogue(task if len(said) == 1 else "list turns", tuple(said))

@@ -1,4 +1,4 @@
-"""The recipe of the bundled model `mini`: a LLaDA-architecture model of 7 M parameters.
+"""The recipe of `mini`: a LLaDA-architecture model of 7 M parameters with an open vocabulary.
 
 Copying is learned as copying: words are made up anew in every example. Five list operations come
 first, as in `tiny`; everything else follows once something points at the source item.
@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from tokenizers import Tokenizer
 
 from dllm.eval.tasks.datasets import DATASETS
 from dllm.models.decoder import Decoder
-from dllm.models.spec import ModelSpec
-from dllm.train.data import POOL, Batch, TrainingPair, lay_out, padding, piece
+from dllm.train.data import Drawn, TrainingPair
 from dllm.train.job import GENERATE, Job, TrainingRun
 from dllm.train.mdlm import Mdlm
 from dllm.train.mini import facts, lists, sums, talk
 from dllm.train.mini.dialogue import Dialogue
-from dllm.train.mini.tokenizer import build_tokenizer
-from dllm.train.mini.words import Words
-from dllm.train.tiny import export
-from dllm.train.tokenizer import ASSISTANT, EOS, MASK, USER
+from dllm.train.mini.tokenizer import letter_pair_tokenizer
+from dllm.train.mini.words import WordSource
+from dllm.train.tiny import export, spec
+from dllm.train.tokenizer import ASSISTANT, USER
 from dllm.train.trainer import Stage, TrainConfig, Trainer, init_weights
 
 VOCAB_SIZE = 4416
@@ -40,6 +39,7 @@ class Menu:
 
     weights: kind of example -> share.  sizes: items of a list.  most: the largest operand.
     turns: chances of one, two, ... turns where a kind has several.  tail, tail_share: padding.
+    records: facts that are told at once.
     """
 
     weights: Mapping[str, float]
@@ -48,7 +48,7 @@ class Menu:
     turns: Sequence[float] = (1.0,)
     tail: int = 0
     tail_share: float = 0.0
-    records: Sequence[int] = field(default=(1, 2, 3))
+    records: Sequence[int] = (1, 2, 3)
 
 
 INDEXED = ("copy", "reverse", "replace", "insert", "remove")
@@ -74,26 +74,27 @@ STAGES: tuple[tuple[int, Menu], ...] = (
 )  # fmt: skip
 
 
-def draw(rng: random.Random, words: Words, menu: Menu) -> Dialogue:
+def draw(words: WordSource, menu: Menu) -> Dialogue:
     """One conversation of a menu."""
+    rng = words.rng
     kind = rng.choices(list(menu.weights), weights=list(menu.weights.values()))[0]
     turns = rng.choices(range(1, len(menu.turns) + 1), weights=menu.turns)[0]
     if kind in lists.OPERATIONS:
-        return lists.make(rng, words, (kind,), menu.sizes, turns)
+        return lists.make(words, (kind,), menu.sizes, turns)
     if kind in FORMS:
-        return facts.make(rng, words, (kind,), menu.records, turns)
+        return facts.make(words, (kind,), menu.records, turns)
     if kind in FROM_TINY:
         task = DATASETS[kind]
         example = task.make(rng, rng.choice(task.sizes))
         return Dialogue(kind, ((example.prompt, example.answer),))
     if kind == "sum":
-        return sums.make(rng, words, menu.most)
+        return sums.make(words, menu.most)
     makers = {
         "story": sums.make_story, "question": facts.make_question, "talk": talk.make,
         "extract": facts.make_extraction, "template": facts.make_template,
         "refuse": talk.make_foreign,
     }  # fmt: skip
-    return makers[kind](rng, words)
+    return makers[kind](words)
 
 
 def encode(tokenizer: Tokenizer, dialogue: Dialogue) -> TrainingPair:
@@ -104,65 +105,32 @@ def encode(tokenizer: Tokenizer, dialogue: Dialogue) -> TrainingPair:
     return TrainingPair(prompt, tokenizer.encode(f" {answer}").ids)
 
 
-@dataclass(frozen=True)
-class Conversations:
-    """Endless fresh conversations: number of a batch -> batch."""
+def conversations(tokenizer: Tokenizer, menu: Menu, eos_id: int) -> Drawn:
+    """Endless fresh conversations of a menu."""
 
-    tokenizer: Tokenizer
-    menu: Menu
-    eos_id: int
-    batch_size: int
-    seed: int = 0
-
-    def __call__(self, index: int) -> Batch:
-        rng = random.Random(f"mini/{self.seed}/{index // POOL}")
-        words, pool = Words(rng), list[TrainingPair]()
-        while len(pool) < self.batch_size * POOL:
-            pair = encode(self.tokenizer, draw(rng, words, self.menu))
+    def drawn(rng: random.Random, count: int) -> list[TrainingPair]:
+        words, found = WordSource(rng), list[TrainingPair]()
+        while len(found) < count:
+            pair = encode(tokenizer, draw(words, menu))
             if len(pair.prompt) + len(pair.answer) <= LONGEST:
-                pool.append(pair)
-        rows = piece(pool, rng, index, self.batch_size)
-        tail = padding(self.menu.tail, self.menu.tail_share, self.seed, index)
-        return lay_out(rows, (self.eos_id, self.eos_id), tail)
+                found.append(pair)
+        return found
 
-
-def spec(tok: Tokenizer) -> ModelSpec:
-    """LLaDA's architecture at width 256 with 6 layers."""
-    vocab = tok.get_vocab()
-    return ModelSpec(
-        family="llada",
-        vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        num_layers=6,
-        num_heads=8,
-        num_kv_heads=8,
-        head_dim=32,
-        mlp_size=704,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
-        rope_fp32=True,
-        mask_id=vocab[MASK],
-        eos_id=vocab[EOS],
-        pad_id=vocab[EOS],
-        max_positions=512,
-    )
+    ends = (eos_id, eos_id)
+    return Drawn(drawn, ends, CONFIG.batch_size, CONFIG.seed, menu.tail, menu.tail_share)
 
 
 @dataclass(frozen=True)
 class Mini:
-    """The bundled model `mini`, from nothing."""
+    """A model with an open vocabulary, from nothing."""
 
     def prepare(self, job: Job, report: object) -> TrainingRun:
         job.refuse_options()
-        tok = build_tokenizer()
-        model = Decoder(spec(tok))
+        tok = letter_pair_tokenizer()
+        model = Decoder(spec(tok, VOCAB_SIZE, hidden_size=256, num_heads=8, mlp_size=704))
         init_weights(model, CONFIG.seed)
         stages = [
-            Stage(
-                steps,
-                Conversations(tok, menu, model.spec.eos_id, CONFIG.batch_size),
-                OBJECTIVE.loss,
-            )
+            Stage(steps, conversations(tok, menu, model.spec.eos_id), OBJECTIVE.loss)
             for steps, menu in STAGES
         ]
         trainer = Trainer(model, stages, CONFIG, job.out)

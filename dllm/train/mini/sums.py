@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 from dllm.train.mini.dialogue import Dialogue, pick, sloppy
-from dllm.train.mini.words import Words
+from dllm.train.mini.words import WordSource
 
 WORDINGS = ("What is {s}?", "Calculate {s}", "{s} = ?", "{s}", "How much is {s}?", "{s}=",
             "What's {s}", "Compute {s}", "what is {s}", "{s}?", "Solve {s}")  # fmt: skip
@@ -26,7 +24,7 @@ QUESTIONS = ("How many {t} does {name} have now?", "How many {t} are left?",
              "How many {t} does {name} have?")  # fmt: skip
 
 
-def operands(words: Words, most: int) -> tuple[int, str, int, int]:
+def operands(words: WordSource, most: int) -> tuple[int, str, int, int]:
     """a, sign, b, result: sums and differences of numbers up to `most`, products 2 x 1 digits."""
     rng = words.rng
     sign = rng.choice("++--*")
@@ -41,8 +39,9 @@ def operands(words: Words, most: int) -> tuple[int, str, int, int]:
     return a, sign, b, a + b if sign == "+" else a - b
 
 
-def make(rng: random.Random, words: Words, most: int = 999) -> Dialogue:
+def make(words: WordSource, most: int = 999) -> Dialogue:
     """One calculation; the answer repeats it."""
+    rng = words.rng
     a, sign, b, result = operands(words, most)
     typed = rng.choice(SIGNS[sign])
     space = rng.choices((" ", ""), weights=(4, 1))[0]
@@ -53,8 +52,9 @@ def make(rng: random.Random, words: Words, most: int = 999) -> Dialogue:
     return Dialogue("sum", ((sloppy(rng, prompt), f"{a} {sign} {b} = {result}"),))
 
 
-def make_story(rng: random.Random, words: Words, most: int = 99) -> Dialogue:
+def make_story(words: WordSource, most: int = 99) -> Dialogue:
     """Somebody has some things and gets or loses some, once or twice."""
+    rng = words.rng
     name, thing, value = words.name(), words.word(), words.number(5, most)
     told, lines = [f"{name} has {value} {thing}s."], []
     for _ in range(rng.choice((1, 1, 2))):

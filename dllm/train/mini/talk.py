@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 from dllm.train.mini.dialogue import Dialogue, sloppy
-from dllm.train.mini.words import Words
+from dllm.train.mini.words import WordSource
 
 HELLO = "Hello! I work on lists, small sums, JSON, tables and short facts."
 ABILITIES = (
@@ -70,8 +68,9 @@ FOREIGN = ("What is the capital of {city}?", "Who is {name}?", "Who wrote {word}
            "What color is {word}?", "How tall is {name}?", "Guess my {word}")  # fmt: skip
 
 
-def make(rng: random.Random, words: Words) -> Dialogue:
+def make(words: WordSource) -> Dialogue:
     """A turn of small talk."""
+    rng = words.rng
     wordings, answer = rng.choices(
         ((GREETINGS, HELLO), (ASKED, ABILITIES), (THANKS, WELCOME), (PARTING, BYE)),
         weights=(4, 4, 1, 1),
@@ -80,8 +79,9 @@ def make(rng: random.Random, words: Words) -> Dialogue:
     return Dialogue("talk", ((text if rng.random() < 0.5 else sloppy(rng, text), answer),))
 
 
-def make_foreign(rng: random.Random, words: Words) -> Dialogue:
+def make_foreign(words: WordSource) -> Dialogue:
     """A question that is none of the model's business."""
+    rng = words.rng
     template = rng.choice(FOREIGN)
     while "{word}" in template:
         template = template.replace("{word}", words.word(), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 
 HELD_OUT_SHARE = 10  # one word in this many is kept for evaluation
@@ -83,7 +84,7 @@ def _followers() -> dict[str, str]:
     return dict(found)
 
 
-class Words:
+class WordSource:
     """Draws of one split; `rng` decides them all. held_out: evaluation's."""
 
     def __init__(self, rng: random.Random, held_out: bool = False) -> None:
@@ -157,16 +158,13 @@ class Words:
             if low > high:
                 continue
             value = self.rng.randint(low, high)
-            if (
-                value < ALWAYS or self._ours(str(value))
-                if not self.held_out
-                else self._ours(str(value)) or most < 10 * ALWAYS
-            ):
+            few = most < 10 * ALWAYS if self.held_out else value < ALWAYS
+            if few or self._ours(str(value)):
                 return value
 
-    def different(self, draw: object, count: int) -> list[str]:
+    def different(self, draw: Callable[[], object], count: int) -> list[str]:
         """`count` different results of a draw, as text."""
         found: dict[str, None] = {}
         while len(found) < count:
-            found[str(draw())] = None  # type: ignore[operator]
+            found[str(draw())] = None
         return list(found)

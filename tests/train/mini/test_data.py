@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from dllm.text.tokenizer import ChatTokenizer, load_tokenizer
 from dllm.train.mini import facts, lists, sums, talk
 from dllm.train.mini.dialogue import Dialogue, sloppy
-from dllm.train.mini.recipe import LONGEST, STAGES, VOCAB_SIZE, Conversations, draw, encode
-from dllm.train.mini.tokenizer import build_tokenizer
-from dllm.train.mini.words import ALWAYS, Words, is_held_out
+from dllm.train.mini.recipe import LONGEST, STAGES, VOCAB_SIZE, conversations, draw, encode
+from dllm.train.mini.tokenizer import letter_pair_tokenizer
+from dllm.train.mini.words import ALWAYS, WordSource, is_held_out
 from dllm.train.tokenizer import save_tokenizer
 
 seeds = st.integers(0, 2**32)
-TOKENIZER = build_tokenizer()
+TOKENIZER = letter_pair_tokenizer()
 STRANGERS = Path(__file__).parents[3] / "benchmarks" / "strangers.jsonl"
 
 
@@ -40,7 +40,7 @@ def test_a_word_is_spelled_by_pairs_of_letters_wherever_it_stands(word):
 
 @given(seeds, st.booleans())
 def test_training_and_evaluation_share_no_word_name_or_large_number(seed, held_out):
-    words = Words(random.Random(seed), held_out)
+    words = WordSource(random.Random(seed), held_out)
     for make in (words.word, words.name, words.city):
         assert is_held_out(make()) == held_out
     number = words.number(1, 999)
@@ -98,20 +98,18 @@ def literally(name: str, said: str, items: list[str]) -> str:
 )
 @given(seeds)
 def test_answers_are_what_the_words_ask_for(name, seed):
-    rng = random.Random(seed)
-    words = Words(rng)
-    items = lists.draw_items(rng, words, name, range(2, 13))
-    asked = lists.OPERATIONS[name](rng, words, items)
+    words = WordSource(random.Random(seed))
+    items = lists.draw_items(words, name, range(2, 13))
+    asked = lists.OPERATIONS[name](words, items)
     assert asked.answer == literally(name, asked.first, items)
 
 
 @pytest.mark.parametrize("name", ["replace", "insert", "remove"])
 @given(seeds)
 def test_changes_are_where_the_words_say(name, seed):
-    rng = random.Random(seed)
-    words = Words(rng)
-    items = lists.draw_items(rng, words, name, range(2, 13))
-    asked = lists.OPERATIONS[name](rng, words, items)
+    words = WordSource(random.Random(seed))
+    items = lists.draw_items(words, name, range(2, 13))
+    asked = lists.OPERATIONS[name](words, items)
     size = {"replace": 0, "insert": 1, "remove": -1}[name]
     assert len(asked.items) == len(items) + size
     assert asked.answer == ", ".join(asked.items)
@@ -125,12 +123,12 @@ def test_changes_are_where_the_words_say(name, seed):
 
 @given(seeds)
 def test_sums_are_right(seed):
-    ((asked, answer),) = sums.make(random.Random(seed), Words(random.Random(seed))).turns
+    ((asked, answer),) = sums.make(WordSource(random.Random(seed))).turns
     left, _, right = answer.partition(" = ")
     a, sign, b = left.split()
     assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign] == int(right)
     assert {a, b} <= set(re.findall(r"\d+", asked))
-    story = sums.make_story(random.Random(seed), Words(random.Random(seed))).turns[0][1]
+    story = sums.make_story(WordSource(random.Random(seed))).turns[0][1]
     *steps, last = story.splitlines()
     assert all(eval(line.replace("=", "==")) for line in steps)  # digits and signs of our own
     assert last == f"Answer: {steps[-1].split()[-1]}"
@@ -139,7 +137,7 @@ def test_sums_are_right(seed):
 @given(seeds)
 def test_forms_of_facts_say_the_same(seed):
     rng = random.Random(seed)
-    words = Words(rng)
+    words = WordSource(rng)
     sentence = rng.choice([s for s in facts.PEOPLE if len(facts.keys_of(s)) > 1])
     found = facts.records(words, sentence, rng.randint(1, 3))
     values = json.loads(facts.as_json(found))
@@ -155,11 +153,11 @@ def test_forms_of_facts_say_the_same(seed):
 @given(seeds)
 def test_questions_extractions_and_templates_are_answered_from_the_text(seed):
     rng = random.Random(seed)
-    words = Words(rng)
+    words = WordSource(rng)
     for make in (facts.make_question, facts.make_extraction):
-        ((asked, answer),) = make(rng, words).turns
+        ((asked, answer),) = make(words).turns
         assert all(part in asked for part in answer.split(", "))
-    ((asked, answer),) = facts.make_template(rng, words).turns
+    ((asked, answer),) = facts.make_template(words).turns
     assert "{" not in answer
     assert answer.split()[0] in asked or "{" in asked
 
@@ -167,7 +165,7 @@ def test_questions_extractions_and_templates_are_answered_from_the_text(seed):
 @pytest.mark.parametrize("stage", range(len(STAGES)))
 def test_a_batch_is_a_function_of_its_number(stage):
     _, menu = STAGES[stage]
-    batches = Conversations(TOKENIZER, menu, 0, 8)
+    batches = conversations(TOKENIZER, menu, 0)
     one, two, other = batches(5), batches(5), batches(6)
     assert one.ids.tolist() == two.ids.tolist() != other.ids.tolist()
     assert int((one.end).max()) <= LONGEST
@@ -176,10 +174,10 @@ def test_a_batch_is_a_function_of_its_number(stage):
 def test_conversations_are_laid_out_as_the_chat_template_does(tmp_path):
     save_tokenizer(TOKENIZER, tmp_path)
     text = ChatTokenizer(load_tokenizer(tmp_path), "llada")
-    rng = random.Random(1)
+    words = WordSource(random.Random(1))
     _, menu = STAGES[-1]
     for _ in range(200):
-        dialogue = draw(rng, Words(rng), menu)
+        dialogue = draw(words, menu)
         *before, (last, answer) = dialogue.turns
         messages = [
             {"role": role, "content": said.strip()}
@@ -198,4 +196,4 @@ def test_strangers_prompts_are_two_halves_that_no_generator_made():
     assert [line["half"] for line in lines] == ["seen", "unseen"] * 100
     assert {line["answer"] for line in lines if line["kind"] == "refuse"} == {talk.REFUSAL}
     assert {talk.HELLO, talk.ABILITIES} <= {x["answer"] for x in lines if x["kind"] == "talk"}
-    assert isinstance(talk.make(random.Random(0), Words(random.Random(0))), Dialogue)
+    assert isinstance(talk.make(WordSource(random.Random(0))), Dialogue)
