@@ -1,4 +1,8 @@
-"""A world with known costs and known acceptance, to run a length control in."""
+"""A world with known costs and known acceptance, to run a controller in.
+
+A pass of so many rows and tokens a row takes as long as one of the curves says (one row and one
+token: 1).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm.verify.control.controllers import ControlSession, Observed, Spent
+
+CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
+
+
+def bf16(rows: int, width: int) -> float:
+    return float(np.interp(width, [1, 4, 8, 16, 32, 64], [1, 1, 1.24, 1.73, 2.1, 3.4]))
+
+
+def fp32(rows: int, width: int) -> float:
+    return float(np.interp(width, list(CPU), list(CPU.values())))
+
+
+def gpu(rows: int, width: int) -> float:
+    return 1 + 0.002 * rows * width
+
+
+def tiles(rows: int, width: int) -> float:
+    return 1 + 0.3 * ((width - 1) // 8)
+
+
+CURVES: dict[str, Callable[[int, int], float]] = {
+    "bf16": bf16,
+    "fp32": fp32,
+    "gpu": gpu,
+    "tiles": tiles,
+}
 
 
 def chance(right: float) -> Callable[[int], float]:

@@ -10,33 +10,7 @@ import pytest
 
 from dllm.verify.control.controllers import ControlSession, Observed, Spent
 from dllm.verify.control.goodput import FIRST, LONGEST, CostController, CostSession
-from tests.verify.clockwork import World, chance
-
-CPU = {1: 1.0, 2: 1.8, 4: 1.8, 8: 2.3, 16: 2.7, 32: 3.8, 64: 7.0}
-
-
-def bf16(rows: int, width: int) -> float:
-    return float(np.interp(width, [1, 4, 8, 16, 32, 64], [1, 1, 1.24, 1.73, 2.1, 3.4]))
-
-
-def fp32(rows: int, width: int) -> float:
-    return float(np.interp(width, list(CPU), list(CPU.values())))
-
-
-def gpu(rows: int, width: int) -> float:
-    return 1 + 0.002 * rows * width
-
-
-def tiles(rows: int, width: int) -> float:
-    return 1 + 0.3 * ((width - 1) // 8)
-
-
-CURVES: dict[str, Callable[[int, int], float]] = {
-    "bf16": bf16,
-    "fp32": fp32,
-    "gpu": gpu,
-    "tiles": tiles,
-}
+from tests.verify.clockwork import CURVES, World, bf16, chance, fp32, gpu, tiles
 
 
 def rates(world: World, right: float, draft: float) -> dict[int, float]:
