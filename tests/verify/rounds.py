@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from dllm.verify.accept.rules import AcceptanceRule, AcceptedPath
@@ -33,6 +34,16 @@ class Copies(SourceSession):
 
     def branches(self, depth: int) -> list[Branch]:
         return [Branch(self.tokens[:depth], (0.6, 0.9, 0.9)[:depth], self.name)]
+
+
+# what worlds differ in, by the names of `World`'s arguments
+WORLDS = {
+    "seed": st.integers(0, 10**6),
+    "zeros": st.sampled_from((0.0, 0.4)),
+    "width": st.integers(1, 3),
+    "eos": st.sampled_from(((), (2,), (0, 2))),
+    "branches": st.booleans(),
+}
 
 
 @dataclass

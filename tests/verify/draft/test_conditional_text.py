@@ -24,7 +24,7 @@ from tests.verify.draft.test_conditional_search import kept_distribution
 from tests.verify.draft.test_construct import EXACT, RULES, SEARCHES
 from tests.verify.exact import tv
 from tests.verify.headed import ROOT, Head
-from tests.verify.rounds import World
+from tests.verify.rounds import WORLDS, World
 
 BIASED = 1e-2
 
@@ -35,18 +35,9 @@ HEADED = {"markov": 1.5}
 
 @pytest.mark.parametrize(("search", "name"), PAIRS)
 @settings(max_examples=3, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 10**6),
-    drafts=st.integers(1, 4),
-    zeros=st.sampled_from((0.0, 0.4)),
-    width=st.integers(1, 3),
-    eos=st.sampled_from(((), (2,), (0, 2))),
-    branches=st.booleans(),
-)
-def test_the_text_is_the_targets(search, name, seed, drafts, zeros, width, eos, branches):
-    world = World(
-        seed, drafts=drafts, zeros=zeros, width=width, eos=eos, branches=branches, **HEADED
-    )
+@given(drafts=st.integers(1, 4), world=st.fixed_dictionaries(WORLDS))
+def test_the_text_is_the_targets(search, name, drafts, world):
+    world = World(drafts=drafts, **HEADED, **world)
     assert tv(world.distribution(RULES[name], world.grown(search)), world.truth()) < EXACT
 
 

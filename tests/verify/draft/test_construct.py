@@ -22,7 +22,7 @@ from dllm.verify.research.rsd import RsdTree
 from dllm.verify.sources.memory import Memory
 from dllm.verify.tree import Tree
 from tests.verify.exact import distribution_of, lattice_of, tv
-from tests.verify.rounds import World
+from tests.verify.rounds import WORLDS, World
 
 EXACT = 1e-12
 RULES = {name: parts.RULES.build(name) for name in parts.RULES}
@@ -45,20 +45,10 @@ def test_they_are_searches_that_draw():
 
 @pytest.mark.parametrize(("search", "name"), PAIRS)
 @settings(max_examples=3, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 10**6),
-    drafts=st.integers(1, 6),
-    zeros=st.sampled_from((0.0, 0.4)),
-    width=st.integers(1, 3),
-    eos=st.sampled_from(((), (2,), (0, 2))),
-    honest=st.booleans(),
-    branches=st.booleans(),
-)
-def test_the_text_is_the_targets(search, name, seed, drafts, zeros, width, eos, honest, branches):
+@given(drafts=st.integers(1, 6), honest=st.booleans(), world=st.fixed_dictionaries(WORLDS))
+def test_the_text_is_the_targets(search, name, drafts, honest, world):
     """Several rounds until three tokens are out, or the text ends."""
-    world = World(
-        seed, drafts=drafts, zeros=zeros, width=width, eos=eos, honest=honest, branches=branches
-    )
+    world = World(drafts=drafts, honest=honest, **world)
     distribution = world.distribution(RULES[name], world.grown(search))
     assert tv(distribution, world.truth()) < EXACT
 

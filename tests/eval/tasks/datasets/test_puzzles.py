@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dllm.eval.tasks.datasets.puzzles import DATASETS, LATIN, SUDOKU
 from dllm.eval.tasks.puzzles import LATIN_RULES, SUDOKU_RULES, grid_reason
+from tests.eval.tasks.datasets.test_seeds import draws
 
 TOKEN = re.compile(r" {4}| ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]|\s")
 LATIN_TASK, SUDOKU_TASK = DATASETS
@@ -20,11 +21,6 @@ each_task = pytest.mark.parametrize("task", DATASETS, ids=lambda task: task.name
 
 def judged(dataset, sample, reply):
     return grid_reason(sample.facts["puzzle"], reply, RULES[dataset])
-
-
-def draws(task, count=300, seed=0):
-    rng = random.Random(seed)
-    return [task.make(rng, task.sizes[i % len(task.sizes)]) for i in range(count)]
 
 
 def solve(cells, boxed):
@@ -74,17 +70,6 @@ def test_short_enough(task):
         assert "".join(prompt) == example.prompt
         assert len(answer) == 16 + 3
         assert len(prompt) + len(answer) <= 260
-
-
-@each_task
-@given(seed=st.integers(0, 2**32))
-def test_a_seed_fixes_the_draw(task, seed):
-    assert draws(task, 6, seed) == draws(task, 6, seed)
-
-
-@each_task
-def test_different_seeds_differ(task):
-    assert draws(task, 20, 0) != draws(task, 20, 1)
 
 
 def test_squares_are_uniform_even_where_blanks_are_often_redrawn():

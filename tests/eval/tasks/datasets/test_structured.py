@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 
 from dllm.eval.tasks import Sample, scorer_of
 from dllm.eval.tasks.datasets.structured import DATASETS, SENTENCES, VALUES, keys_of
+from tests.eval.tasks.datasets.test_seeds import draws
 
 TOKEN = re.compile(r" {4}| ?[A-Za-z]+| ?[0-9]|\n| ?[^A-Za-z0-9\s]|\s")
 JSON, RECORDS, TABLE, FUNCTION = DATASETS
 
 each_task = pytest.mark.parametrize("task", DATASETS, ids=lambda task: task.name)
-
-
-def draws(task, count=300, seed=0):
-    rng = random.Random(seed)
-    return [task.make(rng, task.sizes[i % len(task.sizes)]) for i in range(count)]
 
 
 def judged(dataset, sample, reply):
@@ -46,17 +42,6 @@ def test_short_enough(task):
         assert "".join(answer) == example.answer
         assert len(answer) <= 125
         assert len(prompt) + len(answer) <= 260
-
-
-@each_task
-@given(seed=st.integers(0, 2**32))
-def test_a_seed_fixes_the_draw(task, seed):
-    assert draws(task, 6, seed) == draws(task, 6, seed)
-
-
-@each_task
-def test_different_seeds_differ(task):
-    assert draws(task, 20, 0) != draws(task, 20, 1)
 
 
 @each_task
