@@ -54,8 +54,8 @@ def read_checkpoint(
 
 
 class _Initialisers(TorchFunctionMode):
-    """Those of torch.nn.init do nothing: on meta tensors one of them imports torch._dynamo, which
-    takes longer than all the rest of a short run.
+    """Those of torch.nn.init do nothing: on meta tensors one of them imports torch._dynamo, a large
+    library of which a short run needs nothing.
     """
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""A tokenizer from its tokenizer.json, without transformers: its import takes longer than a model.
+"""A tokenizer from its tokenizer.json alone, so that a short run need not import transformers.
 
 It gives the ids, texts, special tokens and chat templates that transformers'
 `PreTrainedTokenizerFast` reads out of the same files, under the same names.

@@ -124,7 +124,7 @@ def predict(model: Decoder, ids: Tensor, chosen: Tensor, valid: Tensor | None = 
 def mixed(device: torch.device) -> Iterator[None]:
     """Matrix products in bf16 where the device has them; plain attention on a CPU.
 
-    A CPU without such instructions computes them eight times slower than fp32. The flash kernel's
+    A CPU without such instructions emulates them, much slower than fp32. The flash kernel's
     backward takes longer there than the whole forward; plain matmuls do not.
     """
     if device.type != "cpu":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dllm.text.tokenizer import ChatTokenizer, load_tokenizer
 from dllm.train.mini import facts, lists, sums, talk
-from dllm.train.mini.dialogue import Dialogue, sloppy
+from dllm.train.mini.dialogue import Dialogue, sloppy, typo
 from dllm.train.mini.recipe import LONGEST, STAGES, VOCAB_SIZE, conversations, draw, encode
 from dllm.train.mini.tokenizer import letter_pair_tokenizer
 from dllm.train.mini.words import ALWAYS, WordSource, is_held_out
@@ -49,8 +49,9 @@ def test_training_and_evaluation_share_no_word_name_or_large_number(seed, held_o
 
 @given(seeds, st.from_regex("[a-z]{4,9}", fullmatch=True))
 def test_a_slip_of_the_finger_spares_the_values(seed, word):
-    said = sloppy(random.Random(seed), f"Insert {word} at position 3", f"fig, {word}")
-    assert word in said.split()
+    said, kept = f"Insert {word} at position 3", f"fig, {word}"
+    assert word in sloppy(random.Random(seed), said, kept).split()
+    assert word in typo(random.Random(seed), said, kept).split()
 
 
 def place(said: str, count: int) -> int:
