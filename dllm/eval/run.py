@@ -26,11 +26,8 @@ from dllm.processes import Ranks
 
 T = TypeVar("T")
 Progress = Callable[[int, int, EvalSetting], None]
-Unable = tuple[
-    EvalSetting, str, int, str
-]  # cannot run this task (spec) at this size, for this reason
-
-
+# a setting that cannot run this task (spec) at this size, for this reason
+Unable = tuple[EvalSetting, str, int, str]
 MOST = 10**6  # samples of a task: the pieces of a run are all in memory
 
 

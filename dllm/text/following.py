@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class AnswerSoFar:
-    """The answer of one row so far; a masked position has no token, forward 0 and
-    an empty piece.
+    """The answer of one row so far; a masked position has no token, forward 0 and an empty piece.
 
     forwards: the forward in which each token was committed. steps: all forwards that committed.
     seconds: what the engine had spent when the row last changed.
