@@ -104,7 +104,11 @@ class Branches:
         old = v.gather(2, self.pos[:, None, :, None].expand_as(new))
         like = F.cosine_similarity(flat(new), flat(old), dim=-1)  # [B, N]
         run.kv.update_values(layer.index, rows.access, new)
-        order = like.masked_fill(~self.real, torch.inf).argsort(dim=1, stable=True)
+        # Values that did not change have a cosine of 1 but for rounding, which differs by the shape
+        # of the batch: such a tie goes to the lower position, not to the noise.
+        noise = torch.finfo(like.dtype).eps ** 0.75  # far above rounding, far below what is meant
+        like = (like / noise).round().masked_fill(~self.real, torch.inf)
+        order = like.argsort(dim=1, stable=True)
         least = order.argsort(dim=1) < self.count[:, None]
         none = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return none.scatter(1, self.pos, least & self.real)

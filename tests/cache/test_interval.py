@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dllm.cache.interval import Interval
+from dllm.cache.interval import Branches, Interval
 from dllm.registry import SpecError
 from tests.cache.literal_layers import Interval as Literal
 from tests.cache.literal_layers import compared
@@ -103,3 +104,21 @@ def test_what_the_walk_keeps_counts_as_cache():
 def test_bad_options_are_refused(option, what):
     with pytest.raises(SpecError, match=what):
         run(decoder(), [[5]], max_new_tokens=2, cache=f"interval:{option}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_did_not_change_tie_to_the_lower_position(dtype):
+    """A cosine of 1 is rounded one way or the other, and which way depends on the batch's shape."""
+    old = torch.ones(1, 1, 4, 8, dtype=dtype)
+    old[0, 0, 3] *= torch.tensor([1, -1] * 4)
+    new = torch.ones_like(old)
+    new[0, 0, :3] *= 1 + torch.tensor([0, 1, 2], dtype=dtype)[:, None]  # the direction is the same
+    new[0, 0, 1:3] += torch.finfo(dtype).eps * torch.arange(8, dtype=dtype)
+    pos, every = torch.arange(4)[None], torch.ones(1, 4, dtype=torch.bool)
+    kv = SimpleNamespace(read=lambda *_: (None, old), update_values=lambda *_: None)
+    run = SimpleNamespace(kv=kv, access=None, at=lambda *_: SimpleNamespace(access=None))
+    layer = SimpleNamespace(index=0, values=lambda x: new)
+    for count, chosen in ((1, [3]), (2, [0, 3]), (3, [0, 1, 3])):
+        branches = Branches(~every, pos, every, torch.tensor([count]), 4)
+        found = branches.changed(layer, torch.zeros(1, 4, 2, dtype=dtype), run)
+        assert found.nonzero()[:, 1].tolist() == chosen
