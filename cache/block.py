@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
+import numpy as np
 
-from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, entered
+from dllm.cache.policy import SINCE_ENTERED, Facts, PolicyBase, Query, State, Step, entered
+from dllm.decoding.state import Fields, StateField
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class BlockPolicy(PolicyBase):
     """
 
     paper: ClassVar[str] = "Fast-dLLM v2, arXiv 2509.26328"
+    fields: ClassVar[Fields] = SINCE_ENTERED | {"stored": StateField(False, "bool", True)}
     exact: bool = True
     block_length: int | None = None
 
@@ -44,15 +46,15 @@ class BlockPolicy(PolicyBase):
         assert self.block_length is not None
         pos, size = step.canvas.pos, self.block_length
         # behind the last position that the step needs, and behind its block
-        last = torch.where(step.want, pos + 1, step.end[:, None]).amax(1)
+        last = np.where(step.want, pos + 1, step.end[:, None]).max(1)
         reach = -(-last // size) * size
         final = pos < (step.canvas.first_masked() // size * size)[:, None]  # [B, T] finished blocks
         # A rule may have masked tokens of a finished block again: nothing behind it is final any
         # more.
-        stored = state["stored"] & final if "stored" in state else torch.zeros_like(final)
+        stored = state["stored"] & final
         query = step.between(0, reach) & ~stored
         if not self.exact:
-            first = step.canvas.masked.gather(1, step.start[:, None])
+            first = np.take_along_axis(step.canvas.masked, step.start[:, None], 1)
             whole = entered(step, state)[:, None] | first
             query &= whole | step.window
         state["stored"] = stored | (query & final)

@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+import numpy as np
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.cache.policy import SINCE_ENTERED, PolicyBase, Query, State, Step, due, entered
 from dllm.checks import check_choice, check_whole
+from dllm.decoding.canvas import Array
+from dllm.decoding.state import Fields
 
 
-def settled(step: Step) -> Tensor:
+def settled(step: Step) -> Array:
     """[B, T] positions that were known one step ago and still are: those that are cached.
 
     With a shift of 1 the row of p predicts p + 1, so p settles when both are known (`un_right` of
@@ -24,7 +24,7 @@ def settled(step: Step) -> Tensor:
     """
     known = ~step.inside | (step.canvas.known & ~step.changed)
     if step.shift:
-        known &= pad(known[:, 1:], (0, 1), value=True)
+        known[:, :-1] &= known[:, 1:]
     return known & step.inside
 
 
@@ -39,6 +39,7 @@ class Delayed(PolicyBase):
     """
 
     paper: ClassVar[str] = "dKV-Cache-Decode, arXiv 2505.15781"
+    fields: ClassVar[Fields] = SINCE_ENTERED
     refresh: int | None = 8
     mode: Literal["decode", "prefill", "pd"] = "decode"
     first: int = 2
@@ -52,9 +53,9 @@ class Delayed(PolicyBase):
         entered(step, state)
         whole = (state["since"] < self.first) | due(state["since"], self.refresh)
         if self.mode == "prefill":
-            whole = torch.ones_like(whole)
+            whole = np.ones_like(whole)
         pos = step.inside & (whole[:, None] | ~settled(step))
         if self.mode != "decode":  # the last row of the prompt predicts where there is a shift
-            start = torch.where(step.index == 0, 0, step.canvas.prompt - step.shift)
+            start = np.where(step.index == 0, 0, step.canvas.prompt - step.shift)
             pos &= step.between(start, step.canvas.length)
         return Query(pos)

@@ -9,16 +9,18 @@ others.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dllm.cache.plan import Layer
-from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, due
+from dllm.cache.policy import Facts, PolicyBase, Query, Runs, State, Step, due
 from dllm.checks import check_whole
-from dllm.decoding.canvas import positions
+from dllm.decoding.canvas import Array, positions
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,17 @@ class Elastic(PolicyBase):
         known = step.canvas.known & step.inside
         masked = step.want & ~known
         nearest = masked & (masked.cumsum(1) <= self.window)
-        nothing = torch.zeros_like(nearest)[None]
-        tracked = step.extra.get("tracked", nothing) & step.inside  # [L, B, T]
-        tested = tracked.any(0).expand_as(tracked) if self.union else tracked
+        kept = step.kept("tracked")
+        tracked = step.inside & (nearest[None] & False if kept is None else kept)  # [L, B, T]
+        tested = np.broadcast_to(tracked.any(0), tracked.shape) if self.union else tracked
         whole = (step.index == 0) | due(step.index, self.refresh)
+        names = ("window", "in_window", "tracked", "is_tracked")
+        arrays = dict(zip(names, (*positions(nearest, fill=0), *_each(tested)), strict=True))
+        arrays |= {"inside": step.inside, "known": known}
         return Query(
             pos=step.inside & (nearest | step.changed | tracked.any(0) | whole[:, None]),
             want=nearest | (step.want & known),
-            runner=Widening(self, step.inside, known, *positions(nearest), *_each(tested)),
+            runner=Runs(partial(Widening, self), arrays),
         )
 
 
@@ -80,17 +85,19 @@ class Elastic(PolicyBase):
 class Way:
     """The rows [b, Q] that flow through a layer: `run` is theirs, the decoder's.
 
-    row [b]: of the KV cache. real: batch row and place on the query axis of every real query.
-    plan [b, Q']: positions the plan asks for; fresh [b, T]: the same as a mask, padding left out.
-    whole [b]: rows of which all positions flow. wide: position p is place p on the query axis.
+    row [b]: of the KV cache. slot [b, Q]: where a query's inputs are kept, T for padding. plan [b,
+    Q']: positions the plan asks for; fresh [b, T]: the same as a mask, padding left out. whole [b]:
+    rows of which all positions flow; done: they are all rows. wide: position p is place p on the
+    query axis.
     """
 
     run: Any
     row: Tensor
-    real: tuple[Tensor, Tensor]
+    slot: Tensor
     plan: Tensor
     fresh: Tensor
     whole: Tensor
+    done: bool
     wide: bool = False
 
     @classmethod
@@ -98,26 +105,24 @@ class Way:
         """The way that a plan's rows begin; inside [B, T]: all positions of each row."""
         rows = run.access.rows
         row = torch.arange(len(inside), device=inside.device) if rows is None else rows
-        valid = torch.ones_like(run.pos, dtype=torch.bool) if run.valid is None else run.valid
-        first, place = valid.nonzero(as_tuple=True)
-        fresh = torch.zeros_like(inside[row])
-        fresh[first, run.pos[first, place]] = True
+        slot = run.pos if run.valid is None else run.pos.where(run.valid, inside.shape[1])
+        fresh = torch.zeros_like(torch.nn.functional.pad(inside[row], (0, 1)))
+        fresh = fresh.scatter_(1, slot, True)[:, :-1]
         whole = (fresh == inside[row]).all(1)
-        return cls(run, row, (first, place), run.pos, fresh, whole)
+        return cls(run, row, slot, run.pos, fresh, whole, run.access.whole)
 
     def write(self, kept: Tensor, rows: Tensor) -> None:
-        """Put the real ones of `rows` [b, Q, ...] to their positions in `kept` [B, T, ...]."""
-        first, place = self.real
-        kept[self.row[first], self.run.pos[first, place]] = rows[first, place]
+        """Put the real ones of `rows` [b, Q, ...] to their positions in `kept` [B, T + 1, ...]."""
+        kept[self.row[:, None], self.slot] = rows
 
-    def widened(self, drifted: Tensor, inside: Tensor) -> Way:
-        """All positions of the rows `drifted` [b] as well; the other rows' own are padded."""
-        whole, extent = self.whole | drifted, self.run.access.extent
+    def widened(self, whole: Tensor, inside: Tensor, done: bool) -> Way:
+        """All positions of the rows `whole` [b] from here on; the other rows' own are padded."""
+        extent = self.run.access.extent
         valid = ((self.fresh | whole[:, None]) & inside[self.row])[:, :extent]
         pos = torch.arange(extent, device=valid.device).expand_as(valid)
-        first, place = valid.nonzero(as_tuple=True)
+        slot = pos.where(valid, inside.shape[1])
         run = self.run.at(pos, valid)
-        return replace(self, run=run, real=(first, place), whole=whole, wide=True)
+        return replace(self, run=run, slot=slot, whole=whole, done=done, wide=True)
 
     def planned(self, x: Tensor) -> Tensor:
         """Those of the rows x [b, Q, d] that the plan asks for, in its order."""
@@ -148,7 +153,7 @@ class Widening:
         way.write(inputs[index], x)
         q, k, v = layer.heads(x, run)
         queries = kv.keep_extra("queries", (q.shape[1], q.shape[3]), q.dtype)[index]
-        tests = index + 1 < len(inputs) and self.tracked.numel() and not bool(way.whole.all())
+        tests = index + 1 < len(inputs) and self.tracked.numel() and not way.done
         if tests:  # with what is stored, before this step's queries and keys replace it
             kept, _ = kv.read(index, run.access)
             old = self._tracked(index, way, queries, kept, run.layer_mask(index))
@@ -162,9 +167,12 @@ class Widening:
             new = self._tracked(index, way, queries, k, mask)
             real = self.is_tracked[index, way.row]
             drifted = real.any(1) & (similarity(old, new, real) < self.policy.gamma)
-            if bool((drifted & ~way.whole).any()):
+            whole = way.whole | drifted
+            # the one look at the device that this method is about: does any row go on as a whole?
+            widens, done = torch.stack([(whole & ~way.whole).any(), whole.all()]).tolist()
+            if widens:
                 way.write(inputs[index + 1], x)
-                way = way.widened(drifted, self.inside)
+                way = way.widened(whole, self.inside, done)
                 x = inputs[index + 1, way.row, : run.access.extent]
         return (way.planned(x) if index + 1 == len(inputs) else x), way
 
@@ -186,13 +194,13 @@ class Widening:
         mass = torch.nn.functional.pad(mass, (0, known.shape[1] - mass.shape[1]))
         order = mass.masked_fill(~known, -1).argsort(dim=1, descending=True, stable=True)
         best = torch.zeros_like(known).scatter_(1, order[:, : self.policy.tracked], True)
-        way.run.kv.keep_extra("tracked", (), torch.bool)[index, row] = best & known
+        way.run.kv.keep_extra("tracked", (), torch.bool)[index, row, :-1] = best & known
 
 
-def _each(tracked: Tensor) -> tuple[Tensor, Tensor]:
+def _each(tracked: Array) -> tuple[Array, Array]:
     """Positions [L, B, N] of the mask `tracked` [L, B, T], and which of them are real."""
-    pos, real = positions(tracked.flatten(0, 1))
-    return pos.view(*tracked.shape[:2], -1), real.view(*tracked.shape[:2], -1)
+    pos, real = positions(tracked.reshape(-1, tracked.shape[2]), fill=0)
+    return pos.reshape(*tracked.shape[:2], -1), real.reshape(*tracked.shape[:2], -1)
 
 
 def log_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:

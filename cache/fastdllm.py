@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np
 
-from dllm.cache.policy import Query, Refreshed, State, Step, due, entered
+from dllm.cache.policy import SINCE_ENTERED, Query, Refreshed, State, Step, due, entered
+from dllm.decoding.state import Fields
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Prefix(Refreshed):
     """
 
     paper: ClassVar[str] = "Fast-dLLM PrefixCache, arXiv 2505.22618"
+    fields: ClassVar[Fields] = SINCE_ENTERED
 
     def query(self, step: Step, state: State) -> Query:
         whole = entered(step, state) | due(state["since"], self.refresh)
-        start = torch.where(whole, 0, step.start)
+        start = np.where(whole, 0, step.start)
         return Query(step.between(start, step.canvas.length))
 
 
@@ -37,6 +39,7 @@ class Dual(Refreshed):
     """
 
     paper: ClassVar[str] = "Fast-dLLM DualCache, arXiv 2505.22618"
+    fields: ClassVar[Fields] = SINCE_ENTERED
 
     def query(self, step: Step, state: State) -> Query:
         whole = entered(step, state) | due(state["since"], self.refresh)

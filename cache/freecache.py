@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np
 
 from dllm.cache.policy import Query, Refreshed, State, Step, due
 
@@ -24,6 +24,6 @@ class FreezeLeft(Refreshed):
 
     def query(self, step: Step, state: State) -> Query:
         whole = (step.index == 0) | due(step.index, self.refresh)
-        start = torch.where(whole, 0, step.start)
+        start = np.where(whole, 0, step.start)
         fresh = step.changed & step.canvas.known & step.inside
         return Query(step.between(start, step.canvas.length) | fresh)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.cache.policy import SINCE_ENTERED, PolicyBase, Query, State, Step, due, entered
 from dllm.checks import check_choice, check_whole
+from dllm.decoding.canvas import Array
+from dllm.decoding.state import Fields
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class GreedyPolicy(PolicyBase):
     """
 
     paper: ClassVar[str] = "dKV-Cache-Greedy, arXiv 2505.15781"
+    fields: ClassVar[Fields] = SINCE_ENTERED
     narrows: ClassVar[bool] = True
     wants_confidence: ClassVar[bool] = True
     refresh: int | None = 4
@@ -51,29 +53,31 @@ class GreedyPolicy(PolicyBase):
         # what is known and wanted all the same (rules that look back) is not left out
         return Query(pos, want=offered | ~step.canvas.masked)
 
-    def beside(self, rank: Tensor, offered: Tensor, free: Tensor) -> Tensor:
+    def beside(self, rank: Array, offered: Array, free: Array) -> Array:
         """[B, T] of the `free` masks those nearest to each `offered` position, by its `rank`.
 
         One after another: a mask that one has taken is not there for the next.
         """
-        pos = torch.arange(free.shape[1], device=free.device)
-        found = torch.zeros_like(free)
+        pos = np.arange(free.shape[1])
+        found = np.zeros_like(free)
         for k in range(min(self.ahead, free.shape[1])):
             this = offered & (rank == k)  # one position, or none
-            away = pos - torch.where(this, pos, 0).sum(1, keepdim=True)
-            order = ranked(free & ~found, -(2 * away.abs() + (away > 0)))
-            found |= free & ~found & (order < self.neighbours) & this.any(1, keepdim=True)
+            away = pos - np.where(this, pos, 0).sum(1, keepdims=True)
+            order = ranked(free & ~found, -(2 * np.abs(away) + (away > 0)))
+            found |= free & ~found & (order < self.neighbours) & this.any(1, keepdims=True)
         return found
 
 
-def ranked(mask: Tensor, score: Tensor) -> Tensor:
+def ranked(mask: Array, score: Array) -> Array:
     """[B, T] rank from 0 by score, highest first, ties to the left, outside `mask` last."""
-    score = score.double().masked_fill(~mask, -torch.inf)
-    order = score.argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1)
+    score = np.where(mask, score.astype(np.float64), -np.inf)
+    order = np.argsort(-score, axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(mask.shape[1])[None], 1)
+    return rank
 
 
-def shuffled(step: Step) -> Tensor:
+def shuffled(step: Step) -> Array:
     """[B, T] numbers in [0, 2**48) that depend on the row's index and the position only."""
     x = (step.canvas.row[:, None] + 1) * 0x9E3779B97F4A + step.canvas.pos
     for _ in range(3):  # each round multiplies, then brings the well mixed high bits down

@@ -8,14 +8,16 @@ ones where a row is computed, those of its last computation elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.cache.plan import Layer
-from dllm.cache.policy import PolicyBase, Query, State, Step, due
+from dllm.cache.plan import Layer, at_positions
+from dllm.cache.policy import PolicyBase, Query, Runs, State, Step, due
 from dllm.checks import check_share, check_whole
 from dllm.decoding.canvas import positions
 
@@ -46,12 +48,13 @@ class Interval(PolicyBase):
         first = step.index == 0
         prompt, answer = (first | due(step.index, n) for n in (self.prompt, self.answer))
         inside = step.between(step.canvas.prompt, step.canvas.length)  # of the answer
-        fresh = step.inside & torch.where(inside, answer[:, None], prompt[:, None])
+        fresh = step.inside & np.where(inside, answer[:, None], prompt[:, None])
         compared = inside & ~answer[:, None] & (self.share > 0)
-        count = (compared.sum(1).double() * self.share).long()
-        pos, real = positions(compared)
+        count = (compared.sum(1) * self.share).astype(np.int64)
+        pos, real = positions(compared, fill=0)
         most = int((fresh.sum(1) + count).max())
-        return Query(step.inside, write=fresh, runner=Branches(fresh, pos, real, count, most))
+        arrays = {"fresh": fresh, "pos": pos, "real": real, "count": count}
+        return Query(step.inside, write=fresh, runner=Runs(partial(Branches, most=most), arrays))
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,7 @@ class Branches:
         like = (like / noise).round().masked_fill(~self.real, torch.inf)
         order = like.argsort(dim=1, stable=True)
         least = order.argsort(dim=1) < self.count[:, None]
-        none = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        return none.scatter(1, self.pos, least & self.real)
+        return at_positions(self.pos, least & self.real, x.shape[1])
 
 
 def flat(v: Tensor) -> Tensor:

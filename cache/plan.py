@@ -43,6 +43,29 @@ class LayerRunner(Protocol):
         ...
 
 
+def at_positions(pos: Tensor, which: Tensor, size: int) -> Tensor:
+    """[B, size] bool: the positions among pos [B, N] that `which` [B, N] names."""
+    found = torch.zeros(len(pos), size + 1, dtype=torch.bool, device=pos.device)
+    return found.scatter_(1, torch.where(which, pos, size), True)[:, :size]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Access of one forward to a KV cache: where it writes, and what it reads.
+
+    slots [B, Q]: slot of every query, a spare one for queries that do not write. rows [B]: the rows
+    of the cache (None: all, in order). extent: slots read are [0, extent). visible [B, extent] or
+    [L, B, extent] bool: those that may be read (None: all). whole: every row computes all its
+    positions (False: not known).
+    """
+
+    slots: Tensor
+    rows: Tensor | None
+    extent: int
+    visible: Tensor | None = None
+    whole: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardPlan:
     """Positions to compute and rows to predict from, for a batch of B rows.
@@ -56,6 +79,11 @@ class ForwardPlan:
     rows   [B] int64 or None (all, in order): the rows of the KV cache that these B rows are.
     extent: slots from here on are not read (None: all are); no query lies behind it.
     runner: how rows go through the layers (None: as in training).
+
+    The decode loop, which knows on the host what stands in the KV cache, also fills these; without
+    them a forward finds out by looking at the tensors, which waits for the device:
+    access: to the KV cache; it takes the place of write and read.
+    masked: whether a query of this forward may not see some key (None: not known).
     """
 
     pos: Tensor
@@ -66,6 +94,8 @@ class ForwardPlan:
     rows: Tensor | None = None
     extent: int | None = None
     runner: LayerRunner | None = None
+    access: Access | None = None
+    masked: bool | None = None
 
     @classmethod
     def full(cls, length: int, batch: int = 1, device: torch.device | str = "cpu") -> ForwardPlan:

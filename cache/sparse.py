@@ -8,16 +8,29 @@ one KV cache serves all policies: what is predicted is the same, memory is not s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dllm.cache.plan import Layer
-from dllm.cache.policy import Facts, PolicyBase, Query, State, Step, due, entered
+from dllm.cache.plan import Layer, at_positions
+from dllm.cache.policy import (
+    SINCE_ENTERED,
+    Facts,
+    PolicyBase,
+    Query,
+    Runs,
+    State,
+    Step,
+    due,
+    entered,
+)
 from dllm.checks import check_share, check_whole
 from dllm.decoding.canvas import positions
+from dllm.decoding.state import Fields
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Sparse(PolicyBase):
     """
 
     paper: ClassVar[str] = "Sparse-dLLM, arXiv 2508.02558"
+    fields: ClassVar[Fields] = SINCE_ENTERED
     keep: float = 0.5
     width: int = 3
     refresh: int | None = None
@@ -52,8 +66,15 @@ class Sparse(PolicyBase):
         full = new | (since == 1) | due(since, self.refresh)
         outside = step.inside & ~step.window
         pos, real = positions(outside & (full & ~new)[:, None])
-        count = (outside.sum(1).double() * self.keep).long()
-        runner = Kept(step.window, full, full & ~new, pos, real, count, self.width)
+        arrays = {
+            "window": step.window,
+            "full": full,
+            "choosing": full & ~new,
+            "pos": pos,
+            "real": real,
+            "count": (outside.sum(1) * self.keep).astype(np.int64),
+        }
+        runner = Runs(partial(Kept, width=self.width), arrays)
         return Query(step.window | (step.inside & full[:, None]), runner=runner)
 
 
@@ -62,7 +83,8 @@ class Kept:
     """Hides slots from queries; which ones, a layer says in the forward that chooses.
 
     window [B, T]: always read. full [B]: rows that read everything. choosing [B]: rows that choose
-    now, among their positions outside the window: pos, real [B, N], of which `count` [B] are kept.
+    now, among their positions outside the window: pos [B, N], T where not real [B, N], of which
+    `count` [B] are kept.
     What is hidden is kept beside the keys it is about, so that with guidance each of the two
     branches has its own choice.
     """
@@ -80,7 +102,7 @@ class Kept:
         rows = slice(None) if run.access.rows is None else run.access.rows
         q, k, v = layer.heads(x, run)
         k, v = run.update(layer.index, k, v)
-        hidden = run.kv.keep_extra("hidden", (), torch.bool)[layer.index]  # [B, T]
+        hidden = run.kv.keep_extra("hidden", (), torch.bool)[layer.index, :, :-1]  # [B, T]
         if self.pos.shape[1]:
             new = self.choose(q, k, run, rows)
             hidden[rows] = torch.where(self.choosing[rows, None], new, hidden[rows])
@@ -94,7 +116,9 @@ class Kept:
     def choose(self, q: Tensor, k: Tensor, run: Any, rows: Any) -> Tensor:
         """[B, T] what is hidden from now on, by queries q [B, H, Q, D] and all keys k."""
         pos, real, window = self.pos[rows], self.real[rows], self.window[rows]
-        asking = window.gather(1, run.pos)  # [B, Q]; padding is no part of a window
+        asking = window.gather(1, run.pos)  # [B, Q]
+        if run.valid is not None:
+            asking &= run.valid
         score = scores(q, k, asking)  # [B, K]
         score = score.gather(1, pos.clamp(max=k.shape[2] - 1)).masked_fill(~real, -torch.inf)
         width = min(self.width, 2 * score.shape[1] - 1)  # a wider one sees no more
@@ -102,7 +126,7 @@ class Kept:
         score = score.masked_fill(~real, -torch.inf)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         lost = real & (rank >= self.count[rows, None])
-        return torch.zeros_like(window).scatter(1, pos, lost)
+        return at_positions(pos, lost, window.shape[1])
 
 
 def scores(q: Tensor, k: Tensor, asking: Tensor) -> Tensor:

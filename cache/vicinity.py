@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm.cache.policy import PolicyBase, Query, State, Step, due, entered
+from dllm.cache.policy import SINCE_ENTERED, PolicyBase, Query, State, Step, due, entered
 from dllm.checks import check_whole
+from dllm.decoding.state import Fields
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Vicinity(PolicyBase):
     """
 
     paper: ClassVar[str] = "dInfer, arXiv 2510.08666"
+    fields: ClassVar[Fields] = SINCE_ENTERED
     before: int = 16
     after: int = 16
     warmup: int = 4

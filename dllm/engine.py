@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+from dllm.checks import check_whole
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding.canvas import Prefilled
 from dllm.decoding.driving import drive
-from dllm.decoding.step import DecodeError, Decoding
+from dllm.decoding.rows import Request
+from dllm.decoding.speculation import SpeculatingBatch
+from dllm.decoding.step import DecodeError
 from dllm.models.protocol import Model
-from dllm.output import Events, Output
+from dllm.output import Event, Events, Output
 from dllm.presets import TUNED, preset_options
 from dllm.text.codec import TextCodec
 from dllm.text.prompts import Chat, as_batch, as_ids, as_row_ids, encode_prompt
@@ -64,22 +67,31 @@ class Engine:
         row_ids: the identity of each row in random draws (default: its index), so that a row
         samples the same alone, in a batch, or on another machine. prefilled: by row, (offset behind
         the prompt, token ids) that stand in its answer from the start. KeyboardInterrupt ends the
-        rows that are left with finish_reason "interrupted". Raises DecodeError.
+        rows that are left with finish_reason "interrupted". A row that cannot go on (its logits are
+        no numbers) ends alone with finish_reason "error"; DecodeError names all of them once the
+        other rows have ended.
         """
         prompts = as_ids(prompts)
         row_ids = as_row_ids(row_ids, len(prompts))
-        self._check(prompts, config, prefilled)
+        self.check(prompts, config, prefilled)
         if not prompts:
             return
-        decoding = Decoding(self.model, self.text, prompts, config, row_ids, prefilled)
+        longest = max(map(len, prompts)) + config.max_new_tokens
+        batch = SpeculatingBatch(self.model, self.text, config, len(prompts), longest)
+        stands = prefilled or [()] * len(prompts)
+        ids = row_ids or range(len(prompts))
+        own = zip(prompts, ids, stands, strict=True)
+        batch.join([Request(prompt, config, row_id, stand) for prompt, row_id, stand in own])
         try:
-            yield from decoding.events
-            while decoding.active:
-                decoding.step()
-                yield from decoding.events
+            yield from batch.events
+            while batch.active:
+                batch.step()
+                yield from batch.events
         except KeyboardInterrupt:
-            decoding.interrupt()
-            yield from decoding.events
+            batch.interrupt()
+            yield from batch.events
+        if batch.failed:  # the other rows went on to their ends
+            raise DecodeError("; ".join(batch.failed))
 
     def stream(
         self,
@@ -129,16 +141,30 @@ class Engine:
             raise KeyboardInterrupt
         return done[0] if single else [done[row] for row in range(len(batch))]
 
+    def batch(
+        self, rows: int, length: int, config: DecodeConfig | None = None, **options: Any
+    ) -> LiveBatch:
+        """An empty batch that prompts can join and leave while it runs.
+
+        rows: most prompts at a time; length: most positions of each, prompt and answer. Options:
+        cache, cache_mib, cfg_scale and buckets are those of all rows; each prompt may bring others
+        of its own.
+        """
+        check_whole("rows", rows, 1)
+        check_whole("length", length, 2)
+        return LiveBatch(self, rows, length, self.config(config, **options))
+
     def encode(self, prompt: Any, chat: Chat = "auto") -> list[int]:
         """Token ids of a prompt; see `generate` for what it may be."""
         return encode_prompt(self.text, prompt, chat)
 
-    def _check(
+    def check(
         self,
         prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
         prefilled: Sequence[Prefilled] | None,
     ) -> None:
+        """DecodeError where ids or lengths do not fit the model."""
         if prefilled is not None and len(prefilled) != len(prompts):
             raise DecodeError(f"{len(prefilled)} prefilled for {len(prompts)} prompts")
         vocab, most = self.model.spec.vocab_size, getattr(self.model.spec, "max_positions", None)
@@ -155,3 +181,54 @@ class Engine:
                     f"row {row}: {len(prompt)} prompt tokens and max_new_tokens="
                     f"{config.max_new_tokens} need {size} positions; the model has {most}"
                 )
+
+
+class LiveBatch:
+    """A running batch: prompts join, step together and leave; each is what it would be alone.
+
+    `Engine.batch` makes one. A prompt whose logits are no numbers ends alone, with finish_reason
+    "error".
+    """
+
+    def __init__(self, engine: Engine, rows: int, length: int, config: DecodeConfig) -> None:
+        self.engine, self.config = engine, config
+        self._batch = SpeculatingBatch(engine.model, engine.text, config, rows, length)
+
+    @property
+    def active(self) -> Sequence[int]:
+        """Numbers of the prompts that are being decoded."""
+        return self._batch.active
+
+    @property
+    def free(self) -> int:
+        """How many prompts may join now."""
+        return self._batch.places - len(self._batch.active)
+
+    def add(
+        self,
+        prompt: Any,
+        *,
+        chat: Chat = "auto",
+        row_id: int | None = None,
+        prefilled: Prefilled = (),
+        **options: Any,
+    ) -> int:
+        """Let one prompt join, from the next step on; its number, which its events carry.
+
+        The arguments are those of `Engine.generate` and `stream_steps`; options are put over the
+        batch's. Raises ConfigError or DecodeError, and then the batch is as before.
+        """
+        config = self.engine.config(self.config, **options)
+        ids = self.engine.encode(prompt, chat)
+        self.engine.check([ids], config, [prefilled])
+        return self._batch.join([Request(ids, config, row_id, prefilled)])[0]
+
+    def cancel(self, number: int) -> None:
+        """End a prompt with what is committed so far; nothing if it has ended."""
+        self._batch.cancel(number)
+
+    def step(self) -> list[Event]:
+        """One forward for all prompts, if there are any; the events since the last call."""
+        if self._batch.active:
+            self._batch.step()
+        return list(self._batch.events)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-FinishReason = Literal["eos", "stop", "length", "interrupted"]
+FinishReason = Literal["eos", "stop", "length", "interrupted", "error"]
 Result = TypeVar("Result")
 
 
@@ -15,9 +15,10 @@ class Commit:
     """Tokens that one forward made known in one row; the parallel lists are in position order.
 
     nfe: forwards of this row so far, this one included; 0 for prefilled tokens.
-    positions are absolute. remasked: committed positions that this step masked again.
-    settled: nothing in front of this position changes any more: the first masked one, or, with
-    a rule that masks again, the start of its first window, if that comes before.
+    positions are absolute. remasked: committed positions that this step masked again. replaced:
+    those whose token it replaced, by replaced_ids. settled: nothing in front of this position
+    changes any more: the first masked one, or, with a rule that masks again or replaces, the start
+    of its first window, if that comes before.
     """
 
     row: int
@@ -26,6 +27,8 @@ class Commit:
     token_ids: list[int]
     confidences: list[float]
     remasked: list[int] = field(default_factory=list)
+    replaced: list[int] = field(default_factory=list)
+    replaced_ids: list[int] = field(default_factory=list)
     settled: int = 0
 
 
@@ -53,7 +56,8 @@ class Output:
     nfe only where a speculator guesses ahead.
     slots: positions committed, end-of-text padding included;
     answer_tokens: those up to and including the first end token.
-    history: the commits of every step, kept on request.
+    history: the commits of every step, kept on request. error: what ended a row alone that could
+    not go on, None for all others.
     """
 
     text: str
@@ -65,6 +69,7 @@ class Output:
     answer_tokens: int
     timings: Timings
     history: list[Commit] | None = None
+    error: str | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -77,15 +82,17 @@ class Output:
         return self.slots / self.nfe if self.nfe else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values, the two ratios included; the history only if it was kept."""
+        """JSON-ready values, the two ratios included; history and error only where there is one."""
         values = asdict(self)
         history, timings = values.pop("history"), values.pop("timings")
+        error = values.pop("error")
         return {
             **values,
             "tokens_per_forward": round(self.tokens_per_forward, 4),
             "committed_per_forward": round(self.committed_per_forward, 4),
             "timings": timings,
             **({} if history is None else {"history": history}),
+            **({} if error is None else {"error": error}),
         }
 
 

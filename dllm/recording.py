@@ -228,7 +228,8 @@ def _check(recorded: Recorded, rows: Mapping[int, AnswerSoFar | SpecRow], budget
     elif isinstance(event, RowRound):
         size = len(row.pieces) + len(event.tokens)
     elif isinstance(row, AnswerSoFar):
-        places += [at - len(row.prompt_ids) for at in (*event.positions, *event.remasked)]
+        changed = (*event.positions, *event.remasked, *event.replaced)
+        places += [at - len(row.prompt_ids) for at in changed]
         size = len(row.tokens)
     for place in places:
         if not 0 <= place < size:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dllm.checks import check_positive, check_probability, check_whole
-from dllm.decoding.canvas import Canvas, Windows
+from dllm.decoding.canvas import Array, Canvas, Windows
+from dllm.decoding.state import Fields, StateField
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.protocols import PlannerBase, State, Vocabulary
+from dllm.samplers.protocols import HostState, PlannerBase, State, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class AdaBlock(PlannerBase):
     """
 
     paper: ClassVar[str] = "AdaBlock-dLLM, arXiv 2509.26432"
+    narrows: ClassVar[bool] = True
+    # of the open block; a fresh row has none
+    fields: ClassVar[Fields] = {
+        "start": StateField(-1),
+        "end": StateField(-1),
+        "planning": StateField(False, "bool"),
+    }
     block_length: int | None = None
     share: float = 0.25
     threshold: float = 0.3
@@ -63,30 +72,24 @@ class AdaBlock(PlannerBase):
     def needs(self) -> frozenset[str]:
         return frozenset({"best"})
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
         """The open block; where there is none, all that the next block may reach."""
         first, length = canvas.first_masked(), canvas.length
-        reach = self._reach(length - canvas.prompt)
+        scope = length
         if self.block_length is not None:
-            reach = reach.clamp(min=self.block_length)
-            scope = torch.minimum(first + reach, length)
-        else:
-            scope = length
-        planning = torch.ones_like(first, dtype=torch.bool)
-        start, end = first, scope
-        if "end" in state:
-            planning = first >= state["end"]
-            start = torch.where(planning, first, state["start"])
-            end = torch.where(planning, scope, torch.minimum(state["end"], length))
+            reach: Array = ((length - canvas.prompt) * self.share).astype(np.int64)
+            scope = np.minimum(first + np.maximum(reach, self.block_length), length)
+        planning = first >= state["end"]
         state["planning"] = planning
-        return Windows(start, end)
+        start = np.where(planning, first, state["start"])
+        return Windows(start, np.where(planning, scope, np.minimum(state["end"], length)))
 
-    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+    def narrow(self, view: Candidates, state: State) -> tuple[Tensor, Tensor]:
         """Ends the blocks that begin with this step."""
         if view.best is None or view.best_conf is None or not self.delimiter_ids:
             raise ValueError("AdaBlock: expected the view's best tokens, and bound delimiters")
-        start, end = windows.start[:, 0], windows.end[:, 0]
-        reach = self._reach(view.length - view.prompt)
+        start, end = view.start, view.end
+        reach = ((view.length - view.prompt).double() * self.share).long()
         delimiter = torch.isin(view.best, view.best.new_tensor(self.delimiter_ids))
         delimiter &= view.valid & (view.pos < (start + reach)[:, None])
         # argmax gives the first of equal maxima, and positions ascend
@@ -99,8 +102,4 @@ class AdaBlock(PlannerBase):
             default = torch.minimum(start + self.block_length, default)
         end = torch.where(state["planning"], torch.where(found, line, default), end)
         state["start"], state["end"] = start, end
-        return Windows(start, end)
-
-    def _reach(self, size: Tensor) -> Tensor:
-        """[B] how many positions the search for a delimiter sees in an answer of `size` [B]."""
-        return (size.double() * self.share).long()
+        return start, end

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dllm.decoding.canvas import Canvas, Windows
 from dllm.samplers.noise import uniform
+from dllm.samplers.transforming import State, Transforming
 
 TOKEN_STREAM, RULE_STREAM = 0, 1  # independent random streams of one step
+Asked = dict[tuple[int, ...], tuple[tuple[Tensor, ...], Tensor]]
 CHUNK = 2**21  # logits scored at a time: temporaries stay small and in the cache of a CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Options of proposing tokens from logits (temperature 0: argmax, ties to the lower id).
+    """Options of proposing tokens from logits, for all rows or, as tensors [B, 1, 1], by row.
 
-    `tempered` says which distribution confidences come from: the tempered and truncated one (Dream)
-    or the model's own (LLaDA, Fast-dLLM).
+    temperature 0: argmax, ties to the lower id. top_p 1, top_k 0: all tokens. `tempered` says which
+    distribution confidences come from: the tempered and truncated one (Dream) or the model's own
+    (LLaDA, Fast-dLLM). banned: ids that are never proposed; banned_too: one more id, in the rows
+    where the tensor holds. stop_ids [S]: ids that end an answer.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    tempered: bool = False
+    temperature: float | Tensor = 0.0
+    top_p: float | Tensor = 1.0
+    top_k: int | Tensor = 0
+    tempered: bool | Tensor = False
     banned: tuple[int, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    seed: int = 0
+    banned_too: tuple[int, Tensor] | None = None
+    stop_ids: Tensor | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether some row draws its tokens."""
+        return isinstance(self.temperature, Tensor) or self.temperature > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """The committed answer positions inside each row's window, for rules that look back.
 
-    pos, valid [B, D];  conf [B, D] fp32: the probability of what the model would now put there.
+    pos, valid [B, D];  conf [B, D] fp32: the probability of what the model would now put there,
+    `Candidates.best`;  token [B, D]: what stands there (None in views made by hand).
     """
 
     pos: Tensor
     valid: Tensor
     conf: Tensor
+    token: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +67,12 @@ class Candidates:
     also where conf rounds to 1;  ends [B, K] the token would end the answer.
 
     Per row [B]: window start, end and masked positions it began with (`window_masked`), forwards
-    spent in the window and in all (`window_step`, `step`), `prompt` and `length` of the row, its
-    index `row`, the share of its answer known before this step (`filled`).
+    spent in the window and in all (`window_step`, `step`), `prompt` and `length` of the row, masked
+    positions of its whole answer before this step and at the start (`masked`, `fillable`), its
+    identity `row` and the `key` of its draws. width: the longest window's.
 
-    `state`: tensors [B, ...] that a rule may keep from one step to the next by assigning to a key;
-    the engine drops the rows that finish.
+    `state`: tensors [B, ...] that a rule keeps from one step to the next by assigning to a key,
+    those that its `fields` declare; the engine makes, moves and drops rows.
 
     None unless the rule `needs` them: margin [B, K] gap of the two best probabilities;  entropy [B,
     K] nats;  gap [B, K] gap of the two best logits;  best [B, K] the most likely token, best_conf
@@ -82,9 +94,11 @@ class Candidates:
     step: Tensor
     prompt: Tensor
     length: Tensor
+    masked: Tensor
+    fillable: Tensor
     row: Tensor
-    filled: Tensor
-    seed: int = 0
+    key: Tensor
+    width: int
     margin: Tensor | None = None
     entropy: Tensor | None = None
     gap: Tensor | None = None
@@ -93,12 +107,20 @@ class Candidates:
     kl: Tensor | None = None
     logits: Tensor | None = None
     decoded: Decoded | None = None
-    state: dict[str, Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
+    # what was asked for, by the identities of the scores, which are kept alive; never copied
+    _ranks: Asked = field(default_factory=dict, init=False, repr=False, compare=False)
+    _surest: Asked = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def filled(self) -> Tensor:
+        """[B] share of the answer that was known before this step."""
+        return (self.fillable - self.masked) / self.fillable.clamp(min=1)
 
     def uniform(self) -> Tensor:
         """[B, K] float64 uniforms of this step for the rule's own draws."""
-        stream = torch.full_like(self.row, RULE_STREAM)[:, None]
-        return uniform(self.seed, self.row[:, None], self.step[:, None], self.pos, stream)
+        stream = torch.full_like(self.key, RULE_STREAM)[:, None]
+        return uniform(self.key[:, None], self.step[:, None], self.pos, stream)
 
     @property
     def certainty(self) -> tuple[Tensor, Tensor]:
@@ -109,17 +131,53 @@ class Candidates:
         """[B, K] rank of each candidate: higher first score first, ties by the next score, then
         lower position first; padding last. Without scores: by `certainty`.
         """
-        keys = scores or self.certainty
-        if len(keys) == 2 and all(key.dtype == torch.float32 for key in keys):
-            keys = ((sortable(keys[0]) << 32) + sortable(keys[1]) + 2**31,)  # one sort, not three
+        known = self._ranks.get(asked := tuple(map(id, scores)))
+        if known is not None:
+            return known[1]
         every = torch.arange(self.pos.shape[1], device=self.pos.device).expand_as(self.pos)
-        order = every
+        order: Tensor | None = None
         # Stable sorts, least significant key first: positions ascend, so ties go to the lower one.
-        for key in reversed(keys):
-            whole = key if key.dtype == torch.int64 else sortable(key)
-            whole = whole.masked_fill(~self.valid, torch.iinfo(torch.int64).min).gather(1, order)
-            order = order.gather(1, whole.argsort(dim=1, descending=True, stable=True))
-        return torch.empty_like(order).scatter_(1, order, every)
+        for key in reversed(self._keys(scores)):
+            key = key if order is None else key.gather(1, order)
+            sort = key.argsort(dim=1, descending=True, stable=True)
+            order = sort if order is None else order.gather(1, sort)
+        assert order is not None
+        rank = torch.empty_like(order).scatter_(1, order, every)
+        self._ranks[asked] = scores, rank
+        return rank
+
+    def surest(self, *scores: Tensor) -> Tensor:
+        """[B, K] bool: the candidate of rank 0 in each row that has one."""
+        asked = tuple(map(id, scores))
+        known = self._surest.get(asked)
+        if known is not None:
+            return known[1]
+        if asked in self._ranks or len(keys := self._keys(scores)) > 1:
+            found = self.valid & (self.rank(*scores) == 0)
+        else:
+            first = keys[0].argmax(1, keepdim=True)  # of equal ones the first
+            found = torch.zeros_like(self.valid).scatter_(1, first, self.valid.gather(1, first))
+        self._surest[asked] = scores, found
+        return found
+
+    def remembering(self, state: State) -> Candidates:
+        """The same view for a rule with another `state`; ranks are shared."""
+        view = replace(self, state=state)
+        object.__setattr__(view, "_ranks", self._ranks)
+        object.__setattr__(view, "_surest", self._surest)
+        return view
+
+    def _keys(self, scores: tuple[Tensor, ...]) -> list[Tensor]:
+        """int64 keys with the order of the scores, most significant first; padding is least."""
+        if not scores:  # neither is below zero, where the bits of a float count upwards
+            surest = (0.0 - self.log1m).view(torch.int32).long()
+            keys = [(self.conf.view(torch.int32).long() << 32) + surest]
+        elif len(scores) == 2 and all(score.dtype == torch.float32 for score in scores):
+            keys = [(sortable(scores[0]) << 32) + sortable(scores[1]) + 2**31]  # one sort, not two
+        else:
+            keys = [sortable(score) for score in scores]
+        least = torch.iinfo(torch.int64).min
+        return [key.masked_fill(~self.valid, least) for key in keys]
 
 
 def sortable(x: Tensor) -> Tensor:
@@ -127,31 +185,6 @@ def sortable(x: Tensor) -> Tensor:
     bits, rest = (31, 2**31 - 1) if x.dtype == torch.float32 else (63, 2**63 - 1)
     i = (x + 0.0).view(torch.int32 if bits == 31 else torch.int64)
     return (i ^ ((i >> bits) & rest)).long()  # below zero the bits of a float count downwards
-
-
-class Transform(Protocol):
-    """Changes logits before tokens are proposed and scored."""
-
-    def apply(
-        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: dict[str, Tensor]
-    ) -> Tensor:
-        """New logits for logits [B, K, V] of the positions `pos` [B, K], perhaps in place; banned
-        tokens are -inf already. Called for a few positions at a time, for each once a step.
-
-        Entries that are not `valid` [B, K] are padding: whatever logits, anywhere in the row. The
-        memory of `logits` is used again: keep copies of what is needed later.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Progress of each row [B] and of each of its windows [B, N]; see `Candidates`."""
-
-    step: Tensor
-    window_step: Tensor
-    window_masked: Tensor
-    window_start: Tensor
 
 
 def propose(
@@ -166,15 +199,18 @@ def propose(
     The result holds the fields of `Candidates` by name, the optional ones only if in `needs`.
     spare [B, K, V]: memory that entropies may be worked out in (None: their own).
     """
-    distribution = z / how.temperature if how.temperature > 0 else z
-    if how.temperature > 0 or how.tempered:
-        distribution = truncate(distribution, how.top_p, how.top_k)
-    best = z.argmax(-1, keepdim=True)
-    token = draw(distribution, uniform(how.seed, *keys))[..., None] if how.temperature > 0 else best
+    distribution = tempered(z, how) if how.draws or how.tempered is not False else z
+    best = token = z.argmax(-1, keepdim=True)
+    if how.draws:
+        token = draw(distribution, uniform(*keys))[..., None]
+        if isinstance(how.temperature, Tensor):
+            token = torch.where(how.temperature > 0, token, best)
     extra = {}
     if "gap" in needs:
         extra["gap"] = (z.gather(-1, best) - second(z, best))[..., 0]
-    scores = distribution if how.tempered else z
+    scores = distribution if how.tempered is not False else z
+    if isinstance(how.tempered, Tensor):
+        scores = torch.where(how.tempered, distribution, z)
     first = best if scores is z else scores.argmax(-1, keepdim=True)
     top = scores.gather(-1, first)
     gap = scores.sub_(top)  # in place: allocating a tensor of this size costs as much as a pass
@@ -200,7 +236,7 @@ def propose(
         "token": token[..., 0],
         "conf": (own / total).float(),
         "log1m": (rest.log() - total.log()).float(),
-        "ends": torch.isin(token[..., 0], token.new_tensor(how.stop_ids)),
+        "ends": ends(token[..., 0], how.stop_ids),
         **found,
         **({"best": best[..., 0]} if "best" in needs else {}),
     }
@@ -214,15 +250,38 @@ def second(t: Tensor, best: Tensor) -> Tensor:
     return value
 
 
-def truncate(z: Tensor, top_p: float, top_k: int) -> Tensor:
+def ends(token: Tensor, stop_ids: Tensor | None) -> Tensor:
+    """[B, K] bool: which of the tokens [B, K] end an answer."""
+    if stop_ids is None:
+        return torch.zeros_like(token, dtype=torch.bool)
+    return (token[..., None] == stop_ids).any(-1)
+
+
+def tempered(z: Tensor, how: Proposal) -> Tensor:
+    """Logits z [B, K, V] divided by the temperature (0: by 1) and truncated."""
+    t = how.temperature
+    if isinstance(t, Tensor):
+        z = z / torch.where(t > 0, t, 1.0).to(z.dtype)
+    elif t > 0:  # a tensor, as above: CUDA divides by a number with its rounded reciprocal
+        z = z / torch.full((), t, dtype=z.dtype, device=z.device)
+    return truncate(z, how.top_p, how.top_k)
+
+
+def truncate(z: Tensor, top_p: float | Tensor, top_k: int | Tensor) -> Tensor:
     """Keep the smallest set of tokens with mass `top_p`, of those the `top_k` best (0: all)."""
-    if top_p < 1.0:
+    if isinstance(top_p, Tensor) or top_p < 1.0:
         best, index = z.sort(dim=-1, descending=True, stable=True)
         before = best.softmax(-1).cumsum(-1) - best.softmax(-1)
         outside = torch.zeros_like(before, dtype=torch.bool)
+        if isinstance(top_p, Tensor):  # a mass may be rounded to 1: it is not outside of all
+            top_p = torch.where(top_p < 1.0, top_p, 2.0).to(before.dtype)
         outside.scatter_(-1, index, before >= top_p)
         z = z.masked_fill(outside, -torch.inf)
-    if 0 < top_k < z.shape[-1]:
+    if isinstance(top_k, Tensor):
+        last = torch.where(top_k > 0, top_k, z.shape[-1]).clamp(max=z.shape[-1]) - 1
+        kth = z.sort(dim=-1, descending=True).values.gather(-1, last.expand(*z.shape[:2], 1))
+        z = z.masked_fill(z < kth, -torch.inf)
+    elif 0 < top_k < z.shape[-1]:
         kth = z.topk(top_k, dim=-1).values[..., -1:]
         z = z.masked_fill(z < kth, -torch.inf)
     return z
@@ -245,41 +304,50 @@ def score(
     logits: Tensor,
     pos: Tensor,
     valid: Tensor,
+    key: Tensor,
     step: Tensor,
-    canvas: Canvas,
     how: Proposal,
     needs: frozenset[str],
-    transform: Transform | None = None,
-    state: dict[str, Tensor] | None = None,
+    transforms: Sequence[Transforming] = (),
 ) -> dict[str, Tensor]:
-    """`propose` for logits [B, K, V] that predict `pos` [B, K], in pieces; step [B] keys the draws.
+    """`propose` for logits [B, K, V] that predict `pos` [B, K], in pieces.
 
-    transform changes the logits first, with its `state`. "logits" or "kl" in `needs` adds the
-    logits as they were scored.
+    valid [B, K]: masked positions. key, step [B] key the draws. transforms change the logits first.
+    "logits" or "kl" in `needs` adds the logits as they were scored.
     """
-    stream = torch.full_like(canvas.row, TOKEN_STREAM)[:, None]
     kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    pieces = []
     batch, count, vocabulary = logits.shape
+    keys: tuple[Tensor, ...] = ()
+    if how.draws:
+        stream = torch.full_like(key, TOKEN_STREAM)[:, None]
+        keys = (key[:, None], step[:, None], pos, stream)
+
+    def piece(z: Tensor, cut: slice, spare: Tensor | None = None) -> dict[str, Tensor]:
+        for token in how.banned:
+            z.select(-1, token).fill_(-torch.inf)
+        if how.banned_too is not None:
+            token, rows = how.banned_too
+            z.select(-1, token).masked_fill_(rows[..., 0], -torch.inf)
+        for each in transforms:
+            z = each.apply(z, pos[:, cut], valid[:, cut])
+        kept = {"logits": z.clone()} if needs & {"logits", "kl"} else {}
+        own = keys if size == count else tuple(k[:, cut] if k is pos else k for k in keys)
+        return propose(z, how, needs, own, spare) | kept
+
     size = min(count, max(1, CHUNK // (batch * vocabulary)))
+    if size == count:
+        return piece(logits.to(kind, copy=True), slice(None))
     # The same memory for every piece: new one for each costs its page faults, more than a pass.
     budget = logits.new_empty(1 + ("entropy" in needs), batch, size, vocabulary, dtype=kind)
+    pieces = []
     for at in range(0, count, size):
         cut = slice(at, at + size)
         z, *spare = budget[:, :, : count - at]  # [B, size, V] each, the last piece perhaps shorter
-        z.copy_(logits[:, cut])
-        z[..., list(how.banned)] = -torch.inf
-        if transform is not None:
-            z = transform.apply(
-                z, pos[:, cut], valid[:, cut], canvas, {} if state is None else state
-            )
-        kept = {"logits": z.clone()} if needs & {"logits", "kl"} else {}
-        keys = (canvas.row[:, None], step[:, None], pos[:, cut], stream)
-        pieces.append(propose(z, how, needs, keys, *spare) | kept)
+        pieces.append(piece(z.copy_(logits[:, cut]), cut, *spare))
     return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
 
-def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: dict[str, Tensor]) -> Tensor:
+def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: State) -> Tensor:
     """[B, K] KL of the distributions of `logits` [B, K, V] from those kept in `state` by the last
     call.
 
@@ -298,10 +366,17 @@ def divergence(logits: Tensor, pos: Tensor, valid: Tensor, state: dict[str, Tens
     return kl
 
 
-def per_window(view: Candidates, windows: Windows, progress: Progress) -> Candidates:
-    """`view` with a row for every (row, window): B rows of N windows become B * N rows."""
-    count = windows.start.shape[1]
-    inside = windows.each(view.pos).flatten(0, 1)  # [B * N, K]
+def per_window(view: Candidates, window: Mapping[str, Tensor]) -> Candidates:
+    """`view` with a row for every (row, window): B rows of N windows become B * N rows.
+
+    window: start, end, window_masked and window_step [B, N], or [B] for one window a row.
+    """
+    count = 1 if window["start"].ndim == 1 else window["start"].shape[1]
+    own: dict[str, Any] = dict(window)
+    if count > 1:
+        own = {name: t.flatten() for name, t in window.items()}
+    elif window["start"].ndim > 1:
+        own = {name: t[:, 0] for name, t in window.items()}
 
     def spread(t: Tensor) -> Tensor:
         return t if count == 1 else t.repeat_interleave(count, dim=0)
@@ -309,16 +384,13 @@ def per_window(view: Candidates, windows: Windows, progress: Progress) -> Candid
     tensors: dict[str, Any] = {
         f.name: spread(value)
         for f in fields(view)
-        if isinstance(value := getattr(view, f.name), Tensor)
+        if isinstance(value := getattr(view, f.name), Tensor) and f.name not in own
     }
-    tensors |= {
-        "valid": tensors["valid"] & inside,
-        "start": windows.start.flatten(),
-        "end": windows.end.flatten(),
-        "window_masked": progress.window_masked.flatten(),
-        "window_step": progress.window_step.flatten(),
-    }
+    start, end = own["start"][:, None], own["end"][:, None]
+    tensors["valid"] = tensors["valid"] & (tensors["pos"] >= start) & (tensors["pos"] < end)
     if (d := view.decoded) is not None:
-        decoded = Decoded(spread(d.pos), spread(d.valid) & inside, spread(d.conf))
-        return replace(view, **tensors, decoded=decoded)
-    return replace(view, **tensors)
+        pos, valid = spread(d.pos), spread(d.valid)
+        valid = valid & (pos >= start) & (pos < end)
+        token = None if d.token is None else spread(d.token)
+        tensors["decoded"] = Decoded(pos, valid, spread(d.conf), token)
+    return replace(view, **tensors, **own)

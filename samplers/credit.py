@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dllm.checks import check_number, check_probability, check_whole
-from dllm.decoding.canvas import Canvas
-from dllm.samplers.protocols import State
+from dllm.decoding.state import Fields, StateField
+from dllm.samplers.transforming import State
 
 MOST_SLOTS = 1024  # each is 12 bytes for every position; hardly one has so many best tokens
 
@@ -41,20 +41,24 @@ class Credit:
         check_number("gamma", self.gamma, 0)
         check_whole("slots", self.slots, 1, MOST_SLOTS)
 
-    def apply(
-        self, logits: Tensor, pos: Tensor, valid: Tensor, canvas: Canvas, state: State
-    ) -> Tensor:
-        """state: "token" and "credit" [B, T, slots] of every position; token -1 is a free slot."""
-        if "token" not in state:
-            shape = (*canvas.ids.shape, self.slots)
-            state["token"] = canvas.ids.new_full(shape, -1)
-            state["credit"] = torch.zeros(shape, dtype=torch.float32, device=logits.device)
+    @property
+    def fields(self) -> Fields:
+        """The `slots` of every position; token -1 is a free one."""
+        own = (self.slots,)
+        return {
+            "token": StateField(-1, per_position=True, shape=own),
+            "credit": StateField(0, "float32", per_position=True, shape=own),
+        }
+
+    def apply(self, logits: Tensor, pos: Tensor, valid: Tensor, state: State) -> Tensor:
         z = logits if logits.dtype == torch.float64 else logits.float()
         high, top = z.max(-1, keepdim=True)  # [B, K, 1]
         total = (z - high).exp_().sum(-1, keepdim=True)  # 1 / p of the best
         earned = total.pow(-self.gamma).float()
 
-        where = pos[..., None].expand(-1, -1, self.slots)
+        # what is no masked position reads and writes the column behind all positions
+        behind = state["token"].shape[1] - 1
+        where = pos.where(valid, behind)[..., None].expand(-1, -1, self.slots)
         token = state["token"].gather(1, where)  # [B, K, slots]
         credit = state["credit"].gather(1, where) * self.beta
         own = token == top
@@ -63,11 +67,7 @@ class Credit:
         token = token.scatter(2, slot, top)
         credit = credit.scatter(2, slot, before + earned)
 
-        scored = valid & canvas.masked.gather(1, pos)
-        row, k = scored.nonzero(as_tuple=True)
         for name, new in (("token", token), ("credit", credit)):
-            table = state[name].clone()
-            table[row, pos[row, k]] = new[row, k]
-            state[name] = table
-        bonus = (self.alpha * credit.log1p()).masked_fill(~scored[..., None], 0.0)
+            state[name] = state[name].scatter(1, where, new)
+        bonus = (self.alpha * credit.log1p()).masked_fill(~valid[..., None], 0.0)
         return z.scatter_add_(2, token.clamp(min=0), bonus.to(z.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class ExtremelyGreedy(CommitRuleBase):
     """
 
     paper = "Learn2PD (EGP), arXiv 2509.25188"
+    by_row: ClassVar[bool] = True
     references: tuple[tuple[int, ...], ...]
     answers: Tensor = field(init=False, repr=False, compare=False)  # [rows, longest], -1 behind
 
@@ -35,23 +37,23 @@ class ExtremelyGreedy(CommitRuleBase):
     def select(self, view: Candidates) -> Selection:
         right = self.answer_at(view)
         match = view.valid & (view.token == right)
-        best = view.valid & (view.rank() == 0)
+        best = view.surest()
         commit = match | (best & ~match.any(1, keepdim=True))
         return Selection(commit, token=right.where(view.valid, view.token))
 
     def answer_at(self, view: Candidates) -> Tensor:
         """[B, K] the reference's token at each candidate's position."""
         rows, longest = self.answers.shape
-        last = int(view.row.max())
-        if last >= rows:
-            raise ValueError(f"references: hold {rows} rows, expected one for row {last}")
         offset = (view.pos - view.prompt[:, None]).where(view.valid, 0)
-        answers = self.answers.to(view.pos.device)[view.row]  # [B, longest]
+        answers = self.answers.to(view.pos.device)[view.row.clamp(max=rows - 1)]  # [B, longest]
         right = answers.gather(1, offset.clamp(max=longest - 1))
-        missing = view.valid & ((offset >= longest) | (right < 0))
+        unknown = view.valid & (view.row >= rows)[:, None]
+        missing = unknown | (view.valid & ((offset >= longest) | (right < 0)))
         if missing.any():
             b, k = missing.nonzero()[0].tolist()
             row = int(view.row[b])
+            if row >= rows:
+                raise ValueError(f"references: hold {rows} rows, expected one for row {row}")
             raise ValueError(
                 f"references: row {row} holds {len(self.references[row])} tokens, expected one at "
                 f"position {int(offset[b, k])} of the answer"

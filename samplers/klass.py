@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dllm.checks import check_positive, check_probability, check_whole
+from dllm.decoding.state import Fields, StateField
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 
@@ -25,6 +26,8 @@ class Klass(CommitRuleBase):
     """
 
     paper = "KLASS, arXiv 2511.05664"
+    # for how many steps the distribution has hardly moved
+    fields: ClassVar[Fields] = {"calm": StateField(0, per_position=True)}
     threshold: float = 0.6
     kl_threshold: float = 0.015
     history: int = 2
@@ -49,11 +52,9 @@ class Klass(CommitRuleBase):
     def calm_steps(self, view: Candidates) -> Tensor:
         """[B, K] for how many steps up to this one each candidate's distribution hardly moved."""
         assert view.kl is not None
-        size = int(view.end.max()) + 1
-        run = view.state.get("calm", view.pos.new_zeros(len(view.pos), 0))  # [B, absolute position]
-        run = pad(run, (0, max(0, size - run.shape[1])))
-        # Padding reads and writes the column of the row's end, which stays 0.
-        index = view.pos.where(view.valid, view.end[:, None])
+        run = view.state["calm"]  # [B, absolute position]
+        # Padding reads and writes the column behind all positions, which stays 0.
+        index = view.pos.where(view.valid, run.shape[1] - 1)
         before = run.gather(1, index).masked_fill(view.window_step[:, None] == 0, 0)
         calm = torch.where(view.valid & (view.kl < self.kl_threshold), before + 1, 0)
         view.state["calm"] = torch.zeros_like(run).scatter_(1, index, calm)

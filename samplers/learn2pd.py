@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from dllm.checks import ConfigError, check_probability, check_whole
-from dllm.decoding.canvas import Canvas
+from dllm.decoding.state import Fields
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.protocols import State, Verdict, Vocabulary
+from dllm.samplers.protocols import DeviceCanvas, State, Verdict, Vocabulary
 from dllm.samplers.rule import CommitRuleBase, Selection, quota, top
 from dllm.tensors import read_tensors, write_tensors
 
@@ -49,11 +50,10 @@ class Learn2PD(CommitRuleBase):
 
     def select(self, view: Candidates) -> Selection:
         block = self.layers["in.weight"].shape[1]
-        longest = int((view.end - view.start).max())
-        if longest > block:
+        if view.width > block:
             raise ConfigError(
                 f"filter={self.filter!r}: made for blocks of {block} tokens, got a window of "
-                f"{longest}"
+                f"{view.width}"
             )
         # float64: rounding must not make a row's choice depend on the size of its batch
         layers = {name: layer.to(view.conf.device).double() for name, layer in self.layers.items()}
@@ -98,6 +98,7 @@ class EndOfText:
     """
 
     paper = "Learn2PD (EoTP), arXiv 2509.25188"
+    fields: ClassVar[Fields] = {}
     threshold: float = 0.96
     stop_ids: tuple[int, ...] = ()
 
@@ -115,7 +116,7 @@ class EndOfText:
     def bind(self, vocabulary: Vocabulary) -> EndOfText:
         return replace(self, stop_ids=tuple(vocabulary.stop_ids))
 
-    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+    def check(self, view: Candidates, canvas: DeviceCanvas, state: State) -> Verdict:
         ends = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
         ends &= canvas.generated & canvas.known
         behind = torch.where(ends, canvas.pos + 1, canvas.length[:, None]).amin(1)

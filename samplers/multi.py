@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import pad
+import numpy as np
 
 from dllm.checks import check_probability, check_whole
-from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.protocols import PlannerBase, State, Vocabulary
+from dllm.decoding.canvas import Array, Canvas, Windows
+from dllm.samplers.protocols import HostState, PlannerBase, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,28 +47,37 @@ class MultiBlock(PlannerBase):
         """A copy that knows the end-of-text ids."""
         return self if self.stop_ids else replace(self, stop_ids=tuple(vocabulary.stop_ids))
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
         """Slot n is block n, always; a full or closed block is an empty span."""
         answer = canvas.length - canvas.prompt
         size = self.block_length or max(1, int(answer.max()))
-        slots = torch.arange(max(1, -(-int(answer.max()) // size)), device=answer.device)
+        slots = np.arange(max(1, -(-int(answer.max()) // size)))
         prompt, length = canvas.prompt[:, None], canvas.length[:, None]
-        start = torch.minimum(prompt + slots * size, length)  # [B, N]
-        end = torch.minimum(start + size, length)
+        start = np.minimum(prompt + slots * size, length)  # [B, N]
+        end = np.minimum(start + size, length)
 
-        before = pad(canvas.masked.cumsum(1), (1, 0))  # [B, T + 1] masked ones before a position
-        masked = before.gather(1, end) - before.gather(1, start)
-        share = 1 - masked.double() / (end - start).clamp(min=1)
+        before = counts_before(canvas.masked)
+        masked = np.take_along_axis(before, end, 1) - np.take_along_axis(before, start, 1)
+        share = 1 - masked / np.maximum(end - start, 1)
         left = masked > 0
         first = left & (left.cumsum(1) == 1)
 
-        stops = torch.isin(canvas.ids, canvas.ids.new_tensor(self.stop_ids))
-        stops &= canvas.generated & canvas.known
-        ended = pad(stops.cumsum(1), (1, 0)).gather(1, start) > 0
+        stops = np.isin(canvas.ids, self.stop_ids) & canvas.generated & canvas.known
+        ended = np.take_along_axis(counts_before(stops), start, 1) > 0
         behind = share[:, :-1]  # of the predecessor, for all blocks but the first
-        reached = pad((behind >= self.add).long(), (1, 0), value=1).cumprod(1) > 0
+        reached = np.logical_and.accumulate(led(behind >= self.add), 1)
         able = left & reached & ~ended
         # A row always has a window, also a guessed canvas whose text has ended before its masks.
         opened = (able & (able.cumsum(1) <= self.most)) | first
-        active = pad(behind >= self.full, (1, 0), value=True)
-        return Windows(start, torch.where(opened, end, start), active & opened)
+        active = led(behind >= self.full)
+        return Windows(start, np.where(opened, end, start), active & opened)
+
+
+def counts_before(mask: Array) -> Array:
+    """[B, T + 1] how often `mask` [B, T] holds before each position."""
+    return np.pad(mask.cumsum(1), ((0, 0), (1, 0)))
+
+
+def led(mask: Array) -> Array:
+    """`mask` [B, N - 1] behind a first column that always holds."""
+    return np.pad(mask, ((0, 0), (1, 0)), constant_values=True)

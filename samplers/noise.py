@@ -25,18 +25,30 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform(seed: int, *counters: Tensor) -> Tensor:
-    """Float64 uniforms in the open interval (0, 1), one per broadcast entry of the counters.
+def seed_key(seed: int) -> Tensor:
+    """The key, an int64 scalar, of draws that depend on a seed alone."""
+    # The seed is mixed at once: else seed s and row r + 31 would give what s + 1 and r give.
+    return _mix(torch.tensor((seed + 2**63) % 2**64 - 2**63))
 
-    They have 52 random bits: float32 would cut the tail of a Gumbel or exponential made from them
-    (arXiv 2409.02908, section 4).
+
+def row_key(seed: int, row: int) -> int:
+    """The key of a row's draws, a signed 64-bit number: its seed and its identity, mixed."""
+    return int(_keyed(seed_key(seed), torch.tensor(row)))
+
+
+def uniform(key: Tensor, *counters: Tensor) -> Tensor:
+    """Float64 uniforms in the open interval (0, 1), one per broadcast entry of key and counters.
+
+    key: see `row_key`. They have 52 random bits: float32 would cut the tail of a Gumbel or
+    exponential made from them (arXiv 2409.02908, section 4).
     """
-    signed = (seed + 2**63) % 2**64 - 2**63
-    # Mixed at once: else seed s and counter c + 31 would give what seed s + 1 and counter c give.
-    x = _mix(torch.full((), signed, dtype=torch.int64, device=counters[0].device))
     for counter in counters:
-        x = _mix(x * 31 + _GOLDEN + counter.long())
-    return (_shift(_mix(x), 12).double() + 0.5) * 2.0**-52
+        key = _keyed(key, counter)
+    return (_shift(_mix(key), 12).double() + 0.5) * 2.0**-52
+
+
+def _keyed(key: Tensor, counter: Tensor) -> Tensor:
+    return _mix(key * 31 + _GOLDEN + counter)
 
 
 def gumbel(u: Tensor) -> Tensor:

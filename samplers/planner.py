@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
+import numpy as np
 
 from dllm.checks import check_whole
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.protocols import PlannerBase, State, Vocabulary
+from dllm.samplers.protocols import HostState, PlannerBase, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class FixedBlocks(PlannerBase):
         """A copy aligned with the blocks of the model's attention, if it has any."""
         return self if vocabulary.attention_block is None else replace(self, aligned=True)
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
         if self.block_length is None:
             return Windows(canvas.prompt, canvas.length)
-        origin = torch.zeros_like(canvas.prompt) if self.aligned else canvas.prompt
+        origin = np.zeros_like(canvas.prompt) if self.aligned else canvas.prompt
         done = (canvas.first_masked() - origin) // self.block_length
         start = origin + done * self.block_length
-        end = torch.minimum(start + self.block_length, canvas.length)
-        return Windows(torch.maximum(start, canvas.prompt), end)
+        end = np.minimum(start + self.block_length, canvas.length)
+        return Windows(np.maximum(start, canvas.prompt), end)

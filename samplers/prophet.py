@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dllm.checks import check_number, check_whole
-from dllm.decoding.canvas import Canvas
+from dllm.decoding.state import Fields
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.protocols import State, Verdict, Vocabulary
+from dllm.samplers.protocols import DeviceCanvas, State, Verdict, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Prophet:
     without a region (no marker yet) nothing fires.
     """
 
+    fields: ClassVar[Fields] = {}
     paper: ClassVar[str] = "Prophet, arXiv 2508.19982"
     length: int = 5
     at: int | None = None
@@ -70,7 +71,7 @@ class Prophet:
     def whole_row(self) -> bool:
         return True
 
-    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+    def check(self, view: Candidates, canvas: DeviceCanvas, state: State) -> Verdict:
         if view.gap is None:
             raise ValueError("Prophet: expected the view's logit gaps")
         start = self._start(canvas)[:, None]
@@ -85,7 +86,7 @@ class Prophet:
     def _inside(self, pos: Tensor, start: Tensor) -> Tensor:
         return (pos >= start) & (pos < start + self.length)
 
-    def _start(self, canvas: Canvas) -> Tensor:
+    def _start(self, canvas: DeviceCanvas) -> Tensor:
         """[B] where the region starts; the canvas size where there is none."""
         if self.at is not None:
             return canvas.prompt + self.at

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from dllm.decoding.canvas import Canvas, Windows
-from dllm.samplers.candidates import Candidates, Transform
+from dllm.decoding.canvas import Array, Canvas, Windows
+from dllm.decoding.state import Fields
+from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import CommitRule
+from dllm.samplers.transforming import State, Transform
 
 __all__ = [
+    "DeviceCanvas",
+    "HostState",
     "Planner",
     "PlannerBase",
     "Speculator",
@@ -27,7 +32,7 @@ __all__ = [
     "Vocabulary",
 ]
 
-State = dict[str, Tensor]  # tensors [B, ...] that one keeps between steps, by assigning to a key
+HostState = dict[str, Array]  # arrays [B, ...] that one keeps between steps, by assigning to a key
 
 
 class Vocabulary(Protocol):
@@ -58,15 +63,28 @@ class Planner(Protocol):
         """Costly fields of `Candidates` that `narrow` reads."""
         ...
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
-        """Before the forward: windows of every row, at least one with a masked position."""
+    @property
+    def narrows(self) -> bool:
+        """Whether `narrow` may change a window."""
         ...
 
-    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
-        """After the forward: the same windows or parts of them, still with a masked position.
+    @property
+    def fields(self) -> Fields:
+        """The state that it keeps: numbers [B] or bools [B] by name."""
+        ...
 
-        `view` holds all masked positions of `windows`, one row per canvas row; its window fields
-        are those of the widest span.
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
+        """Before the forward, on the host: windows of every row, at least one with a masked
+        position.
+        """
+        ...
+
+    def narrow(self, view: Candidates, state: State) -> tuple[Tensor, Tensor]:
+        """After the forward, on the device: start and end [B] of a part of each row's window, still
+        with a masked position; called where it `narrows`. For planners of one window a row.
+
+        `view` holds all masked positions of the windows, one row per canvas row. `state` is what
+        `windows` left, as tensors; what is assigned to its keys is there for the next `windows`.
         """
         ...
 
@@ -74,12 +92,39 @@ class Planner(Protocol):
 class PlannerBase:
     """The usual planner needs nothing and keeps the windows it chose before the forward."""
 
+    fields: ClassVar[Fields] = {}
+    narrows: ClassVar[bool] = False
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()
 
-    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
-        return windows
+    def narrow(self, view: Candidates, state: State) -> tuple[Tensor, Tensor]:
+        return view.start, view.end
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCanvas:
+    """What stands on the canvas behind a step's commits, on the device, for stop rules.
+
+    ids, known, generated [B, T], prompt, length [B]: as in `Canvas`.
+    """
+
+    ids: Tensor
+    known: Tensor
+    generated: Tensor
+    prompt: Tensor
+    length: Tensor
+
+    @property
+    def masked(self) -> Tensor:
+        """[B, T] positions still to be filled."""
+        return self.generated & ~self.known
+
+    @property
+    def pos(self) -> Tensor:
+        """[T] absolute positions."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +152,12 @@ class StopRule(Protocol):
         """Whether `check` must see all masked positions of a row, not only its windows'."""
         ...
 
-    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+    @property
+    def fields(self) -> Fields:
+        """The state that it keeps."""
+        ...
+
+    def check(self, view: Candidates, canvas: DeviceCanvas, state: State) -> Verdict:
         """`view`: the masked positions before this step; `canvas`: with this step's commits."""
         ...
 

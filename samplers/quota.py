@@ -43,12 +43,13 @@ class Quota(CommitRuleBase):
         return self.logits_eos_inf
 
     def select(self, view: Candidates) -> Selection:
-        scores: tuple[Tensor, ...] = view.certainty
+        scores: tuple[Tensor, ...] = ()
         if self.remasking == "random":
             scores = (view.uniform(),)
         if self.confidence_eos_eot_inf:
-            scores = tuple(score.masked_fill(view.ends, -torch.inf) for score in scores)
-        count = quota(view, self.steps)
+            scores = tuple(
+                score.masked_fill(view.ends, -torch.inf) for score in scores or view.certainty
+            )
         if self.count is not None:
-            count = torch.full_like(count, self.count)
-        return Selection(top(view, count, *scores))
+            return Selection(view.valid & (view.rank(*scores) < self.count))
+        return Selection(top(view, quota(view, self.steps), *scores))

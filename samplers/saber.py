@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dllm.checks import check_whole
+from dllm.decoding.state import Fields, StateField
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import CommitRuleBase, Selection
 
@@ -28,6 +30,12 @@ class Saber(CommitRuleBase):
     """
 
     paper = "Saber, arXiv 2510.18165"
+    # of the window: probabilities of its commits, their number, and what was last seen where
+    fields: ClassVar[Fields] = {
+        "total": StateField(0, "float64"),
+        "number": StateField(0),
+        "last": StateField(nan, "float32", per_position=True),
+    }
     count: int = 2
 
     def __post_init__(self) -> None:
@@ -42,10 +50,9 @@ class Saber(CommitRuleBase):
         return True
 
     def select(self, view: Candidates) -> Selection:
-        none = view.conf.new_zeros(len(view.conf), dtype=torch.float64)
         fresh = view.window_step == 0
-        total = view.state.get("total", none).masked_fill(fresh, 0)
-        number = view.state.get("number", none).masked_fill(fresh, 0)
+        total = view.state["total"].masked_fill(fresh, 0)
+        number = view.state["number"].masked_fill(fresh, 0)
         bar = torch.where(number > 0, total / number, 1.0)[:, None]
         above = view.conf > bar
         commit = view.valid & (above | (view.rank() < self.count))
@@ -62,19 +69,18 @@ class Saber(CommitRuleBase):
         assert view.decoded is not None
         assert view.best_conf is not None
         decoded = view.decoded
-        end = view.end[:, None]
-        seen = view.best_conf.new_full((len(end), int(end.max()) + 1), torch.nan)  # [B, position]
-        last = view.state.get("last", seen)
-        last = pad(last, (0, max(0, seen.shape[1] - last.shape[1])), value=torch.nan)
-        # Padding reads and writes the column of the row's end, which stays unscored.
-        where = decoded.pos.where(decoded.valid, end)
+        last = view.state["last"]  # [B, position]
+        seen = torch.full_like(last, torch.nan)
+        # Padding reads and writes the column behind all positions, which stays unscored.
+        behind = last.shape[1] - 1
+        where = decoded.pos.where(decoded.valid, behind)
         drop = last.gather(1, where).masked_fill(fresh[:, None], torch.nan) - decoded.conf
         drop = drop.nan_to_num(0.0).masked_fill(~decoded.valid, -torch.inf)
         for pos, valid, conf in (
             (view.pos, view.valid, view.best_conf),
             (decoded.pos, decoded.valid, decoded.conf),
         ):
-            seen = seen.scatter(1, pos.where(valid, end), conf.where(valid, torch.nan))
+            seen = seen.scatter(1, pos.where(valid, behind), conf.where(valid, torch.nan))
         view.state["last"] = seen
 
         order = drop.argsort(dim=1, descending=True, stable=True)

@@ -6,7 +6,7 @@ import copy
 import importlib
 import inspect
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Scheduler(CommitRuleBase):
     """
 
     paper = "diffusers schedulers, github.com/huggingface/diffusers"
+    by_row: ClassVar[bool] = True
     scheduler: ImportPath | Any
     mask_token_id: int | None = None
 
@@ -69,8 +70,9 @@ class Scheduler(CommitRuleBase):
             raise ValueError("mask_token_id=None: expected the id of the mask token")
         # A plain loop: every row has a window, a step and random draws of its own, and schedulers
         # themselves go row by row.
-        rows = [self.step(view, self.mask_token_id, row) for row in range(len(view.pos))]
-        token = torch.stack(rows)
+        token = view.token.clone()
+        for row in view.valid.any(1).nonzero()[:, 0].tolist():
+            token[row] = self.step(view, self.mask_token_id, row)
         commit = view.valid & (token != self.mask_token_id)
         return Selection(commit, token=token.where(commit, view.token))
 
@@ -90,8 +92,8 @@ class Scheduler(CommitRuleBase):
         if self.takes("mask_token_id") and self.own_mask() is None:
             options["mask_token_id"] = mask
         if self.takes("generator"):
-            keys = (view.row, view.step, view.start, torch.full_like(view.row, RULE_STREAM))
-            seed = int(uniform(view.seed, *(key[row] for key in keys)) * 2**52)
+            keys = (view.key, view.step, view.start, torch.full_like(view.key, RULE_STREAM))
+            seed = int(uniform(*(key[row] for key in keys)) * 2**52)
             options["generator"] = torch.Generator(view.pos.device).manual_seed(seed)
         result = scheduler.step(logits, timestep, sample, **options)
         filled = result.prev_sample if hasattr(result, "prev_sample") else result[0]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dllm.checks import check_probability, check_whole
 from dllm.decoding.canvas import Canvas, Windows
+from dllm.decoding.state import Fields, StateField
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.protocols import PlannerBase, State
+from dllm.samplers.protocols import HostState, PlannerBase, State
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class SlowFast(PlannerBase):
     """
 
     paper: ClassVar[str] = "SlowFast Sampling, arXiv 2506.10848"
+    narrows: ClassVar[bool] = True
+    # start (-1: to be found) and end of the phase's window, whether it is slow, its slow steps, the
+    # end of the last span
+    fields: ClassVar[Fields] = {
+        "start": StateField(-1),
+        "end": StateField(-1),
+        "slow": StateField(False, "bool"),
+        "tried": StateField(0),
+        "span": StateField(0),
+    }
     block_length: int | None = None
     explore: int = 6
     reach: float = 0.3
@@ -39,32 +52,23 @@ class SlowFast(PlannerBase):
         check_whole("explore", self.explore, 1)
         check_probability("reach", self.reach)
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
-        """Slow: from the first masked position to the end of the row or block. Fast: the span.
-
-        state [B]: start (-1: to be found) and end of the phase's window, whether it is `slow`, slow
-        steps `tried`, end of the last `span`.
-        """
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
+        """Slow: from the first masked position to the end of the row or block. Fast: the span."""
         first, limit = canvas.first_masked(), canvas.length
         if self.block_length is not None:
             blocks = (first - canvas.prompt) // self.block_length + 1
-            limit = torch.minimum(canvas.prompt + blocks * self.block_length, limit)
-        if "end" not in state:
-            fresh = torch.ones_like(first, dtype=torch.bool)
-            state |= {"start": first, "end": limit, "slow": fresh, "tried": first, "span": first}
-        else:
-            fresh = first >= state["end"]
-        entered = fresh | (state["start"] < 0)
-        state["start"] = torch.where(entered, first, state["start"])
-        state["end"] = torch.where(fresh, limit, torch.minimum(state["end"], canvas.length))
+            limit = np.minimum(canvas.prompt + blocks * self.block_length, limit)
+        fresh = first >= state["end"]
+        state["start"] = np.where(fresh | (state["start"] < 0), first, state["start"])
+        state["end"] = np.where(fresh, limit, np.minimum(state["end"], canvas.length))
         state["slow"] = state["slow"] | fresh
-        state["tried"] = state["tried"].masked_fill(fresh, 0)
+        state["tried"] = np.where(fresh, 0, state["tried"])
         return Windows(state["start"], state["end"])
 
-    def narrow(self, view: Candidates, windows: Windows, state: State) -> Windows:
+    def narrow(self, view: Candidates, state: State) -> tuple[Tensor, Tensor]:
         """One position where the phase is slow; ends the phase where the span is stable."""
-        start, end, slow = windows.start[:, 0], windows.end[:, 0], state["slow"]
-        best = torch.where(view.valid & (view.rank() == 0), view.pos, -1).amax(1)
+        start, end, slow = view.start, view.end, state["slow"]
+        best = torch.where(view.surest(), view.pos, -1).amax(1)
         far = torch.where(view.valid & (view.conf >= self.reach), view.pos + 1, 0).amax(1)
         span = torch.maximum(far, start)
         tried = state["tried"] + 1
@@ -76,4 +80,4 @@ class SlowFast(PlannerBase):
         # window had.
         state["start"] = start.masked_fill(done, -1)
         state["end"] = torch.where(done, span, end)
-        return Windows(torch.where(slow, best, start), torch.where(slow, best + 1, end))
+        return torch.where(slow, best, start), torch.where(slow, best + 1, end)

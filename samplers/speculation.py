@@ -35,15 +35,13 @@ class FreeDave:
         sets: list[Tensor] = []
         state = dict(view.state)  # the rule keeps its state through the guesses, and not after
         kl = None if view.kl is None else torch.zeros_like(view.kl)
-        answer = (view.length - view.prompt).clamp(min=1)
-        while len(sets) < self.length and bool((view.valid & ~done).any()):
-            ahead = len(sets) + 1
+        for ahead in range(1, 1 + min(self.length, view.pos.shape[1])):  # each commits a token
             guess = replace(
                 view,
                 valid=view.valid & ~done,
                 step=view.step + ahead,
                 window_step=view.window_step + ahead,
-                filled=view.filled + (view.valid & done).sum(1) / answer,
+                masked=view.masked - (view.valid & done).sum(1),
                 kl=kl,
                 state=state,
             )
@@ -69,5 +67,5 @@ class SelfSpeculation:
     def drafts(self, rule: CommitRule, view: Candidates, done: Tensor) -> list[Tensor]:
         left = view.valid & ~done
         rank = replace(view, valid=left).rank()
-        most = min(self.length, int(left.sum(1).max()))
+        most = min(self.length, view.pos.shape[1])
         return [done | (left & (rank < count)) for count in range(1, most + 1)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dllm.cache.none import NoCache
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Windows
+from dllm.decoding.driving import drive
 from dllm.engine import DecodeError, Engine
 from dllm.errors import DllmError
 from dllm.output import Commit, Finished, Started
@@ -30,6 +31,7 @@ from tests.fakes import (
     leaning,
     scripted,
 )
+from tests.guarantees import Told
 
 
 def writes(*tokens: int) -> FakeModel:
@@ -156,19 +158,25 @@ def test_a_bad_option_is_one_clear_error_before_any_event(options, message):
     ],
 )
 def test_nan_and_infinity_name_row_and_step(value, dtype, options):
-    """Row 0 ends first, so that the bad row's place in the batch is not its number."""
+    """Row 0 ends first and row 2 takes its place, which is not its number. It ends alone."""
 
     def out(ids):
         return (leaning(EOS) if ids[0] == 3 else leaning(7))(ids)
 
     call = 4 if "cfg_scale" in options else 2
-    model = FakeModel(out, dtype=dtype, poison=(call, 1, value))
+    model = FakeModel(out, dtype=dtype, poison=(call, 0, value))
     for sampler in ("quota", "dream:alg=entropy", "dream:alg=topk_margin,alg_temp=1"):
         model.plans.clear()
+        config = DecodeConfig(max_new_tokens=6, block_length=1, sampler=sampler, **options)
+        told = Told()
+        stream = Engine(model).stream_steps([[3], [4], [6]], config)
         with pytest.raises(DecodeError, match=r"row 2, step 2: .* position \d+ hold NaN or inf"):
-            Engine(model).generate(
-                [[3], [4], [6]], max_new_tokens=6, block_length=1, sampler=sampler, **options
-            )
+            drive(stream, told)
+        done = {e.row: e.output for e in told.events if isinstance(e, Finished)}
+        (alone,) = Engine(FakeModel(out, dtype=dtype)).generate([[4]], config, row_ids=[1])
+        assert (done[1].token_ids, done[1].error) == (alone.token_ids, None)
+        assert (done[2].finish_reason, len(done[2].token_ids)) == ("error", 2)
+        assert "row 2, step 2" in done[2].error
 
 
 def test_all_tokens_forbidden_is_an_error():

@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import pytest
 
-TENSORS = ("torch", "numpy", "einops")
+TENSORS = ("torch", "numpy")
 GROUND = (  # tensors, dataclasses and files
     *("dllm.errors", "dllm.checks", "dllm.output", "dllm.files", "dllm.jsonlog"),
-    *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.driving"),
+    *("dllm.decoding.__init__", "dllm.decoding.canvas", "dllm.decoding.state"),
+    "dllm.decoding.driving",
     *("dllm.cache.plan", "dllm.cache.kv", "dllm.models.spec"),
     *("dllm.text.__init__", "dllm.text.codec", "dllm.text.prompts", "dllm.text.spelling"),
 )
+CANVAS = ("dllm.decoding.canvas", "dllm.decoding.state")
 BELOW_LOOP = (
     *GROUND,
     *("dllm.config", "dllm.presets", "dllm.registry"),
@@ -60,11 +62,11 @@ RULES: dict[str, May] = {
     "dllm.processes": May(("dllm.errors",), ("torch",)),
     "dllm.environment": May(("dllm.__init__",), ("torch", "transformers")),
     # no model, no tokenizer, no cache
-    "dllm.samplers": May(("dllm.samplers", "dllm.decoding.canvas", "dllm.checks"), TENSORS),
+    "dllm.samplers": May(("dllm.samplers", *CANVAS, "dllm.checks"), TENSORS),
     "dllm.samplers.__init__": May(("dllm.registry", "dllm.samplers"), ()),
     "dllm.samplers.pc": May(("dllm.checks", "dllm.samplers", "dllm.tensors"), TENSORS),
     "dllm.samplers.learn2pd": May(
-        ("dllm.samplers", "dllm.decoding.canvas", "dllm.checks", "dllm.tensors"), TENSORS
+        ("dllm.samplers", *CANVAS, "dllm.checks", "dllm.tensors"), TENSORS
     ),
     "dllm.samplers.scheduler": May(("dllm.samplers", "dllm.checks", "dllm.registry"), TENSORS),
     "dllm.cache": May((*GROUND, "dllm.cache.policy"), TENSORS),  # a policy

@@ -1,12 +1,20 @@
-"""Canvas: the token ids of a batch, what is masked, where rows end. No model, no tokenizer."""
+"""Canvas: the token ids of a batch, what is masked, where rows end; numpy arrays on the host.
+
+The decode loop keeps this exact mirror of what stands on the device, so that everything that only
+asks *where* (planners, cache policies, answers) is plain numpy and never waits for the device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Prefilled = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, token ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +27,9 @@ class Windows:
     window of a row that holds a masked position is forced whatever this says.
     """
 
-    start: Tensor
-    end: Tensor
-    forced: Tensor | None = None
+    start: Array
+    end: Array
+    forced: Array | None = None
 
     def __post_init__(self) -> None:
         if self.start.ndim == 1:
@@ -30,139 +38,189 @@ class Windows:
 
     def padded(self, count: int) -> Windows:
         """The same windows with empty ones behind, so that every row has at least `count`."""
-        more = max(0, count - self.start.shape[1])
-        start, end = (torch.nn.functional.pad(t, (0, more)) for t in (self.start, self.end))
+        more = count - self.start.shape[1]
+        if more <= 0:
+            return self
+        start, end = (np.pad(a, ((0, 0), (0, more))) for a in (self.start, self.end))
         forced = self.forced
-        return Windows(
-            start, end, None if forced is None else torch.nn.functional.pad(forced, (0, more))
-        )
+        return Windows(start, end, None if forced is None else np.pad(forced, ((0, 0), (0, more))))
+
+    def where(self, which: Array, other: Windows) -> Windows:
+        """These in the rows `which` [B], those of `other` elsewhere."""
+        count = max(w.start.shape[1] for w in (self, other))
+        one, two = self.padded(count), other.padded(count)
+        forced = None
+        if one.forced is not None or two.forced is not None:
+            every = np.ones_like(one.start, dtype=np.bool_)
+            each = (every if w.forced is None else w.forced for w in (one, two))
+            forced = np.where(which[:, None], *each)
+        start = np.where(which[:, None], one.start, two.start)
+        return Windows(start, np.where(which[:, None], one.end, two.end), forced)
 
     @property
-    def empty(self) -> Tensor:
+    def empty(self) -> Array:
         """[B, N] bool: which spans are no windows."""
         return self.end <= self.start
 
-    def first(self) -> Tensor:
+    def first(self) -> Array:
         """[B] where the first window starts; 2^63 - 1 in a row without any."""
-        return self.start.masked_fill(self.empty, torch.iinfo(self.start.dtype).max).amin(1)
+        start: Array = np.where(self.empty, np.iinfo(np.int64).max, self.start)
+        return np.asarray(start.min(1))
 
-    def each(self, pos: Tensor) -> Tensor:
+    def last(self) -> Array:
+        """[B] where the last window ends; 0 in a row without any."""
+        return np.asarray(np.where(self.empty, 0, self.end).max(1))
+
+    def each(self, pos: Array) -> Array:
         """[B, N, K] which absolute positions `pos` [B, K] (or [T]) lie in which window."""
-        pos = pos.unsqueeze(-2)  # [B, 1, K], or [1, T]
+        pos = pos[..., None, :]  # [B, 1, K], or [1, T]
         return (pos >= self.start[..., None]) & (pos < self.end[..., None])
 
-    def contains(self, pos: Tensor) -> Tensor:
+    def contains(self, pos: Array) -> Array:
         """[B, K] which absolute positions `pos` [B, K] (or [T]) lie in a window of their row."""
-        return self.each(pos).any(1)
+        if self.start.shape[1] == 1:
+            return (pos >= self.start) & (pos < self.end)
+        return np.asarray(self.each(pos).any(1))
 
 
-Prefilled = Sequence[tuple[int, Sequence[int]]]  # (offset behind the prompt, token ids)
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Canvas:
     """B rows of prompt plus positions to fill, each from position 0, padded on the right only.
 
-    ids        [B, T] token ids; masked positions show the mask id generated  [B, T] the engine may
-    fill this position; a mask id typed in a prompt is no masked one known      [B, T] prompt, or
-    committed prompt     [B] prompt length;  length [B] prompt plus generated;  row [B] index in the
-    request
+    ids        [B, T] token ids; masked positions show the mask id
+    generated  [B, T] the engine may fill it; a mask id typed in a prompt is no masked position
+    known      [B, T] prompt, prefilled, padding, or committed
+    prompt     [B] prompt length;  length [B] prompt plus generated;  row [B] identity in draws
+
+    Nothing in it ever changes: a step makes a new one.
     """
 
-    ids: Tensor
-    generated: Tensor
-    known: Tensor
-    prompt: Tensor
-    length: Tensor
-    row: Tensor
+    ids: Array
+    generated: Array
+    known: Array
+    prompt: Array
+    length: Array
+    row: Array
 
     @classmethod
     def from_prompts(
         cls,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         mask_id: int,
-        device: torch.device | str = "cpu",
         prefilled: Sequence[Prefilled] = (),
+        row_ids: Sequence[int] | None = None,
     ) -> Canvas:
-        """A canvas of `prompts` with `max_new_tokens` masked positions behind each.
+        """A canvas of `prompts` with `max_new_tokens` (one number, or by row) masked positions
+        behind each.
 
         prefilled: by row, what stands in its answer from the start.
         """
-        size = max(map(len, prompts)) + max_new_tokens
-        ids = torch.full((len(prompts), size), mask_id)
-        prompt_length = torch.tensor([len(p) for p in prompts])
-        length = prompt_length + max_new_tokens
-        pos = torch.arange(size)
-        generated = (pos >= prompt_length[:, None]) & (pos < length[:, None])
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(list(prompt), dtype=torch.long)
-            for offset, tokens in prefilled[row] if prefilled else ():
-                span = slice(len(prompt) + offset, len(prompt) + offset + len(tokens))
-                ids[row, span] = torch.tensor(list(tokens), dtype=torch.long)
+        prompt = np.array([len(p) for p in prompts], dtype=np.int64)
+        length = prompt + np.asarray(max_new_tokens, dtype=np.int64)
+        pos = np.arange(length.max(initial=0))
+        ids = np.full((len(prompts), len(pos)), mask_id, dtype=np.int64)
+        generated = (pos >= prompt[:, None]) & (pos < length[:, None])
+        for row, tokens in enumerate(prompts):
+            ids[row, : len(tokens)] = list(tokens)
+            for offset, own in prefilled[row] if prefilled else ():
+                span = slice(len(tokens) + offset, len(tokens) + offset + len(own))
+                ids[row, span] = list(own)
                 generated[row, span] = False
-        tensors = (ids, generated, ~generated, prompt_length, length, torch.arange(len(prompts)))
-        return cls(*(t.to(device) for t in tensors))
+        rows = range(len(prompts)) if row_ids is None else row_ids
+        return cls(ids, generated, ~generated, prompt, length, np.array(rows, dtype=np.int64))
 
-    @property
-    def masked(self) -> Tensor:
+    @cached_property
+    def masked(self) -> Array:
         """[B, T] positions still to be filled."""
         return self.generated & ~self.known
 
-    @property
-    def pos(self) -> Tensor:
+    @cached_property
+    def pos(self) -> Array:
         """[T] absolute positions."""
-        return torch.arange(self.ids.shape[1], device=self.ids.device)
+        return np.arange(self.ids.shape[1])
 
-    def first_masked(self) -> Tensor:
+    @cached_property
+    def inside(self) -> Array:
+        """[B, T] positions of the row, padding left out."""
+        return self.pos < self.length[:, None]
+
+    @cached_property
+    def answer(self) -> Array:
+        """[B, T] positions behind the prompt, prefilled ones too."""
+        return self.inside & (self.pos >= self.prompt[:, None])
+
+    def first_masked(self) -> Array:
         """[B] position of the first masked one; the row's length where there is none."""
-        size = self.ids.shape[1]
-        first = torch.where(self.masked, self.pos, size).amin(1)
-        return torch.minimum(first, self.length)
+        return first_of(self.masked, self.length)
 
-    def commit(self, pos: Tensor, token: Tensor, chosen: Tensor) -> None:
-        """Fill the `chosen` [B, K] of the positions `pos` [B, K] with `token` [B, K]."""
-        rows, cols = chosen.nonzero(as_tuple=True)
-        where = pos[rows, cols]
-        self.ids[rows, where] = token[rows, cols]
-        self.known[rows, where] = True
+    def stepped(self, ids: Array, known: Array, length: Array | None = None) -> Canvas:
+        """One step later: new `ids` and `known` [B, T]; rows end at `length` [B] (None: as before).
 
-    def reopen(self, pos: Tensor, chosen: Tensor, mask_id: int) -> None:
-        """Mask the `chosen` [B, K] of the committed positions `pos` [B, K] again."""
-        rows, cols = chosen.nonzero(as_tuple=True)
-        where = pos[rows, cols]
-        self.ids[rows, where] = mask_id
-        self.known[rows, where] = False
-
-    def shorten(self, length: Tensor) -> None:
-        """Drop what rows hold from position `length` [B] on; a row never grows."""
-        self.length = torch.minimum(self.length, length)
-        inside = self.pos < self.length[:, None]
-        self.generated = self.generated & inside
-        self.known = self.known | ~inside
-
-    def copy(self) -> Canvas:
-        """The same canvas once more: what changes one of the two leaves the other as it is."""
-        return replace(self, ids=self.ids.clone(), known=self.known.clone())
-
-    def take(self, rows: Tensor) -> Canvas:
-        """A canvas of its own with `rows` [n] (indices, repeats allowed) of this one."""
-        return Canvas(
-            *(t[rows] for t in (self.ids, self.generated, self.known)),
-            *(t[rows] for t in (self.prompt, self.length, self.row)),
+        What lies behind a new end is dropped; a row never grows.
+        """
+        if length is None or bool((length >= self.length).all()):
+            now = replace(self, ids=ids, known=known)
+            for name in ("pos", "inside", "answer"):  # the same as before: not worked out again
+                if name in self.__dict__:
+                    now.__dict__[name] = self.__dict__[name]
+            return now
+        length = np.minimum(self.length, length)
+        inside = self.pos < length[:, None]
+        return replace(
+            self, ids=ids, known=known | ~inside, generated=self.generated & inside, length=length
         )
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` [n] (indices), and the columns that none of them reaches."""
-        size = int(self.length[rows].max()) if len(rows) else 0
-        self.ids, self.generated, self.known = (
-            t[rows, :size] for t in (self.ids, self.generated, self.known)
+    def take(self, rows: Array | Sequence[int], size: int | None = None) -> Canvas:
+        """A canvas with `rows` [n] (indices, repeats allowed), of `size` positions (None: as
+        many as the longest of them has).
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        length = self.length[rows]
+        size = int(length.max(initial=0)) if size is None else size
+        ids, generated, known = (a[rows, :size] for a in (self.ids, self.generated, self.known))
+        return Canvas(ids, generated, known, self.prompt[rows], length, self.row[rows])
+
+    def joined(self, other: Canvas, mask_id: int) -> Canvas:
+        """The rows of this canvas, then those of `other`."""
+        size = max(self.ids.shape[1], other.ids.shape[1])
+        fills = {"ids": mask_id, "generated": False, "known": True}
+        wide = (
+            np.concatenate([widened(getattr(c, name), size, fill) for c in (self, other)])
+            for name, fill in fills.items()
         )
-        self.prompt, self.length, self.row = (t[rows] for t in (self.prompt, self.length, self.row))
+        narrow = (
+            np.concatenate([getattr(c, name) for c in (self, other)])
+            for name in ("prompt", "length", "row")
+        )
+        return Canvas(*wide, *narrow)
 
 
-def positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [B, K] at which `mask` [B, T] holds, ascending, and which of them are real."""
-    most = int(mask.sum(1).max())
-    pos = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return pos, mask.gather(1, pos)
+def first_of(mask: Array, otherwise: Array) -> Array:
+    """[B] the first position at which `mask` [B, T] holds; `otherwise` [B] where there is none."""
+    if not mask.shape[1]:
+        return otherwise
+    first = mask.argmax(1)
+    return np.where(mask[np.arange(len(mask)), first], first, otherwise)
+
+
+def widened(a: Array, size: int, fill: Any) -> Array:
+    """`a` [B, T, ...] with `fill` behind, so that T is at least `size`."""
+    more = size - a.shape[1]
+    if more <= 0:
+        return a
+    return np.concatenate([a, np.full((len(a), more, *a.shape[2:]), fill, dtype=a.dtype)], 1)
+
+
+def positions(mask: Array, fill: int | None = None) -> tuple[Array, Array]:
+    """Positions [B, K] at which `mask` [B, T] holds, ascending, and which of them are real.
+
+    K is the most of a row. Padding stands behind the real ones and shows `fill` (None: T).
+    """
+    count = mask.sum(1)
+    most = int(count.max(initial=0))
+    _, col = mask.nonzero()
+    pos = np.full((len(mask), most), mask.shape[1] if fill is None else fill, dtype=np.int64)
+    real = np.arange(most) < count[:, None]
+    pos[real] = col  # both go row by row, ascending
+    return pos, real

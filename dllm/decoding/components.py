@@ -11,7 +11,7 @@ from dllm.cache.policy import CachePolicy
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Prefilled
 from dllm.models.protocol import TokenIds
-from dllm.samplers.protocols import Planner, PlannerBase, Speculator, StopRule, Transform
+from dllm.samplers.protocols import Planner, Speculator, StopRule, Transform
 from dllm.samplers.rule import CommitRule
 from dllm.text.codec import TextCodec
 
@@ -86,6 +86,11 @@ class DecodingComponents:
         )
         if config.stop and text is None:
             raise ConfigError("stop strings need a tokenizer: load the engine with one")
+        if made.planner.narrows and int(getattr(made.rule, "spare_steps", 0)) > 0:
+            raise ConfigError(
+                f"{_named(config, 'sampler')} keeps windows open, but {_named(config, 'planner')} "
+                "changes them behind the forward: choose another of the two"
+            )
         if made.policy.uses_kv:
             made.check_cache(config)
         return made
@@ -110,7 +115,7 @@ class DecodingComponents:
             watchers = []
             if self.stop_rule is not None and self.stop_rule.whole_row:
                 watchers.append("stop_rule")
-            if getattr(type(self.planner), "narrow", None) is not PlannerBase.narrow:
+            if self.planner.narrows:
                 watchers.append("planner")
             for watcher in watchers:
                 raise ConfigError(
@@ -137,22 +142,21 @@ def encode_prefilled(
     return [(int(offset), text.encode(words)) for offset, _, words in split if text is not None]
 
 
-def check_prefilled(rows: Sequence[Prefilled], max_new_tokens: int) -> None:
+def check_prefilled(row: int, prefilled: Prefilled, max_new_tokens: int) -> None:
     """ConfigError where what stands in a row's answer does not fit, or leaves nothing to decode."""
-    for row, prefilled in enumerate(rows):
-        taken = set[int]()
-        for offset, ids in prefilled:
-            span = set(range(offset, offset + len(ids)))
-            what = f"row {row}, prefilled at {offset}: its {len(ids)} tokens"
-            if offset < 0 or offset + len(ids) > max_new_tokens:
-                raise ConfigError(f"{what} reach out of {max_new_tokens=}")
-            if span & taken:
-                raise ConfigError(f"{what} overlap other prefilled ones")
-            taken |= span
-        if len(taken) == max_new_tokens:
-            raise ConfigError(
-                f"row {row}: what is prefilled leaves no masked position in {max_new_tokens=}"
-            )
+    taken = set[int]()
+    for offset, ids in prefilled:
+        span = set(range(offset, offset + len(ids)))
+        what = f"row {row}, prefilled at {offset}: its {len(ids)} tokens"
+        if offset < 0 or offset + len(ids) > max_new_tokens:
+            raise ConfigError(f"{what} reach out of {max_new_tokens=}")
+        if span & taken:
+            raise ConfigError(f"{what} overlap other prefilled ones")
+        taken |= span
+    if len(taken) == max_new_tokens:
+        raise ConfigError(
+            f"row {row}: what is prefilled leaves no masked position in {max_new_tokens=}"
+        )
 
 
 def _named(config: DecodeConfig, option: str) -> str:

@@ -1,95 +1,122 @@
-"""State of a request between two steps, so that an interrupt loses nothing that was told."""
+"""State of a batch between two steps, so that an interrupt loses nothing that was told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 
-from dllm.decoding.answers import Answers
-from dllm.decoding.canvas import Canvas
-from dllm.output import Commit, Event, Finished, FinishReason, Timings
+from dllm.decoding.canvas import Array, Canvas
+from dllm.decoding.rows import Row
+from dllm.output import Commit, Event, Finished, FinishReason, Output, Timings
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """The active rows as their last whole step left them: all that their Outputs are made of.
 
-    A step works on copies and puts a new one in place of the old in a single assignment. Ctrl-C on
-    whatever line finds a step made, its events waiting to be told, or not begun.
+    A step works on new arrays and puts a new one of these in place of the old in a single
+    assignment. Ctrl-C on whatever line finds a step made, its events waiting to be told, or not
+    begun.
 
-    canvas: of the active rows; nobody changes it. By row: active, the index in the request; nfe and
-    canvases, as in `Output`; commits, all so far. unsent: the events that are still to be told, an
-    iterator that `yield from` empties: what is told is no longer in it.
+    By row: nfe and canvases [B], as in `Output`; told, how many of its commits are made. unsent:
+    the events that are still to be told, an iterator that `yield from` empties: what is told is no
+    longer in it.
     """
 
     canvas: Canvas
-    active: Sequence[int]
-    nfe: Sequence[int]
-    canvases: Sequence[int]
-    commits: Sequence[Sequence[Commit]]
+    rows: tuple[Row, ...]
+    nfe: Array
+    canvases: Array
+    told: tuple[int, ...]
     timings: Timings
     unsent: Iterator[Event]
 
     @classmethod
-    def at_start(cls, canvas: Canvas, events: Sequence[Event]) -> Standing:
-        """Before the first step; `events` tell of it."""
-        rows = range(len(canvas.row))
-        zeros = [0 for _ in rows]
-        return cls(canvas, rows, zeros, zeros, [() for _ in rows], Timings(0, 0), iter(events))
+    def empty(cls) -> Standing:
+        none = np.zeros(0, dtype=np.int64)
+        canvas = Canvas.from_prompts([], 0, 0)
+        return cls(canvas, (), none, none, (), Timings(0, 0), iter(()))
+
+    def joined(self, canvas: Canvas, rows: Sequence[Row], events: Sequence[Event]) -> Standing:
+        """With `rows` behind the others, on a `canvas` that holds them too."""
+        zeros = np.zeros(len(rows), dtype=np.int64)
+        return replace(
+            self,
+            canvas=canvas,
+            rows=(*self.rows, *rows),
+            nfe=np.concatenate([self.nfe, zeros]),
+            canvases=np.concatenate([self.canvases, zeros]),
+            told=(*self.told, *(0 for _ in rows)),
+            unsent=iter([*self.unsent, *events]),
+        )
 
     def stepped(
         self,
         canvas: Canvas,
-        nfe: Sequence[int],
-        canvases: Sequence[int],
+        nfe: Array,
+        canvases: Array,
         commits: Sequence[Commit],
         timings: Timings,
     ) -> Standing:
-        """One step later; `commits` are what it has to tell."""
-        own = [[commit for commit in commits if commit.row == row] for row in self.active]
-        return Standing(
+        """One step later; `commits` are what it has to tell, and the rows know them already."""
+        return replace(
+            self,
             canvas=canvas,
-            active=self.active,
             nfe=nfe,
             canvases=canvases,
-            commits=[(*old, *new) for old, new in zip(self.commits, own, strict=True)],
+            told=tuple(len(row.commits) for row in self.rows),
             timings=timings,
             unsent=iter([*self.unsent, *commits]),
         )
 
     def finished(
-        self, reasons: Sequence[FinishReason | None], answers: Answers, history: bool
-    ) -> Standing:
-        """Without the rows that have a reason to end; their Outputs are still to be told."""
+        self, reasons: Mapping[int, FinishReason], errors: Mapping[int, str]
+    ) -> tuple[Standing, Array]:
+        """Without the rows (indices) that have a reason to end, whose Outputs are still to be told;
+        and which rows [n] (indices) the others were. The last ones move into the gaps.
+        """
         ended = [
-            Finished(
-                self.active[i],
-                answers.output(
-                    self.canvas,
-                    i,
-                    reason,
-                    list(self.commits[i]),
-                    nfe=self.nfe[i],
-                    canvases=self.canvases[i],
-                    timings=self.timings,
-                    history=history,
-                ),
-            )
-            for i, reason in enumerate(reasons)
-            if reason is not None
+            Finished(self.rows[i].number, self._output(i, reasons[i], errors.get(i)))
+            for i in sorted(reasons)
         ]
-        stay = [i for i, reason in enumerate(reasons) if reason is None]
-        rows = torch.tensor(stay, dtype=torch.long, device=self.canvas.row.device)
-        canvas = self.canvas.copy()
-        canvas.keep(rows)
-        return replace(
+        stay = list(range(len(self.rows)))
+        for i in sorted(reasons, reverse=True):
+            last = stay.pop()
+            if i < len(stay):
+                stay[i] = last
+        kept = np.array(stay, dtype=np.int64)
+        now = replace(
             self,
-            canvas=canvas,
-            active=[self.active[i] for i in stay],
-            nfe=[self.nfe[i] for i in stay],
-            canvases=[self.canvases[i] for i in stay],
-            commits=[self.commits[i] for i in stay],
+            canvas=self.canvas.take(kept),
+            rows=tuple(self.rows[i] for i in stay),
+            nfe=self.nfe[kept],
+            canvases=self.canvases[kept],
+            told=tuple(self.told[i] for i in stay),
             unsent=iter([*self.unsent, *ended]),
+        )
+        return now, kept
+
+    def _output(self, i: int, reason: FinishReason, error: str | None) -> Output:
+        row, now = self.rows[i], self.timings
+        answer = row.answers.ended(self.canvas, i, reason)
+        commits = row.commits[: self.told[i]]
+        return Output(
+            text=answer.text,
+            token_ids=answer.token_ids,
+            finish_reason=answer.reason,
+            nfe=int(self.nfe[i]),
+            canvases=int(self.canvases[i]),
+            slots=sum(len(c.positions) - len(c.remasked) for c in commits),
+            answer_tokens=answer.count,
+            timings=Timings(
+                now.total - row.joined.total,
+                now.forward - row.joined.forward,
+                row.prompt
+                if self.nfe[i]
+                else 0.0,  # the forward may be that of a step that was cut
+            ),
+            history=commits if row.config.history else None,
+            error=error,
         )

@@ -1,394 +1,388 @@
-"""One request being decoded: its state, and the step that every method shares.
+"""A batch of rows being decoded: rows join, step and leave.
 
-A step asks the planner where, the cache policy what to compute, the model for logits, the rule
-which tokens, the stop rule whether that is enough. This file knows no method.
+A step asks the planners where, the cache policy what to compute, the model for logits, the rules
+which tokens, the stop rules whether that is enough. This file knows no method.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from dllm.config import DecodeConfig
-from dllm.decoding.answers import Answers
-from dllm.decoding.canvas import Canvas, Prefilled, Windows
+from dllm.config import ConfigError, DecodeConfig
+from dllm.decoding.answers import Answers, first_end
+from dllm.decoding.canvas import Array, Canvas, Windows
+from dllm.decoding.change import Change, Moved, prefilled_commit
 from dllm.decoding.components import DecodingComponents, check_prefilled, encode_prefilled
+from dllm.decoding.decide import Decider
 from dllm.decoding.forward import Forward
-from dllm.decoding.speculation import CandidateCanvases, Guesses, merged
+from dllm.decoding.memory import Memory
+from dllm.decoding.methods import Methods
+from dllm.decoding.planning import Planned, narrowed, planner_windows, together
+from dllm.decoding.result import Result
+from dllm.decoding.rows import Counters, Request, Row
 from dllm.decoding.standing import Standing
+from dllm.decoding.transfer import receive, send
 from dllm.errors import DllmError
 from dllm.models.protocol import Model
-from dllm.output import Commit, Event, FinishReason, Started, Timings
-from dllm.samplers.candidates import (
-    Candidates,
-    Decoded,
-    Progress,
-    Proposal,
-    divergence,
-    per_window,
-    score,
-)
-from dllm.samplers.rule import Selection, commits
+from dllm.output import Event, FinishReason, Started, Timings
+from dllm.samplers.noise import row_key
 from dllm.text.codec import TextCodec
 
-State = dict[str, Tensor]
+SHARED = ("cache", "cache_mib", "cfg_scale", "buckets")  # options that all rows of a batch have
 
 
 class DecodeError(DllmError):
     """A request that cannot be decoded, or a model that answers with NaN."""
 
 
-class Decoding:
-    """The state of one request, and its step. Rows that finish leave the batch."""
+class Batch:
+    """Rows in the places of a pool. Nothing of a row depends on the others.
+
+    places, length: how many rows, and how many positions each, it can hold. The options in SHARED
+    are the batch's; a request brings all others.
+    """
 
     def __init__(
         self,
         model: Model,
         text: TextCodec | None,
-        prompts: Sequence[Sequence[int]],
         config: DecodeConfig,
-        row_ids: Sequence[int] | None = None,
-        prefilled: Sequence[Prefilled] | None = None,
+        places: int,
+        length: int,
     ) -> None:
-        self.model, self.config = model, config
-        spec, device = model.spec, model.device
-        self.components = DecodingComponents.of(config, text, spec)
-        shared = encode_prefilled(config.prefilled, text)
-        stands = [[*shared, *own] for own in prefilled or [()] * len(prompts)]
-        check_prefilled(stands, config.max_new_tokens)
-        self.canvas = Canvas.from_prompts(
-            prompts, config.max_new_tokens, spec.mask_id, device, prefilled=stands
-        )
-        if row_ids is not None:
-            self.canvas.row = torch.tensor(list(row_ids), device=device)
-        self.forward = Forward.of(model, self.components.policy, config, self.canvas)
-        zero = torch.zeros_like(self.canvas.length)
-        self.progress = Progress(zero, zero[:, None], zero[:, None], zero[:, None] - 1)
-        self.proposal = Proposal(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            tempered=self.components.rule.tempered,
-            banned=(spec.mask_id, *((spec.eos_id,) if self.components.rule.bans_eos else ())),
-            stop_ids=spec.stop_ids,
-            seed=config.seed,
-        )
-        # What the components remember, by kind: tensors by name, the rule's with a row for every
-        # (row, window), the others' with one for every row.
-        kinds = ("rule", "planner", "stop_rule", "transform", "kl")
-        self.states: dict[str, State] = {kind: {} for kind in kinds}
-        self.guesses = Guesses()
-        self.answers = Answers(text, spec.stop_ids, config.stop)
-        self.canvases = zero  # [B] canvases computed for each row
+        self.model, self.text, self.config = model, text, config
+        self.places, self.length = places, length
+        self.components: list[tuple[DecodeConfig, DecodingComponents]] = []
+        policy = self._components(config).policy
+        self.forward = Forward.of(model, policy, config, places, length)
+        self.ids = torch.full((places, length + 1), model.spec.mask_id, device=model.device)
+        self.counters = Counters.fresh(0)
+        self.memory = Memory()
+        self.open = np.zeros(0, dtype=np.bool_)  # rows whose rule keeps its window open: which is
+        self.held = Windows(*np.zeros((2, 0, 1), dtype=np.int64))
+        self.number = 0  # of the next row
         self.seconds = 0.0
-        started = [
-            Started(row, list(prompt), config.max_new_tokens) for row, prompt in enumerate(prompts)
-        ]
-        self.standing = Standing.at_start(self.canvas, [*started, *self._prefilled()])
+        self.whole = True  # no step was cut
+        self.failed: list[str] = []  # what went wrong in rows that ended so
+        self.standing = Standing.empty()
 
     @property
     def active(self) -> Sequence[int]:
-        """Request index of every row of the canvas."""
-        return self.standing.active
+        """Numbers of the rows that are being decoded."""
+        return [row.number for row in self.standing.rows]
 
     @property
     def events(self) -> Iterator[Event]:
         """Events that were not told yet, each once."""
         return self.standing.unsent
 
-    def _prefilled(self) -> Iterator[Commit]:
-        """The answer tokens that stand in every row from the start, as events of forward 0."""
-        canvas = self.canvas
-        answer = (canvas.pos >= canvas.prompt[:, None]) & (canvas.pos < canvas.length[:, None])
-        settled = canvas.first_masked().tolist()
-        for i, which in enumerate(answer & ~canvas.generated):
-            if bool(which.any()):
-                where, ids = canvas.pos[which].tolist(), canvas.ids[i, which].tolist()
-                yield Commit(i, 0, where, ids, [1.0] * len(ids), settled=settled[i])
+    # --- rows that come and go -------------------------------------------------------------------
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """One forward and all it decides: every active row commits at least one token.
+    def join(self, requests: Sequence[Request]) -> list[int]:
+        """Take the requests in, from the next step on; the numbers of their rows.
 
-        Where the forward had guessed the canvas that a row has now become, the row's next step
-        follows at once. Rows that end are finished. `events` tell of it.
+        ConfigError, DecodeError: one of them cannot be decoded here; then none is taken in.
         """
-        began = time.perf_counter()
-        self.canvas = self.standing.canvas.copy()
-        computed = self._compute()
-        every = torch.arange(len(self.active), device=self.model.device)
-        which = every
-        made: list[Commit] = []
-        self.guesses = Guesses()
-        while True:
-            made += self._advance(computed, which)
-            reasons = self.answers.reasons(self.canvas)
-            if len(computed.row) == len(every):
-                break
-            which = self._guessed(computed, reasons)
-            if bool((which < 0).all()):  # read by the host: whether another pass is needed
-                break
-        self.seconds += time.perf_counter() - began
-        self._settle(made, reasons)
-
-    def _compute(self) -> CandidateCanvases:
-        """One forward: logits for every row's canvas and for its guesses."""
-        canvas, row = self.guesses.stacked(self.canvas)
-        state = {name: t[row] for name, t in self.states["planner"].items()}
-        windows, want = self._scope(canvas, state)
-        self._check_windows(want.any(1))
-        logits, pos, want = self.forward.predict(
-            canvas, windows, want, self.progress.step[row], row
-        )
-        self.canvases = self.canvases + torch.bincount(row, minlength=len(self.active))
-        return CandidateCanvases(row, canvas.length, canvas.ids, canvas.known, want, pos, logits)
-
-    def _scope(self, canvas: Canvas, state: State) -> tuple[Windows, Tensor]:
-        """The planner's windows, and the positions [B, T] whose logits a component wants to see."""
-        windows = self.components.planner.windows(canvas, state)
-        inside = windows.contains(canvas.pos)
-        stop_rule = self.components.stop_rule
-        want = canvas.masked
-        if stop_rule is None or not stop_rule.whole_row:
-            want = want & inside
-        if "decoded" in self.components.needs:
-            want = want | (canvas.generated & canvas.known & inside)
-        return windows, want
-
-    def _guessed(
-        self, computed: CandidateCanvases, reasons: Sequence[FinishReason | None]
-    ) -> Tensor:
-        """[B] the computed canvas that each row has become; -1: none, or the row is finished."""
-        running = torch.tensor([reason is None for reason in reasons], device=computed.row.device)
-        _, want = self._scope(self.canvas, dict(self.states["planner"]))
-        return computed.find(self.canvas, want).masked_fill(~running, -1)
-
-    def _advance(self, computed: CandidateCanvases, which: Tensor) -> list[Commit]:
-        """The step of all rows that have a canvas `which` [B] (-1: none), from its logits."""
-        moves = which >= 0
-        before = {kind: dict(state) for kind, state in self.states.items()}
-        windows, _ = self._scope(self.canvas, self.states["planner"])
-        first = windows.first()
-        pos, logits, want = computed.of(which)
-        seen = want.gather(1, pos)
-        whole = self._score(logits, pos, seen, moves)
-        self._check(whole)
-        self.forward.saw(pos, seen & moves[:, None], whole.conf)
-        inside = replace(whole, valid=whole.valid & windows.contains(pos))
-        windows = self.components.planner.narrow(inside, windows, self.states["planner"])
-        windows = windows.padded(self.progress.window_start.shape[1])
-        self._enter(windows, moves)
-        view = per_window(inside, windows, self.progress)
-        selection = self.components.rule.select(view)
-        chosen = commits(view, selection, self._forced(view, windows, moves))
-        events = self._commit(whole, view, selection, chosen, first)
-        for kind, state in self.states.items():
-            moved = moves if kind != "rule" else moves.repeat_interleave(windows.start.shape[1])
-            self.states[kind] = merged(before[kind], state, moved)
-        if self.components.speculator is not None:
-            sets = self.components.speculator.drafts(self.components.rule, view, chosen)
-            sets = [self._per_row(each & ~chosen).any(1) for each in sets]
-            self.guesses.renew(moves, self.canvas, pos, self._per_row(view.token)[:, 0], sets)
-        return events
-
-    def _score(self, logits: Tensor, pos: Tensor, seen: Tensor, moves: Tensor) -> Candidates:
-        """All masked positions whose logits [B, K, V] were computed, a view row per canvas row."""
-        canvas, needs = self.canvas, self.components.needs
-        fields = score(
-            logits,
-            pos,
-            seen,
-            self.progress.step,
-            canvas,
-            self.proposal,
-            needs,
-            self.components.transform,
-            self.states["transform"],
-        )
-        if "kl" in needs:
-            fields["kl"] = divergence(fields["logits"], pos, seen, self.states["kl"])
-        if "logits" not in needs:
-            fields.pop("logits", None)
-        masked_here = seen & canvas.masked.gather(1, pos)
-        decoded = None
-        if "decoded" in needs:
-            decoded = Decoded(pos, seen & ~masked_here & moves[:, None], fields["best_conf"])
-        masked, size = canvas.masked.sum(1), canvas.generated.sum(1)
-        return Candidates(
-            pos=pos,
-            valid=masked_here & moves[:, None],
-            **fields,
-            start=canvas.prompt,
-            end=canvas.length,
-            window_masked=masked,
-            window_step=self.progress.step,
-            step=self.progress.step,
-            prompt=canvas.prompt,
-            length=canvas.length,
-            row=canvas.row,
-            filled=1 - masked / size.clamp(min=1),
-            seed=self.config.seed,
-            decoded=decoded,
-            state=self.states["rule"],
-        )
-
-    def _check(self, view: Candidates) -> None:
-        bad = view.valid & ~torch.isfinite(view.conf)
-        if bool(bad.any()):
-            row, k = bad.nonzero()[0].tolist()
+        before, spec = self.standing, self.model.spec
+        if len(before.rows) + len(requests) > self.places:
             raise DecodeError(
-                f"row {self.active[row]}, step {int(view.step[row])}: the model's logits for "
-                f"position {int(view.pos[row, k])} hold NaN or infinity: expected finite numbers"
+                f"{len(requests)} rows more than {len(before.rows)}: this batch has "
+                f"{self.places} places"
             )
-
-    def _enter(self, windows: Windows, moves: Tensor) -> None:
-        """Begin the counters anew where a window is new; rows that do not move keep theirs."""
-        masked = self.canvas.masked[:, None] & windows.each(self.canvas.pos)  # [B, N, T]
-        old = self.progress
-        start, step, count = (
-            t.expand_as(windows.start)
-            for t in (old.window_start, old.window_step, old.window_masked)
+        shared = [encode_prefilled(r.config.prefilled, self.text) for r in requests]
+        stands = [[*own, *r.prefilled] for own, r in zip(shared, requests, strict=True)]
+        for i, (request, own) in enumerate(zip(requests, stands, strict=True)):
+            check_prefilled(self.number + i, own, request.config.max_new_tokens)
+        numbers = range(self.number, self.number + len(requests))
+        rows = [self._row(*pair) for pair in zip(numbers, requests, strict=True)]
+        new = Canvas.from_prompts(
+            [r.prompt for r in requests],
+            [r.config.max_new_tokens for r in requests],
+            spec.mask_id,
+            stands,
+            [n if r.row_id is None else r.row_id for n, r in zip(numbers, requests, strict=True)],
         )
-        new = ((start != windows.start) | (count == 0)) & moves[:, None]
-        self.progress = Progress(
-            step=old.step,
-            window_step=step.masked_fill(new, 0),
-            window_masked=torch.where(new, masked.sum(2), count),
-            window_start=torch.where(new, windows.start, start),
-        )
+        if new.ids.shape[1] > self.length:
+            raise DecodeError(f"{new.ids.shape[1]} positions: this batch has {self.length} a row")
+        events: list[Event] = [
+            Started(row.number, list(r.prompt), r.config.max_new_tokens)
+            for row, r in zip(rows, requests, strict=True)
+        ]
+        for i, row in enumerate(rows):
+            events.extend(prefilled_commit(new, i, row.number))
+        canvas = before.canvas.joined(new, spec.mask_id)
+        was = np.arange(len(before.rows))
+        self._take(np.concatenate([was, np.full(len(rows), -1)]), canvas, [*before.rows, *rows])
+        self.number += len(rows)
+        self.standing = before.joined(canvas, rows, events)
+        return list(numbers)
 
-    def _forced(self, view: Candidates, windows: Windows, moves: Tensor) -> Tensor:
-        """[B * N] the windows that must commit something: a row's first one, and what it says."""
-        has_masked = view.valid.any(1).view_as(windows.start)
-        self._check_windows(has_masked.any(1) | ~moves)
-        first = has_masked & (has_masked.cumsum(1) == 1)
-        forced = has_masked if windows.forced is None else first | (windows.forced & has_masked)
-        return forced.flatten()
-
-    def _check_windows(self, good: Tensor) -> None:
-        if not bool(good.all()):
-            raise DecodeError(
-                f"{self.components.planner!r} chose a window without a masked position: "
-                "expected at least one"
-            )
-
-    def _per_row(self, t: Tensor) -> Tensor:
-        """[B, N, K] of a tensor [B * N, K] with a row for every window."""
-        return t.view(len(self.active), -1, t.shape[1])
-
-    def _commit(
-        self,
-        whole: Candidates,
-        view: Candidates,
-        selection: Selection,
-        chosen: Tensor,
-        first: Tensor,
-    ) -> list[Commit]:
-        """Write one step's decision to the canvas; one event for each row that moved."""
-        token = view.token if selection.token is None else selection.token
-        # windows are disjoint: at most one of a row's N entries is not 0
-        token = self._per_row(torch.where(chosen, token, 0)).sum(1)
-        chosen = self._per_row(chosen).any(1)
-        reopened, known = torch.zeros_like(chosen), self.canvas.known.clone()
-        if selection.remask is not None and view.decoded is not None:
-            reopened = self._per_row(selection.remask & view.decoded.valid).any(1)
-            if bool((reopened.any(1) & (reopened.sum(1) >= chosen.sum(1))).any()):
-                raise DecodeError(
-                    f"{self.components.rule!r} masked as many positions again as it committed: "
-                    "expected fewer, so that decoding ends"
-                )
-        self.canvas.commit(whole.pos, token, chosen)
-        held = self.canvas.ids.gather(1, whole.pos)
-        self.canvas.reopen(whole.pos, reopened, self.model.spec.mask_id)
-        if self.components.stop_rule is not None:
-            chosen, token, reopened = self._stop(whole, chosen, token, reopened, held)
-        self.forward.changed = self.canvas.known ^ known
-        settled = self.canvas.first_masked()
-        if self.components.rule.remasks:
-            settled = torch.minimum(settled, first)
-        return list(self._record(whole, chosen, token, reopened, settled))
-
-    def _stop(
-        self, whole: Candidates, chosen: Tensor, token: Tensor, reopened: Tensor, held: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Let the stop rule fill or shorten rows; the step's decision with what it filled.
-
-        A row that is filled keeps the tokens it `held` [B, K]: none of them is masked again.
-        """
-        assert self.components.stop_rule is not None
-        moves = chosen.any(1)
-        verdict = self.components.stop_rule.check(whole, self.canvas, self.states["stop_rule"])
-        if verdict.fill is not None and whole.best is not None:
-            fill = (verdict.fill & moves)[:, None]
-            rest = whole.valid & ~chosen & fill
-            token, chosen = torch.where(rest, whole.best, token), chosen | rest
-            self.canvas.commit(whole.pos, token, rest)
-            self.canvas.commit(whole.pos, held, reopened & fill)
-            reopened = reopened & ~fill
-        if verdict.length is not None:
-            self.canvas.shorten(torch.where(moves, verdict.length, self.canvas.length))
-        return chosen, token, reopened
-
-    def _record(
-        self,
-        whole: Candidates,
-        chosen: Tensor,
-        token: Tensor,
-        reopened: Tensor,
-        settled: Tensor,
-    ) -> Iterator[Commit]:
-        """The commits of this step as events; moves the step counters."""
-        moves = chosen.any(1).long()
-        step, window_step = self.progress.step, self.progress.window_step
-        self.progress = replace(
-            self.progress, step=step + moves, window_step=window_step + moves[:, None]
-        )
-        for i, row in enumerate(self.active):
-            which = chosen[i]
-            if not bool(which.any()):
-                continue
-            yield Commit(
-                row=row,
-                nfe=int(self.forward.nfe[i]),
-                positions=whole.pos[i, which].tolist(),
-                token_ids=token[i, which].tolist(),
-                confidences=whole.conf[i, which].tolist(),
-                remasked=whole.pos[i, reopened[i]].tolist(),
-                settled=int(settled[i]),
-            )
-
-    def _settle(self, made: Sequence[Commit], reasons: Sequence[FinishReason | None]) -> None:
-        """Let the step stand, and its rows that have a reason to end leave the batch."""
-        timings = Timings(self.seconds, self.forward.seconds, self.forward.first)
-        counts = self.forward.nfe.tolist(), self.canvases.tolist()
-        now = self.standing.stepped(self.canvas, *counts, made, timings)
-        if any(reasons):
-            now = now.finished(reasons, self.answers, self.config.history)
-            stay = [i for i, reason in enumerate(reasons) if reason is None]
-            rows = torch.tensor(stay, dtype=torch.long, device=self.model.device)
-            self._keep(rows, now.canvas.ids.shape[1])
-        self.standing = now
-
-    def _keep(self, rows: Tensor, length: int) -> None:
-        """Drop all rows but `rows` [n] (indices), and the positions from `length` on."""
-        windows = self.progress.window_start.shape[1]
-        self.forward.keep(rows, length)
-        self.guesses.keep(rows)
-        for kind, state in self.states.items():
-            count = windows if kind == "rule" else 1
-            which = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
-            self.states[kind] = {name: t[which] for name, t in state.items()}
-        p = self.progress
-        self.progress = Progress(
-            *(t[rows] for t in (p.step, p.window_step, p.window_masked, p.window_start))
-        )
-        self.canvases = self.canvases[rows]
+    def cancel(self, number: int) -> None:
+        """End the row `number` with what is committed; nothing if it has ended."""
+        for i, row in enumerate(self.standing.rows):
+            if row.number == number:
+                now, kept = self.standing.finished({i: "interrupted"}, {})
+                self._take(kept, now.canvas, now.rows)
+                self.standing = now
+                return
 
     def interrupt(self) -> None:
         """End all rows that are still active with what stands; a step that was cut never was."""
-        reasons: list[FinishReason | None] = ["interrupted" for _ in self.active]
-        self.standing = self.standing.finished(reasons, self.answers, self.config.history)
+        reasons: dict[int, FinishReason] = dict.fromkeys(
+            range(len(self.standing.rows)), "interrupted"
+        )
+        self.standing, _ = self.standing.finished(reasons, {})
+
+    def _row(self, number: int, request: Request) -> Row:
+        config = request.config
+        for name in SHARED:
+            if (own := getattr(config, name)) != (all_ := getattr(self.config, name)):
+                raise ConfigError(
+                    f"{name}={own!r}: expected {all_!r}, which all rows of this batch have"
+                )
+        row_id = number if request.row_id is None else request.row_id
+        return Row(
+            number=number,
+            config=config,
+            components=self._components(config),
+            answers=Answers(self.text, self.model.spec.stop_ids, config.stop),
+            key=row_key(config.seed, row_id),
+            joined=self.standing.timings if self.number else Timings(0, 0),
+        )
+
+    def _components(self, config: DecodeConfig) -> DecodingComponents:
+        """The components of `config`; rows with equal ones share them."""
+        for known, made in self.components:
+            if known is config or known == config:
+                return made
+        made = DecodingComponents.of(config, self.text, self.model.spec)
+        self.components.append((config, made))
+        return made
+
+    def _take(self, rows: Array, canvas: Canvas, own: Sequence[Row]) -> None:
+        """Go on with `canvas`, whose rows are `rows` [n] (indices) of before, -1 for a new one."""
+        device = self.model.device
+        for place, source in enumerate(rows.tolist()):
+            if 0 <= source != place:
+                self.ids[place] = self.ids[source]
+        if (new := (rows < 0).nonzero()[0]).size:
+            fresh = torch.from_numpy(canvas.ids[new]).to(device)
+            self.ids[new[0] : new[0] + len(new), : fresh.shape[1]] = fresh
+        self.forward.take(rows, canvas)
+        fresh_rows = Counters.fresh(len(new), self.counters.window_start.shape[1])
+        self.counters = self.counters.take(rows[rows >= 0]).joined(fresh_rows)
+        stay = rows[rows >= 0]
+        self.open = np.concatenate([self.open[stay], np.zeros(len(new), dtype=np.bool_)])
+        held = np.zeros((2, len(new), self.held.start.shape[1]), dtype=np.int64)
+        self.held = Windows(
+            np.concatenate([self.held.start[stay], held[0]]),
+            np.concatenate([self.held.end[stay], held[1]]),
+        )
+        if not own:
+            self.memory = Memory()
+            return
+        methods = Methods.of(own, self.model.spec, device)
+        size, windows = canvas.ids.shape[1], self.counters.window_start.shape[1]
+        self.memory = self.memory.take(methods, rows, size, windows, device)
+        self.decider = Decider(self.memory, self.model.spec.mask_id)
+
+    # --- a step ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One forward and all it decides; `events` tell of it.
+
+        Every active row commits at least one token, or spends one of its rule's spare steps. Rows
+        that end are finished.
+        """
+        if not self.whole:
+            raise DecodeError("a step of this batch was interrupted: its rows cannot go on")
+        began, self.whole = time.perf_counter(), False
+        self._settle(self._advance(), began)
+        self.whole = True
+
+    def _advance(self) -> Moved:
+        """Windows, forward, decision, and what they make of the canvas."""
+        canvas = self.standing.canvas
+        planned = self.plan(canvas)
+        prepared = self.forward.prepare(canvas, planned.windows, planned.want, self.counters.step)
+        asked = self.asked(canvas, planned.windows, prepared.want, prepared.pos)
+        sent = send(prepared.arrays() | asked, self.model.device)
+        logits = self.forward.run(prepared, sent, self.shown[:, :-1], sent["rows"][1])
+        result = self.decide(sent, logits, planned.windows)
+        self.forward.settle_time()
+        nfe = self.standing.nfe + prepared.computed
+        return self.follow(canvas, planned, prepared.pos, result, nfe)
+
+    @property
+    def shown(self) -> torch.Tensor:
+        """[B, T + 1] what stands on the device; the last position takes what padding writes."""
+        count, size = self.standing.canvas.ids.shape
+        return self.ids[:count, : size + 1]
+
+    def plan(self, canvas: Canvas, row: Array | None = None) -> Planned:
+        """The planners' windows, and what has to be predicted for them.
+
+        row [R]: the batch's row that each canvas is of; first the rows themselves (None: no more).
+        """
+        methods = self.decider.methods
+        each = [
+            planner_windows(group, state, canvas, row)
+            for group, state in zip(methods.planners, self.memory.planners, strict=True)
+        ]
+        windows = each[0][1]
+        if each[0][0] is not None:
+            windows = together(each, len(canvas.row))
+        count = self.counters.window_start.shape[1]
+        windows = windows.padded(count)
+        if windows.start.shape[1] > count:
+            count = windows.start.shape[1]
+            self.counters = self.counters.wide(count)
+            self.memory.widen(self.standing.canvas.ids.shape, count)
+        if self.open.any():  # the rule's word counts more than the planner's
+            windows = self.held.where(self.open, windows)
+        looks, whole = methods.looks_back, methods.whole_row
+        if row is not None:
+            looks, whole = looks[row], whole[row]
+        inside = windows.contains(canvas.pos)
+        want = canvas.masked & inside
+        errors = self._idle(want)
+        if errors:  # whatever: their rows end with this step
+            idle = np.isin(np.arange(len(want)), list(errors))
+            windows = Windows(canvas.first_masked(), canvas.length).where(idle, windows)
+            inside = windows.contains(canvas.pos)
+            want = canvas.masked & inside
+        if whole.any():
+            want |= canvas.masked & whole[:, None]
+        if looks.any():
+            want |= canvas.generated & canvas.known & inside & looks[:, None]
+        return Planned(windows, want, errors)
+
+    def _idle(self, want: Array) -> dict[int, str]:
+        """Rows (indices) that a planner leaves without a masked position, and which one did."""
+        rows = self.standing.rows
+        fine = want[: len(rows)].any(1) | self.open
+        if fine.all():
+            return {}
+        return {
+            i: f"{rows[i].components.planner!r} chose a window without a masked position: expected "
+            "at least one"
+            for i in (~fine).nonzero()[0].tolist()
+        }
+
+    def asked(self, canvas: Canvas, windows: Windows, want: Array, pos: Array) -> dict[str, Array]:
+        """What the device must know to decide about the positions pos [B, K], those of `want`."""
+        if not self.decider.methods.narrows:  # else a window is known behind the forward
+            self.counters = self.counters.entered(windows, canvas)
+        return self.decider.arrays(canvas, windows, self.counters, want, pos)
+
+    def decide(
+        self, sent: Mapping[str, torch.Tensor], logits: torch.Tensor, windows: Windows
+    ) -> Result:
+        """What is decided from logits [B, K, V] of the positions that were sent."""
+        width = int((windows.end - windows.start).max())
+        packed = receive(self.decider.decide(sent, logits, self.shown, width))
+        return Result.of(packed, sent["pos"].shape[1], self.decider.blocks, self.decider.names)
+
+    def follow(
+        self,
+        canvas: Canvas,
+        planned: Planned,
+        pos: Array,
+        result: Result,
+        nfe: Array,
+    ) -> Moved:
+        """Do on the host what the device has decided about the positions pos [B, K] of `canvas`."""
+        methods, windows = self.decider.methods, planned.windows
+        if methods.narrows:
+            windows = narrowed(windows, result.numbers)
+            for i, state in enumerate(self.memory.planners):  # changed on the device
+                for name, f in state.fields.items():
+                    if (new := result.numbers.get(f"planner{i}.{name}")) is not None:
+                        state.values[name] = new.astype(f.dtype)
+        errors = planned.errors | self._unreal(canvas, pos, result)
+        if errors:
+            result = result.without(list(errors))
+        change = Change.of(canvas, pos, result, self.model.spec.mask_id)
+        after = canvas.stepped(change.ids, change.known, result.numbers.get("length"))
+        self.counters = self.counters.entered(windows, canvas).stepped(change.gained > 0)
+        if methods.remasks.any():
+            self.open, self.held = result.numbers["open"].astype(np.bool_), windows
+        self.forward.changed = change.changed
+        self.forward.saw(pos, result.conf)
+        errors |= self._spent(errors)
+        settled = first = after.first_masked()
+        if methods.remasks.any():
+            settled = np.where(methods.remasks, np.minimum(first, planned.windows.first()), first)
+        commits = change.commits(self.standing.rows, nfe, result.conf, settled, errors)
+        return Moved(after, nfe, 1, commits, self._reasons(after, first, errors), errors)
+
+    def _settle(self, moved: Moved, began: float) -> None:
+        """Let the step stand, and its rows that have a reason to end leave the batch."""
+        before = self.standing
+        self.seconds += time.perf_counter() - began
+        timings = Timings(self.seconds, self.forward.seconds)
+        for i, commit in moved.commits:
+            row = before.rows[i]
+            if not before.nfe[i]:
+                row.prompt = timings.forward - before.timings.forward
+            row.commits.append(commit)
+        told = [commit for _, commit in moved.commits]
+        canvases = before.canvases + moved.canvases
+        now = before.stepped(moved.canvas, moved.nfe, canvases, told, timings)
+        self.failed += moved.errors.values()
+        if moved.reasons:
+            now, kept = now.finished(moved.reasons, moved.errors)
+            self._take(kept, now.canvas, now.rows)
+        self.standing = now
+
+    def _unreal(self, canvas: Canvas, pos: Array, result: Result) -> dict[int, str]:
+        """Rows (indices) whose logits are no numbers, and where."""
+        if not np.isnan(result.conf).any():
+            return {}
+        masked = np.pad(canvas.masked, ((0, 0), (0, 1)))
+        bad = np.isnan(result.conf) & np.take_along_axis(masked, pos, 1)
+        rows, steps = self.standing.rows, self.counters.step
+        return {
+            i: f"row {rows[i].number}, step {steps[i]}: the model's logits for position "
+            f"{pos[i, bad[i].argmax()]} hold NaN or infinity: expected finite numbers"
+            for i in bad.any(1).nonzero()[0].tolist()
+        }
+
+    def _spent(self, known: Mapping[int, str]) -> dict[int, str]:
+        """Rows (indices) whose rule has spent more steps without a gain than it may."""
+        spent = self.counters.spare > self.decider.methods.spare
+        rules = {i: self.standing.rows[i].components.rule for i in spent.nonzero()[0].tolist()}
+        return {
+            i: f"{rule!r} masked as many positions again as it committed: expected fewer, so that "
+            f"decoding ends (its spare_steps are {getattr(rule, 'spare_steps', 0)})"
+            for i, rule in rules.items()
+            if i not in known
+        }
+
+    def _reasons(
+        self, canvas: Canvas, first_masked: Array, errors: Mapping[int, str]
+    ) -> dict[int, FinishReason]:
+        """Why rows (indices) are finished.
+
+        A row ends when its first end token, or a stop string, has no masked position before it.
+        """
+        reasons: dict[int, FinishReason] = dict.fromkeys(errors, "error")
+        ended = first_end(canvas, self.model.spec.stop_ids) < first_masked
+        full = first_masked == canvas.length
+        for i, row in enumerate(self.standing.rows):
+            if i in reasons or self.open[i]:
+                continue
+            if ended[i]:
+                reasons[i] = "eos"
+            elif row.answers.stop and row.searched != first_masked[i]:
+                row.searched = int(first_masked[i])
+                if row.answers.stop_index(row.answers.tokens(canvas, i)) is not None:
+                    reasons[i] = "stop"
+            if full[i]:
+                reasons.setdefault(i, "length")
+        return reasons

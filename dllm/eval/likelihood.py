@@ -22,7 +22,7 @@ from dllm.decoding.forward import guided
 from dllm.engine import Engine
 from dllm.errors import DllmError
 from dllm.models.protocol import Model
-from dllm.samplers.noise import uniform
+from dllm.samplers.noise import seed_key, uniform
 
 DRAWS = 128  # LLaDA's
 CHUNK = 2**21  # logits normalised at a time
@@ -101,9 +101,10 @@ def mask_sets(length: int, draws: int, seed: int) -> tuple[Tensor, Tensor]:
         weights = [1 / (size * math.comb(length, size)) for size in sizes.tolist()]
         return masks, torch.tensor(weights, dtype=torch.float64)
     draw = torch.arange(draws)
-    start = int(uniform(seed, torch.tensor(-1)) * length)
+    key = seed_key(seed)
+    start = int(uniform(key, torch.tensor(-1)) * length)
     sizes = (start + draw * length // draws) % length + 1
-    shuffled = uniform(seed, draw[:, None], place).argsort(1)
+    shuffled = uniform(key, draw[:, None], place).argsort(1)
     return shuffled < sizes[:, None], length / sizes.double() / draws
 
 
@@ -124,13 +125,13 @@ def masked_log_likelihoods(
     for row, (pair, mask) in enumerate(zip(pairs, masks, strict=True)):
         ids[row, : pair.length] = torch.tensor([*pair.prompt, *pair.answer])
         masked[row, len(pair.prompt) : pair.length] = mask
+    where, real = (torch.from_numpy(a).to(device) for a in positions(masked.numpy(), fill=0))
     ids, masked = ids.to(device), masked.to(device)
     length = torch.tensor([pair.length for pair in pairs], device=device)
     prompt = torch.tensor([len(pair.prompt) for pair in pairs], device=device)
     pos = torch.arange(size, device=device).expand_as(ids)
     inside = pos < length[:, None]
-    where, real = positions(masked)
-    head = (where - model.spec.shift).clamp(min=0).where(real, 0)
+    head = (where - model.spec.shift).clamp(min=0)
     plan = ForwardPlan(pos=pos, head=head, valid=None if bool(inside.all()) else inside)
     seen = ids.masked_fill(masked, mask_id)
     logits = model(seen, plan)

@@ -18,7 +18,7 @@ from dllm.cache.plan import ForwardPlan
 from dllm.errors import DllmError
 from dllm.eval.closed_forms import answers
 from dllm.models.hf import HFSpec
-from dllm.samplers.noise import uniform
+from dllm.samplers.noise import seed_key, uniform
 
 IMPOSSIBLE = -1e4  # the logit of probability 0: finite, and exp() of it is exactly 0
 CELLS = 2**23  # entries of the [rows, support] tables worked on at a time
@@ -234,5 +234,5 @@ class Oracle:
         slot = torch.arange(self.joint.positions, device=row.device)[:, None]
         symbol = torch.arange(self.joint.symbols, device=row.device)
         content = (token[:, None, None] for token in row.T)
-        normal: Tensor = torch.special.ndtri(uniform(self.seed, *content, slot, symbol))
+        normal: Tensor = torch.special.ndtri(uniform(seed_key(self.seed), *content, slot, symbol))
         return normal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dllm.cache.kv import KVCache
@@ -77,9 +78,10 @@ class Meter:
         real = predicted(plan.head)
         self.total.predictions += int(real.sum())
         if kv is not None:
-            rows = slice(None) if plan.rows is None else plan.rows
-            self._ages(plan, kv.live[rows], kv.age[rows])
-            exact = self.reference(ids, uncached(plan, kv.live[rows]))
+            rows = slice(None) if plan.rows is None else plan.rows.cpu().numpy()
+            live, age = (torch.from_numpy(a[rows]).to(ids.device) for a in (kv.live, kv.age))
+            self._ages(plan, live, age)
+            exact = self.reference(ids, uncached(plan, live))
             self._compare(exact[real], logits[real])
         return logits
 
@@ -93,7 +95,12 @@ class Meter:
 
     def _ages(self, plan: ForwardPlan, live: Tensor, age: Tensor) -> None:
         """Add the ages [b, T] of what one forward read, as a mean over layers that read unlike."""
-        read = live[None] if plan.read is None else live & plan.read
+        read = live[None]
+        if plan.access is not None and plan.access.visible is not None:
+            visible = plan.access.visible  # the loop's own: it stands in the place of `read`
+            read = read & F.pad(visible, (0, live.shape[1] - visible.shape[-1]))
+        elif plan.read is not None:
+            read = read & plan.read
         if self.spec.block_length is not None:  # nobody sees a block behind its own
             last = plan.pos if plan.valid is None else plan.pos.where(plan.valid, 0)
             seen = last.amax(1, keepdim=True) // self.spec.block_length

@@ -7,16 +7,18 @@ sampler, no tokenizer and no checkpoint format.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from dllm.cache.kv import Access, KVCache
-from dllm.cache.plan import ForwardPlan
+from dllm.cache.kv import KVCache
+from dllm.cache.plan import Access, ForwardPlan
 from dllm.models.spec import ModelSpec
+
+TABLED = 2**15  # positions whose rotations are kept in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,10 @@ class LayerInputs:
     ) -> LayerInputs:
         """The rows of `plan`; `wide` is the dtype that RoPE's angles are computed in."""
         access = None if kv is None else kv.open(plan)
-        mask = attention_mask(spec, plan, kv, access)
-        return cls(spec, plan.pos, plan.valid, *angles(spec, plan.pos, wide), mask, kv, access)
+        mask = attention_mask(spec, plan, access)
+        extent = plan.extent if access is None else access.extent
+        cos, sin = angles(spec, plan.pos, wide, extent)
+        return cls(spec, plan.pos, plan.valid, cos, sin, mask, kv, access)
 
     def at(self, pos: Tensor, valid: Tensor | None = None) -> LayerInputs:
         """Other rows of the same forward: positions pos [B, Q], those `valid` [B, Q] written."""
@@ -52,9 +56,8 @@ class LayerInputs:
         slots = pos if valid is None else torch.where(valid, pos, self.kv.slots)
         access, mask = replace(self.access, slots=slots), self.mask
         if self.spec.block_length is not None:  # else every query sees the same slots
-            plan = ForwardPlan(pos, pos, valid, rows=access.rows, extent=access.extent)
-            mask = attention_mask(self.spec, plan, self.kv, access)
-        cos, sin = angles(self.spec, pos, self.cos.dtype)
+            mask = attention_mask(self.spec, ForwardPlan(pos, pos, valid, masked=True), access)
+        cos, sin = angles(self.spec, pos, self.cos.dtype, self.access.extent)
         return LayerInputs(self.spec, pos, valid, cos, sin, mask, self.kv, access)
 
     def layer_mask(self, layer: int) -> Tensor | None:
@@ -73,36 +76,61 @@ class LayerInputs:
         return self.kv.update(layer, self.access, k, v)
 
 
-def angles(spec: ModelSpec, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(cos, cos) and (-sin, sin) [B, 1, Q, rope_dim] of RoPE at the positions pos [B, Q]."""
-    exponent = torch.arange(0, spec.rope_dim, 2, device=pos.device, dtype=wide) / spec.rope_dim
+def angles(
+    spec: ModelSpec, pos: Tensor, wide: torch.dtype, extent: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """(cos, cos) and (-sin, sin) [B, 1, Q, rope_dim] of RoPE at the positions pos [B, Q].
+
+    extent: no position lies behind it, so that rows of a table will do (None: not known).
+    """
+    if extent is None or extent > TABLED or torch.compiler.is_compiling():
+        return turns(spec.rope_dim, spec.rope_theta, pos, wide)
+    size = 1 << max(8, (extent - 1).bit_length())
+    cos, sin = table(spec.rope_dim, spec.rope_theta, size, wide, pos.device)
+    return cos[pos][:, None], sin[pos][:, None]
+
+
+@lru_cache(maxsize=8)
+def table(
+    dim: int, theta: float, size: int, wide: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The `turns` of the positions 0 to size - 1, [size, dim] each."""
+    cos, sin = turns(dim, theta, torch.arange(size, device=device)[None], wide)
+    return cos[0, 0], sin[0, 0]
+
+
+def turns(dim: int, theta: float, pos: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, cos) and (-sin, sin) [B, 1, Q, dim] of the positions pos [B, Q], worked out."""
+    exponent = torch.arange(0, dim, 2, device=pos.device, dtype=wide) / dim
     # the reciprocal first, as all reference codes do: far positions then round alike
-    angle = pos[:, None, :, None].to(wide) * (1.0 / spec.rope_theta**exponent)
+    angle = pos[:, None, :, None].to(wide) * (1.0 / theta**exponent)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
-def attention_mask(
-    spec: ModelSpec, plan: ForwardPlan, kv: KVCache | None, access: Access | None
-) -> Tensor | None:
+def attention_mask(spec: ModelSpec, plan: ForwardPlan, access: Access | None) -> Tensor | None:
     """[L or 1, B, 1, Q or 1, K] bool, or None where nothing has to be hidden."""
-    if kv is None or access is None:
+    if plan.masked is False:
+        return None
+    if access is None:  # keys are the queries, not slots
         key_pos, readable = plan.pos, plan.valid
+        if plan.read is not None:
+            read = plan.read if plan.read.ndim == 3 else plan.read[None]
+            read = read.gather(2, key_pos.expand(len(read), -1, -1))
+            readable = read if readable is None else readable & read
     else:
         key_pos = torch.arange(access.extent, device=plan.pos.device)[None]
-        readable = (kv.live if plan.rows is None else kv.live[plan.rows])[:, : access.extent]
-    mask = None if readable is None else readable[None, :, None, None, :]
-    if plan.read is not None:
-        read = plan.read if plan.read.ndim == 3 else plan.read[None]
-        if kv is None:  # keys are the queries, not the slots
-            read = read.gather(2, key_pos.expand(len(read), -1, -1))
-        read = read[:, :, None, None, : key_pos.shape[1]]
-        mask = read if mask is None else mask & read
+        readable = access.visible
+    mask = None
+    if readable is not None:
+        mask = (readable if readable.ndim == 3 else readable[None])[:, :, None, None, :]
     if (b := spec.block_length) is not None:
-        causal = (key_pos // b)[:, None, :] <= (plan.pos // b)[:, :, None]
-        mask = causal[None, :, None] if mask is None else mask & causal[None, :, None]
+        causal = ((key_pos // b)[:, None, :] <= (plan.pos // b)[:, :, None])[None, :, None]
+        mask = causal if mask is None else mask & causal
     # one look at a few bits for the whole forward saves every layer a masked softmax
-    return None if mask is None or bool(mask.all()) else mask
+    if mask is None or (plan.masked is None and bool(mask.all())):
+        return None
+    return mask
 
 
 class RMSNorm(nn.Module):
@@ -164,12 +192,12 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """Projected rows x [B, Q, H * D] by head: [B, H, Q, D]."""
-        return rearrange(x, "b q (h d) -> b h q d", d=self.spec.head_dim)
+        return x.view(*x.shape[:2], -1, self.spec.head_dim).transpose(1, 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = self.spec.num_heads != self.spec.num_kv_heads
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return cast(Tensor, self.o(rearrange(out, "b h q d -> b q (h d)")))
+        return cast(Tensor, self.o(out.transpose(1, 2).flatten(2)))
 
 
 class DecoderLayer(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from dllm.errors import DllmError
@@ -69,7 +70,8 @@ class Follower:
         if isinstance(event, Finished):
             row.output = event.output
             return {}
-        for position, token in zip(event.positions, event.token_ids, strict=True):
+        written = (event.positions, event.token_ids), (event.replaced, event.replaced_ids)
+        for position, token in chain(*(zip(*pair, strict=True) for pair in written)):
             place = position - len(row.prompt_ids)
             row.tokens[place], row.forwards[place] = token, event.nfe
         for position in event.remasked:

@@ -78,22 +78,22 @@ def test_a_finished_block_is_stored_by_the_next_blocks_first_forward():
     assert [plan.extent for plan in watched.plans] == [max(q) + 1 for q in watched.queries]
 
 
-def test_slots_are_allocated_as_blocks_open(monkeypatch):
-    monkeypatch.setattr("dllm.cache.kv.STEP", 4)
-    watched = Watched(decoder(0, 4))
-    engine_sizes = []
-    call = watched.model.forward
+def test_slots_are_read_as_blocks_open_and_none_is_touched_before():
+    seen = []
 
-    def noting(ids, plan, kv=None):
-        logits = call(ids, plan, kv)
-        engine_sizes.append((plan.extent, kv.slots))
-        return logits
+    class Noting(Watched):
+        def __call__(self, ids, plan, kv=None):
+            logits = super().__call__(ids, plan, kv)
+            touched = kv.k[:, 0, :, : kv.slots].any(-1).any(1).any(0).nonzero()[:, 0].tolist()
+            seen.append((plan.extent, touched))
+            return logits
 
-    monkeypatch.setattr(watched.model, "forward", noting)
-    run(watched, [[5, 6]], max_new_tokens=14, block_length=4, cache="block")
-    assert [slots for _, slots in engine_sizes] == sorted(slots for _, slots in engine_sizes)
-    assert all(slots == min(-(-extent // 4) * 4, 16) for extent, slots in engine_sizes)
-    assert engine_sizes[0][1] < engine_sizes[-1][1] == 16
+    run(Noting(decoder(0, 4)), [[5, 6]], max_new_tokens=14, block_length=4, cache="block")
+    extents = [extent for extent, _ in seen]
+    assert extents == sorted(extents)
+    assert all(extent % 4 == 0 and touched == list(range(extent)) for extent, touched in seen)
+    assert extents[0] == 4
+    assert extents[-1] == 16
 
 
 def test_the_sub_block_cache_computes_the_window_alone_in_between():

@@ -40,7 +40,7 @@ def deep(shift: int = 0, seed: int = 0) -> Decoder:
 
 
 class Counted(Watched):
-    """Notes what each forward computed: by layer, by row of the store, the set of positions."""
+    """Notes what each forward computed: by layer, by row of the KV cache, the set of positions."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__(model)
@@ -68,7 +68,7 @@ class Counted(Watched):
         return super().__call__(ids, plan, kv)
 
     def computed_of(self, row: int) -> list[list[set[int]]]:
-        """By forward of one row of the store, by layer: the positions that were computed."""
+        """By forward of one row of the KV cache, by layer: the positions that were computed."""
         return [[sets[row] for sets in forward] for forward in self.computed if row in forward[0]]
 
     @property
@@ -206,7 +206,7 @@ def test_widening_is_not_yet_exact_since_other_rows_go_on_from_older_inputs():
     kv, fresh = watched.kvs[0], watched.model.new_kv(1, length)
     with torch.no_grad():
         watched.model(canvas, ForwardPlan.full(length), fresh)
-    inputs, exact = kv.extra["inputs"][:, 0], watched.model.embed(canvas[0])
+    inputs, exact = kv.extra["inputs"][:, 0, :length], watched.model.embed(canvas[0])
     torch.testing.assert_close(inputs[0], exact, rtol=0, atol=0)
     assert torch.dist(kv.k[0, ..., :length, :], fresh.k[0, ..., :length, :]) < 1e-12
     assert torch.dist(kv.k[1, ..., :length, :], fresh.k[1, ..., :length, :]) > 1e-3
@@ -236,7 +236,7 @@ def test_rows_that_widen_and_rows_that_do_not_are_as_alone(sampler, gamma, shift
     together = Counted(deep(shift, 3))
     outputs = run(together, MIXED, **options)
     lengths = [len(prompt) + 10 for prompt in MIXED]
-    every = min(output.nfe for output in outputs)  # forwards with all rows in the store
+    every = min(output.nfe for output in outputs)  # forwards with all rows in the KV cache
     for row, (prompt, output) in enumerate(zip(MIXED, outputs, strict=True)):
         alone = Counted(together.model)
         (same,) = run(alone, [prompt], **options)
@@ -266,14 +266,14 @@ def test_with_guidance_each_branch_keeps_its_own(gamma):
             torch.testing.assert_close(a.confidences, b.confidences, rtol=0, atol=1e-9)
 
 
-def test_the_store_counts_inputs_and_queries():
-    watched, _, length = after(3, gamma=0.9)
+def test_the_kv_cache_counts_inputs_and_queries():
+    watched, _, _ = after(3, gamma=0.9)
     (kv,) = watched.kvs
     spec = watched.spec
     slots = LAYERS * 8 * (kv.slots + 1)  # of one number in every layer, in bytes
     pairs = slots * 2 * spec.num_kv_heads * spec.head_dim
-    rows = LAYERS * length * 8 * (spec.hidden_size + spec.num_heads * spec.head_dim)
-    assert kv.nbytes == pairs + rows + LAYERS * length  # and a bit for every tracked token
+    rows = slots * (spec.hidden_size + spec.num_heads * spec.head_dim)
+    assert kv.nbytes == pairs + rows + slots // 8  # and a byte for every tracked token
     mib = (pairs + rows) / 2**20
     with pytest.raises(DllmError, match="MiB are allowed"):
         decoded(0.9, cache_mib=0.9 * mib)

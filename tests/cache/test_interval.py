@@ -122,3 +122,17 @@ def test_values_that_did_not_change_tie_to_the_lower_position(dtype):
         branches = Branches(~every, pos, every, torch.tensor([count]), 4)
         found = branches.changed(layer, torch.zeros(1, 4, 2, dtype=dtype), run)
         assert found.nonzero()[:, 1].tolist() == chosen
+
+
+def test_padding_of_the_comparison_does_not_undo_position_0():
+    """Of rows without a prompt, the shorter one: what fills it up stands at position 0 too."""
+    old = torch.ones(2, 1, 4, 8, dtype=torch.float64)
+    new = old * torch.tensor([1, -1] * 4)
+    kv = SimpleNamespace(read=lambda *_: (None, old), update_values=lambda *_: None)
+    run = SimpleNamespace(kv=kv, access=None, at=lambda *_: SimpleNamespace(access=None))
+    layer = SimpleNamespace(index=0, values=lambda x: new)
+    pos = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0]])
+    real = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    branches = Branches(~real, pos, real, torch.tensor([4, 2]), 4)
+    found = branches.changed(layer, torch.zeros(2, 4, 2, dtype=torch.float64), run)
+    assert found.tolist() == real.tolist()

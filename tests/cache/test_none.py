@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dllm.cache.batching import plans
 from dllm.cache.none import NoCache
-from dllm.decoding.canvas import Canvas
+from dllm.decoding.canvas import Canvas, positions
 from tests.cache.steps import step_of
 
 
@@ -19,7 +19,9 @@ from tests.cache.steps import step_of
 def test_the_plan_queries_every_position_once(batch, size, shift):
     canvas = Canvas.from_prompts(batch, size, mask_id=5)
     step = step_of(canvas, shift=shift)
-    (plan,) = plans(NoCache().query(step, {}), step, step.want, stored=False, buckets=False)
+    pos, _ = positions(step.want)
+    query = NoCache().query(step, {})
+    (plan,) = plans(query, step, step.want, pos, stored=False, buckets=False)
     width = canvas.ids.shape[1]
     assert plan.pos.tolist() == [list(range(width))] * len(batch)
     assert plan.write is plan.read is None

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.config import DecodeConfig
-from dllm.decoding.canvas import Canvas
 from dllm.samplers import PLANNERS, SAMPLERS, SPECULATORS, STOP_RULES, TRANSFORMS
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.samplers.prophet import Prophet
-from dllm.samplers.protocols import State, Verdict
+from dllm.samplers.protocols import DeviceCanvas, State, Verdict
 from tests.fakes import (
     EOS,
     EOT,
@@ -158,7 +157,7 @@ class Noting(Prophet):
 
     fired: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
-    def check(self, view: Candidates, canvas: Canvas, state: State) -> Verdict:
+    def check(self, view: Candidates, canvas: DeviceCanvas, state: State) -> Verdict:
         verdict = super().check(view, canvas, state)
         assert verdict.fill is not None
         for b in (verdict.fill & view.valid.any(1)).nonzero()[:, 0].tolist():

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.cache.none import NoCache
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.decoding.speculation import Guesses
+from dllm.decoding.rows import Request as Asked
+from dllm.decoding.speculation import Guess
+from dllm.decoding.speculation import SpeculatingBatch as Batch
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output, Started
 from dllm.samplers.candidates import Candidates
-from dllm.samplers.protocols import PlannerBase, State
+from dllm.samplers.protocols import HostState, PlannerBase
 from dllm.samplers.rule import CommitRuleBase, Selection
 from tests.decoding.test_guarantees import (
     Noting,
@@ -210,20 +212,20 @@ def commits(output: Output) -> list[Commit]:
 
 
 def test_guesses_from_before_a_row_was_shortened_still_fit():
-    canvas, guesses = Canvas.from_prompts([[3] * 4, [3], [3]], 6, MASK), Guesses()
-    pos = canvas.prompt[:, None] + torch.arange(6)
-    first = (torch.arange(6) < 1).expand(3, 6)
-    token = torch.full_like(pos, 7)
-    guesses.renew(torch.tensor([True, True, True]), canvas, pos, token, [first])
-    canvas.shorten(torch.tensor([6, 7, 7]))
-    guesses.renew(torch.tensor([True, False, False]), canvas, pos, token, [first])
-    rows = torch.tensor([0, 1])
-    canvas.keep(rows)
-    guesses.keep(rows)
-    stacked, row = guesses.stacked(canvas)
+    config = DecodeConfig(6, speculator="ssd")
+    batch = Batch(FakeModel(), None, config, 3, 10)
+    batch.join([Asked(prompt, config) for prompt in ([3], [3] * 4, [3])])
+    canvas = batch.standing.canvas
+    for row in range(3):
+        ids, known = canvas.ids[row].copy(), canvas.known[row].copy()
+        ids[canvas.prompt[row]], known[canvas.prompt[row]] = 7, True
+        batch.guesses.append(Guess(row, ids, known))
+    short = canvas.stepped(canvas.ids, canvas.known, np.array([7, 6, 7])).take([2, 1])
+    batch._take(np.array([2, 1]), short, [batch.standing.rows[i] for i in (2, 1)])
+    stacked, row = batch._stacked(short)
     assert row.tolist() == [0, 1, 1, 0]
-    assert stacked.ids[2].tolist() == [3, 7, *[MASK] * 5]
-    assert stacked.ids[3].tolist() == [3] * 4 + [7, MASK, MASK]
+    assert stacked.ids[2].tolist() == [3] * 4 + [7, MASK, MASK]
+    assert stacked.ids[3].tolist() == [3, 7, *[MASK] * 5]
 
 
 @pytest.mark.parametrize("seed", [653159, 389853, 293058])
@@ -323,11 +325,13 @@ class Two(PlannerBase):
 
     forced: tuple[bool, bool] | None
 
-    def windows(self, canvas: Canvas, state: State) -> Windows:
+    def windows(self, canvas: Canvas, state: HostState) -> Windows:
         middle = (canvas.prompt + canvas.length) // 2
-        start = torch.stack([canvas.prompt, middle], 1)
-        end = torch.stack([middle, canvas.length], 1)
-        forced = None if self.forced is None else torch.tensor(self.forced).expand(len(start), 2)
+        start = np.stack([canvas.prompt, middle], 1)
+        end = np.stack([middle, canvas.length], 1)
+        forced = None
+        if self.forced is not None:
+            forced = np.broadcast_to(np.array(self.forced), start.shape)
         return Windows(start, end, forced)
 
 

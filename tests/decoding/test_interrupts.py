@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from dllm.config import DecodeConfig
 from dllm.decoding.driving import drive
-from dllm.decoding.step import Decoding
+from dllm.decoding.rows import Request as Asked
+from dllm.decoding.step import Batch
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Started
 from tests.cache.models import decoder
@@ -20,7 +21,7 @@ from tests.interrupting import Lines, every_line
 
 PROMPTS, PREFILLED = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
 ANSWERING = ("dllm/engine.py", "dllm/decoding/driving.py", "dllm/decoding/standing.py")
-BETWEEN = ("Engine.stream_steps", "Decoding.events", "Decoding._settle")
+BETWEEN = ("Engine.stream_steps", "Batch.events", "Batch._settle")
 ANY = "threshold:threshold=0.5"
 CONFIGS = {
     "several windows": DecodeConfig(6, 3, sampler=ANY, planner="multi:add=0", temperature=0.7),
@@ -51,7 +52,7 @@ def test_what_was_told_stands_whatever_the_line(name):
     assert len({output.nfe for output in whole.outputs}) > 1, "rows leave at different times"
     # from where the first event waits to be told to where the last one was told
     ran = whole.lines.ran()
-    places = every_line(ran, "Decoding.events", "drive")[:-1]
+    places = every_line(ran, "Batch.events", "drive")[:-1]
     between = [at for at in places if ran[at].function in BETWEEN]
     pick = random.Random(name)
     for at in [*pick.sample(between, 8), *pick.sample(places, 8)]:
@@ -67,7 +68,7 @@ def test_generate_gives_an_output_for_every_row():
     one = Engine(model_of(config), FakeText())
     with Lines() as lines:
         whole = one.generate(PROMPTS, config)
-    for at in every_line(lines.ran(), "Decoding.events", "drive", ANSWERING):
+    for at in every_line(lines.ran(), "Batch.events", "drive", ANSWERING):
         history = at % 2 == 0
         with Lines(at):
             outputs = one.generate(PROMPTS, config, history=history)
@@ -127,22 +128,28 @@ def test_an_interrupt_behind_the_last_row_cuts_nothing_but_is_told():
 
 def test_events_that_nobody_took_wait_behind_each_other():
     config = DecodeConfig(3, sampler="quota")
-    decoding = Decoding(FakeModel(leaning(7)), None, [[3]], config)
-    while decoding.active:
-        decoding.step()
-    kinds = [type(event) for event in decoding.events]
+    batch = batch_of([[3]], config)
+    while batch.active:
+        batch.step()
+    kinds = [type(event) for event in batch.events]
     assert kinds == [Started, Commit, Commit, Commit, Finished]
-    assert list(decoding.events) == []
+    assert list(batch.events) == []
 
 
 def test_what_stands_is_never_changed():
     """Not even by the next step at work: it is what an interrupt goes by."""
-    decoding = Decoding(FakeModel(leaning(7)), None, PROMPTS, DecodeConfig(4, sampler="quota"))
-    decoding.step()
-    for change in (decoding.step, decoding.interrupt):
-        before = decoding.standing
-        ids, known = before.canvas.ids.clone(), before.canvas.known.clone()
+    batch = batch_of(PROMPTS, DecodeConfig(4, sampler="quota"))
+    batch.step()
+    for change in (batch.step, batch.interrupt):
+        before = batch.standing
+        ids, known = before.canvas.ids.copy(), before.canvas.known.copy()
         change()
-        assert decoding.standing is not before
-        assert torch.equal(before.canvas.ids, ids)
-        assert torch.equal(before.canvas.known, known)
+        assert batch.standing is not before
+        assert np.array_equal(before.canvas.ids, ids)
+        assert np.array_equal(before.canvas.known, known)
+
+
+def batch_of(prompts, config):
+    batch = Batch(FakeModel(leaning(7)), None, config, len(prompts), 8)
+    batch.join([Asked(prompt, config) for prompt in prompts])
+    return batch

@@ -224,7 +224,10 @@ def view_of(distribution: Tensor, known: Tensor) -> Candidates:
         prompt=zero,
         length=all_,
         row=torch.arange(rows),
-        filled=known.float().mean(1),
+        masked=(~known).sum(1),
+        fillable=all_,
+        key=torch.arange(rows),
+        width=n,
     )
 
 

@@ -15,9 +15,17 @@ from dllm.config import DecodeConfig
 from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
-from dllm.samplers.protocols import State
 from tests.fakes import FakeModel, FakeText, scripted
-from tests.samplers.canvases import MASK, Outlook, decode, random_outlook
+from tests.samplers.canvases import (
+    MASK,
+    Outlook,
+    committed_at,
+    decode,
+    narrowed,
+    plan,
+    random_outlook,
+    started,
+)
 
 LINE = 6  # the delimiter
 
@@ -33,7 +41,7 @@ def outlook_of(tokens: list[int], conf: list[float], prompt: int = 0, length: in
 
 def blocks(planner: AdaBlock, outlook: Outlook) -> list[tuple[int, int]]:
     """The windows of a one-row run, each once."""
-    found = [(int(n.start), int(n.end)) for _, _, n in decode(planner, outlook)]
+    found = [(n.start.item(), n.end.item()) for _, _, n in decode(planner, outlook)]
     return list(dict.fromkeys(found))
 
 
@@ -48,8 +56,8 @@ def ada(block: int | None = 4, **options) -> AdaBlock:
 def literal(planner: AdaBlock, outlook: Outlook) -> list[tuple[int, int]]:
     """Section 5 for one row, in plain Python, on predictions that never change."""
     canvas, found = outlook.canvas, []
-    length, size = int(canvas.length), int(canvas.length - canvas.prompt)
-    masked = canvas.masked[0].nonzero()[:, 0].tolist()
+    length, size = canvas.length.item(), (canvas.length - canvas.prompt).item()
+    masked = canvas.masked[0].nonzero()[0].tolist()
     while masked:
         s = masked[0]
         rest = length - s
@@ -81,7 +89,7 @@ def test_blocks_are_those_of_the_text(planner, seed, rows):
     together = decode(planner, outlook)
     for b in range(rows):
         mine = [
-            (int(n.start[i]), int(n.end[i]))
+            (n.start[i].item(), n.end[i].item())
             for c, _, n in together
             for i in range(len(c.row))
             if int(c.row[i]) == b
@@ -136,31 +144,27 @@ def test_end_of_text_is_no_delimiter():
 
 def test_the_most_likely_token_counts_and_not_the_drawn_one():
     outlook = outlook_of([3, 3, 3, 3], [0.9] * 4, length=16)
-    planner, state = ada(), dict[str, torch.Tensor]()
-    windows = planner.windows(outlook.canvas, state)
+    planner = ada()
+    state = started(planner, outlook.canvas)
+    windows = planner.windows(outlook.canvas, state.values)
     view = outlook.view(outlook.canvas, windows)
     best = view.token.clone()
     best[0, 1] = LINE
     view = replace(view, best=best, conf=torch.zeros_like(view.conf))
-    assert planner.narrow(view, windows, state).end.tolist() == [[2]]
+    assert narrowed(planner, view, windows, state).end.tolist() == [[2]]
     view = replace(view, best=view.token, token=best)
-    assert planner.narrow(view, windows, state).end.tolist() == [[4]]
+    assert narrowed(planner, view, windows, state).end.tolist() == [[4]]
 
 
 def test_an_open_block_stays_as_it_is_whatever_the_predictions():
-    planner, state = ada(), dict[str, torch.Tensor]()
-    outlook = outlook_of([3, 3, 3, 3], [0.9] * 4, length=16)
-    planner.narrow(*_view(planner, outlook, state), state)
+    planner, outlook = ada(), outlook_of([3, 3, 3, 3], [0.9] * 4, length=16)
+    state = started(planner, outlook.canvas)
+    plan(planner, outlook, state)
     later = outlook_of([6, 6, 6, 6], [0.9] * 4, length=16)
-    later.canvas.known[0, 0] = True
-    view, windows = _view(planner, later, state)
+    later = replace(later, canvas=committed_at(later.canvas, 0, [0]))
+    windows, narrow = plan(planner, later, state)
     assert (windows.start.tolist(), windows.end.tolist()) == ([[0]], [[4]])
-    assert planner.narrow(view, windows, state).end.tolist() == [[4]]
-
-
-def _view(planner: AdaBlock, outlook: Outlook, state: State):
-    windows = planner.windows(outlook.canvas, state)
-    return outlook.view(outlook.canvas, windows), windows
+    assert narrow.end.tolist() == [[4]]
 
 
 def vocabulary(size: int = 13) -> SimpleNamespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,7 +17,6 @@ from dllm.decoding.canvas import Canvas, Windows, positions
 from dllm.samplers import candidates
 from dllm.samplers.candidates import (
     Candidates,
-    Progress,
     Proposal,
     draw,
     per_window,
@@ -24,8 +24,11 @@ from dllm.samplers.candidates import (
     truncate,
 )
 from dllm.samplers.fastdllm import ThresholdRule
+from dllm.samplers.noise import row_key, uniform
 from dllm.samplers.quota import Quota
 from dllm.samplers.rule import commits, steps_of_window, top
+from tests.samplers.canvases import committed_at
+from tests.samplers.views import keys, views
 
 V, MASK, END = 7, 3, 1
 NEEDS = frozenset({"margin", "entropy"})
@@ -36,16 +39,18 @@ def view(logits: torch.Tensor, needs: frozenset[str] = NEEDS, **how) -> Candidat
     batch, size, _ = logits.shape
     canvas = Canvas.from_prompts([[]] * batch, size, MASK)
     zero = torch.zeros(batch, dtype=torch.long)
-    pos, valid = positions(canvas.masked)
-    proposal = Proposal(**({"banned": (MASK,), "stop_ids": (END,)} | how))
+    pos, valid = map(torch.from_numpy, positions(canvas.masked))
+    proposal = Proposal(**({"banned": (MASK,), "stop_ids": torch.tensor([END])} | how))
+    key = keys(0, canvas.row)
     return Candidates(
         pos=pos,
         valid=valid,
-        **score(logits, pos, valid, zero, canvas, proposal, needs),
+        **score(logits, pos, valid, key, zero, proposal, needs),
         **dict.fromkeys(("start", "window_step", "step", "prompt"), zero),
-        **dict.fromkeys(("end", "window_masked", "length"), zero + size),
-        row=canvas.row,
-        filled=zero.float(),
+        **dict.fromkeys(("end", "window_masked", "length", "masked", "fillable"), zero + size),
+        row=torch.from_numpy(canvas.row),
+        key=key,
+        width=size,
     )
 
 
@@ -167,6 +172,76 @@ def test_the_logits_that_are_kept_are_those_that_were_scored(monkeypatch):
     assert torch.equal(view(z, NEEDS | {"logits"}).logits, expected)
 
 
+# --- options by row -----------------------------------------------------------------------------
+
+OPTIONS = {
+    "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    "top_p": st.sampled_from([0.3, 0.7, 0.9, 1.0]),
+    "top_k": st.sampled_from([0, 1, 3, V, V + 5]),
+    "tempered": st.booleans(),
+    "ends_banned": st.booleans(),
+}
+
+
+@settings(max_examples=150)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.lists(st.fixed_dictionaries(OPTIONS), min_size=1, max_size=5),
+    st.sets(st.sampled_from(["temperature", "top_p", "top_k", "tempered", "ends_banned"])),
+)
+def test_options_by_row_give_what_each_row_gives_alone(seed, dtype, rows, by_row):
+    """Bit for bit; options outside `by_row` are one number for all, that of the first row."""
+    rows = [row | {name: rows[0][name] for name in row.keys() - by_row} for row in rows]
+    rng = np.random.default_rng(seed)
+    size, count = 4, len(rows)
+    z = rng.choice([-1.0, 0.0, 0.5, 2.0], (count, size, V)) + rng.choice(
+        [0, 1], (count, size, 1)
+    ) * rng.normal(0, 3, (count, size, V))  # ties in half of the positions
+    logits = torch.from_numpy(z).to(dtype)
+    pos = torch.arange(size).expand(count, -1)
+    valid = torch.ones_like(pos, dtype=torch.bool)
+    key, step = keys(seed, range(count)), torch.arange(count)
+    needs = frozenset({"margin", "entropy", "gap", "best", "logits"})
+    stop_ids = torch.tensor([END])
+
+    def column(name):
+        if name not in by_row:
+            return rows[0][name]
+        kind = torch.float64 if isinstance(rows[0][name], float) else None
+        return torch.tensor([row[name] for row in rows], dtype=kind)[:, None, None]
+
+    how = Proposal(
+        **{name: column(name) for name in ("temperature", "top_p", "top_k", "tempered")},
+        banned=(MASK,) if "ends_banned" in by_row else banned(rows[0]),
+        banned_too=(END, column("ends_banned")) if "ends_banned" in by_row else None,
+        stop_ids=stop_ids,
+    )
+    together = score(logits, pos, valid, key, step, how, needs)
+    for b, row in enumerate(rows):
+        own = {name: row[name] for name in ("temperature", "top_p", "top_k", "tempered")}
+        alone = Proposal(**own, banned=banned(row), stop_ids=stop_ids)
+        cut = slice(b, b + 1)
+        one = score(logits[cut], pos[cut], valid[cut], key[cut], step[cut], alone, needs)
+        assert one.keys() == together.keys()
+        for name, value in one.items():
+            assert torch.equal(together[name][cut].nan_to_num(7), value.nan_to_num(7)), name
+
+
+def banned(row: dict) -> tuple[int, ...]:
+    return (MASK, END) if row["ends_banned"] else (MASK,)
+
+
+@given(st.integers(0, 2**63), st.integers(0, 2**40), st.integers(0, 2**20))
+def test_tokens_are_drawn_from_the_stream_of_tokens(seed, row, step):
+    z = torch.randn(1, 5, V, dtype=torch.float64, generator=torch.manual_seed(3))
+    key, steps = torch.tensor([row_key(seed, row)]), torch.tensor([step])
+    pos, zero = torch.arange(5)[None], torch.zeros(1, 1, dtype=torch.long)
+    found = score(z, pos, pos >= 0, key, steps, Proposal(1.0), frozenset())
+    u = uniform(key[:, None], steps[:, None], pos, zero)
+    assert torch.equal(found["token"], draw(z, u))
+
+
 # --- truncation and drawing ----------------------------------------------------------------------
 
 
@@ -214,7 +289,7 @@ def test_draw_inverts_the_cumulative_mass():
 
 def bare(conf: list, log1m: list, valid: list | None = None) -> Candidates:
     c = torch.tensor(conf)
-    fields = dict.fromkeys(Candidates.__slots__)
+    fields = {f.name: None for f in dataclasses.fields(Candidates) if f.init}
     pos = torch.arange(c.shape[1]).expand(c.shape)
     ok = torch.ones_like(c, dtype=torch.bool) if valid is None else torch.tensor(valid)
     return Candidates(**fields | {"conf": c, "log1m": torch.tensor(log1m), "pos": pos, "valid": ok})
@@ -226,6 +301,8 @@ pairs = st.lists(st.tuples(scores, scores, st.booleans()), min_size=1, max_size=
 
 @given(pairs)
 def test_rank_is_lexicographic(rows):
+    """By confidence, then by how little is left, log(1 - p), which is never above 0."""
+    rows = [(conf, -doubt, valid) for conf, doubt, valid in rows]
     conf, log1m, valid = ([list(column)] for column in zip(*rows))
     found = bare(conf, log1m, valid)
     keys = range(len(rows))
@@ -284,15 +361,92 @@ def test_the_threshold_itself_is_enough():
     assert commits(found, ThresholdRule(0.99).select(found)).tolist() == [[False, False, True]]
 
 
+def order_of(view: Candidates, *scores: torch.Tensor) -> list[list[int]]:
+    """Columns of the candidates of each row in plain Python's order, best first."""
+    keys = scores or (view.conf, -view.log1m)
+    return [
+        sorted(row.nonzero()[:, 0].tolist(), key=lambda k: (*(-float(s[b, k]) for s in keys), k))
+        for b, row in enumerate(view.valid)
+    ]
+
+
+@given(views(), st.integers(0, 3), st.booleans())
+def test_the_surest_is_the_candidate_of_rank_0(view, count, asked):
+    """Among ties, saturated values and padding; whether the ranks were asked for or not."""
+    scores = (view.entropy, view.margin.double(), -view.conf)[:count]
+    rank = view.rank(*scores)
+    found = (view if asked else dataclasses.replace(view)).surest(*scores)
+    assert torch.equal(found, view.valid & (rank == 0))
+    order = order_of(view, *scores)
+    assert found.nonzero().tolist() == [[b, row[0]] for b, row in enumerate(order)]
+
+
+@given(
+    st.lists(st.tuples(floats, floats, st.booleans()), min_size=1, max_size=9),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_surest_of_any_scores(rows, kind):
+    """-0.0 ties with 0.0; a row of padding alone has none."""
+    first, second, valid = ([list(column)] for column in zip(*rows))
+    scores = torch.tensor(first, dtype=kind), torch.tensor(second, dtype=kind)
+    for count in (1, 2):
+        found, found_again = (bare(first, second, valid) for _ in range(2))
+        rank = found_again.rank(*scores[:count])
+        assert torch.equal(found.surest(*scores[:count]), found_again.valid & (rank == 0))
+        order = order_of(found, *(score + 0.0 for score in scores[:count]))[0]
+        assert found.surest(*scores[:count])[0].nonzero()[:, 0].tolist() == order[:1]
+
+
+def test_saturated_values_and_zeros_of_both_signs_decide_who_is_surest():
+    found = bare([[1.0, 1.0, 1.0, 1.0]], [[-20.0, -30.0, -30.0, -25.0]])
+    assert found.surest().tolist() == [[False, True, False, False]]
+    found = bare([[0.0, 0.0, 0.0]], [[-0.0, 0.0, -0.0]], [[False, True, True]])
+    assert found.surest().tolist() == [[False, True, False]]
+    assert found.surest(torch.tensor([[0.0, -0.0, 0.0]])).tolist() == [[False, True, False]]
+    nothing = bare([[0.5, 0.9]], [[-1.0, -2.0]], [[False, False]])
+    assert not nothing.surest().any()
+
+
+@given(views())
+def test_a_rank_is_worked_out_once_and_never_stale(view):
+    scores = view.entropy, view.margin
+    for asked in ((), scores[:1], scores):
+        assert view.rank(*asked) is view.rank(*asked)
+    assert view.rank(*scores) is not view.rank(*scores[::-1])
+    fewer = dataclasses.replace(view, valid=view.valid & (view.rank() > 0))
+    other = dataclasses.replace(view, conf=1 - view.conf, log1m=view.conf.log())
+    for changed in (fewer, other):
+        for asked in ((), scores):
+            rank, order = changed.rank(*asked), order_of(changed, *asked)
+            assert rank is not view.rank(*asked)
+            for b, row in enumerate(order):
+                assert rank[b, row].tolist() == [*range(len(row))]
+
+
+def test_scores_that_are_gone_leave_no_rank_to_others():
+    """Python gives the id of a tensor that is gone to the next one."""
+    found = bare([[0.1, 0.2, 0.3]], [[-1.0] * 3])
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]) * 20:
+        assert found.rank(-torch.tensor([order]).float())[0].tolist() == order
+
+
+def test_sorts_are_counted(monkeypatch):
+    found, sorts = bare([[0.1, 0.2]], [[-1.0] * 2]), []
+    sort = torch.Tensor.argsort
+    monkeypatch.setattr(torch.Tensor, "argsort", lambda *a, **k: sorts.append(1) or sort(*a, **k))
+    for _ in range(3):
+        found.rank()
+        found.surest()
+    assert len(sorts) == 1
+
+
 # --- windows -------------------------------------------------------------------------------------
 
 
 def test_masked_positions_of_the_window_in_ascending_order_with_padding():
     canvas = Canvas.from_prompts([[5], [5, 5]], 4, MASK)
-    canvas.commit(
-        torch.tensor([[2], [3]]), torch.tensor([[6], [6]]), torch.tensor([[True], [False]])
-    )
-    windows = Windows(torch.tensor([1, 2]), torch.tensor([4, 6]))
+    canvas = committed_at(canvas, 0, [2], 6)
+    windows = Windows(np.array([1, 2]), np.array([4, 6]))
     pos, valid = positions(canvas.masked & windows.contains(canvas.pos))
     assert valid.tolist() == [[True, True, False, False], [True] * 4]
     assert pos[0, :2].tolist() == [1, 3]
@@ -301,13 +455,19 @@ def test_masked_positions_of_the_window_in_ascending_order_with_padding():
 
 def test_every_window_becomes_a_row_of_the_view():
     whole = view(torch.arange(2 * 6 * V).view(2, 6, V).float())
-    windows = Windows(torch.tensor([[0, 2], [1, 4]]), torch.tensor([[2, 5], [4, 4]]))
     steps = torch.tensor([[3, 1], [2, 7]])
-    progress = Progress(whole.step, steps, steps + 10, windows.start)
-    split = per_window(whole, windows, progress)
+    window = {
+        "start": torch.tensor([[0, 2], [1, 4]]),
+        "end": torch.tensor([[2, 5], [4, 4]]),
+        "window_step": steps,
+        "window_masked": steps + 10,
+    }
+    split = per_window(whole, window)
     inside = [split.pos[i, split.valid[i]].tolist() for i in range(4)]
     assert inside == [[0, 1], [2, 3, 4], [1, 2, 3], []]
     assert split.row.tolist() == [0, 0, 1, 1]
+    assert split.start.tolist() == [0, 2, 1, 4]
+    assert split.end.tolist() == [2, 5, 4, 4]
     assert split.window_step.tolist() == [3, 1, 2, 7]
     assert split.window_masked.tolist() == [13, 11, 12, 17]
     assert torch.equal(split.conf, whole.conf.repeat_interleave(2, 0))

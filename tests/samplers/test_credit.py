@@ -9,17 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.config import DecodeConfig
-from dllm.decoding.canvas import Canvas
+from dllm.decoding.state import DeviceState
 from dllm.engine import Engine
 from dllm.samplers.credit import Credit
 from dllm.samplers.protocols import State
 from tests.fakes import FakeModel, hashed, scripted
+from tests.samplers.views import fresh
 
 MASK, VOCAB = 5, 9
 
 
-def masked(rows: int, size: int) -> Canvas:
-    return Canvas.from_prompts([[]] * rows, size, MASK)
+def applied(
+    rule: Credit, z: torch.Tensor, pos: list[list[int]], valid: list[list[bool]], state: State
+) -> torch.Tensor:
+    return rule.apply(z.clone(), torch.tensor(pos), torch.tensor(valid), state)
 
 
 class Dense:
@@ -52,14 +55,14 @@ class Dense:
 def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
     """Ragged batches; positions pause and come back; padding repeats positions and holds NaN."""
     rng = np.random.default_rng(seed)
-    canvas, state = masked(rows, size), State()
+    state = fresh(rule, rows, size)
     dense = [Dense(rule, size) for _ in range(rows)]
     for _ in range(steps):
         width = size + int(rng.integers(0, 3))
         z = rng.normal(0, 2, (rows, width, VOCAB))
         z[..., MASK] = -np.inf
         z[rng.random((rows, width)) < 0.2] = 0.0  # ties: the lowest token earns
-        pos = rng.integers(0, size, (rows, width))
+        pos = rng.integers(0, size + 1, (rows, width))  # padding stands anywhere, also at T
         valid = np.zeros((rows, width), bool)
         for b in range(rows):
             some = np.sort(rng.choice(size, int(rng.integers(1, size + 1)), replace=False))
@@ -68,23 +71,20 @@ def test_logits_are_those_of_the_dense_table(seed, rows, size, steps, rule):
         z[~valid] = np.where(rng.random(((~valid).sum(), VOCAB)) < 0.5, np.nan, 50.0)
         kept = torch.from_numpy(z.copy())
         given_z = torch.from_numpy(z)
-        out = rule.apply(
-            given_z.clone(), torch.from_numpy(pos), torch.from_numpy(valid), canvas, state
-        )
+        out = rule.apply(given_z.clone(), torch.from_numpy(pos), torch.from_numpy(valid), state)
         assert torch.equal(given_z.nan_to_num(9), kept.nan_to_num(9)), "the logits stay as given"
         for b, k in zip(*valid.nonzero()):
             want = dense[b].apply(pos[b, k], z[b, k])
             np.testing.assert_allclose(out[b, k].numpy(), want, atol=1e-5)
 
 
-def run(rule: Credit, *tops: int, state: State | None = None) -> torch.Tensor:
+def run(rule: Credit, *tops: int) -> torch.Tensor:
     """The last logits minus the raw ones of one position whose best token is each of `tops`."""
-    canvas, state = masked(1, 1), {} if state is None else state
-    pos, valid = torch.tensor([[0]]), torch.tensor([[True]])
+    state = fresh(rule, 1, 1)
     for top in tops:
         z = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
         z[..., top] = 4.0
-        out = rule.apply(z.clone(), pos, valid, canvas, state) - z
+        out = applied(rule, z, [[0]], [[True]], state) - z
     return out[0, 0]
 
 
@@ -111,53 +111,47 @@ def test_a_new_token_takes_the_slot_with_the_least_credit():
 def test_a_forbidden_token_stays_forbidden():
     z = torch.full((1, 1, VOCAB), -torch.inf)
     z[..., 3] = 1.0
-    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), masked(1, 1), {})
+    out = applied(Credit(), z, [[0]], [[True]], fresh(Credit(), 1, 1))
     assert torch.isneginf(out).sum() == VOCAB - 1
 
 
 def test_half_precision_does_not_swallow_the_credit():
     z = torch.zeros(1, 1, VOCAB, dtype=torch.bfloat16)
     z[..., 3] = 30.0
-    out = Credit().apply(z.clone(), torch.tensor([[0]]), torch.tensor([[True]]), masked(1, 1), {})
+    out = applied(Credit(), z, [[0]], [[True]], fresh(Credit(), 1, 1))
     assert float(out[0, 0, 3]) == pytest.approx(30 + 0.7 * np.log(2), abs=1e-5)
 
 
 def test_padding_leaves_no_trace():
-    canvas, state = masked(1, 3), State()
-    pos, valid = torch.tensor([[1, 1, 0]]), torch.tensor([[True, False, False]])
-    z = torch.zeros(1, 3, VOCAB)
+    state, z = fresh(Credit(), 1, 3), torch.zeros(1, 3, VOCAB)
     z[0, 0, 3] = z[0, 1, 4] = z[0, 2, 4] = 5.0
-    Credit().apply(z.clone(), pos, valid, canvas, state)
-    assert state["token"][0, :, 0].tolist() == [-1, 3, -1]
-    assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
+    applied(Credit(), z, [[1, 1, 0]], [[True, False, False]], state)
+    assert state["token"][0, :3, 0].tolist() == [-1, 3, -1]
+    assert state["credit"][0, :3].sum(-1).nonzero().flatten().tolist() == [1]
 
 
 def test_committed_positions_neither_earn_nor_gain():
-    canvas, state = masked(1, 2), State()
-    canvas.known[0, 0] = True
-    z = torch.zeros(1, 2, VOCAB)
+    """The engine says which these are: they are not valid."""
+    state, z = fresh(Credit(), 1, 2), torch.zeros(1, 2, VOCAB)
     z[..., 3] = 5.0
-    out = Credit().apply(z.clone(), torch.tensor([[0, 1]]), torch.ones(1, 2).bool(), canvas, state)
+    out = applied(Credit(), z, [[0, 1]], [[False, True]], state)
     assert torch.equal(out[0, 0], z[0, 0])
     assert float(out[0, 1, 3]) > 5
-    assert state["credit"][0].sum(-1).nonzero().flatten().tolist() == [1]
+    assert state["credit"][0, :2].sum(-1).nonzero().flatten().tolist() == [1]
 
 
-def test_state_is_replaced_and_survives_a_canvas_that_gets_smaller():
-    rule, state = Credit(), State()
-    canvas = Canvas.from_prompts([[3], [3, 3, 3]], 2, MASK)
-    pos, valid = torch.tensor([[1, 2], [3, 4]]), torch.ones(2, 2, dtype=torch.bool)
-    z = torch.zeros(2, 2, VOCAB)
+def test_state_is_replaced_and_survives_a_batch_that_gets_smaller():
+    rule, both = Credit(), [[True, True]] * 2
+    memory = DeviceState.fresh(rule.fields, 2, 5, torch.device("cpu"))
+    pos, z = [[1, 2], [3, 4]], torch.zeros(2, 2, VOCAB)
     z[..., 3] = 3.0
-    rule.apply(z.clone(), pos, valid, canvas, state)
-    kept = dict(state)
-    before = {name: table.clone() for name, table in state.items()}
-    rule.apply(z.clone(), pos, valid, canvas, dict(state))
+    applied(rule, z, pos, both, memory.values)
+    kept = dict(memory.values)
+    before = {name: table.clone() for name, table in kept.items()}
+    applied(rule, z, pos, both, dict(memory.values))
     assert all(torch.equal(kept[name], before[name]) for name in kept)
-    first = torch.tensor([0])
-    canvas.keep(first)
-    mine = {name: table[first] for name, table in state.items()}
-    out = rule.apply(z[:1].clone(), pos[:1], valid[:1], canvas, mine)
+    memory.take(np.array([0]), 3)
+    out = applied(rule, z[:1], pos[:1], both[:1], memory.values)
     grown = 1.8 * float(z[0, 0].softmax(-1).max()) ** 0.2
     assert float(out[0, 0, 3]) == pytest.approx(3 + 0.7 * np.log(1 + grown), abs=1e-5)
 

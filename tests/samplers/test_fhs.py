@@ -18,7 +18,7 @@ from dllm.samplers.candidates import TOKEN_STREAM, Candidates, draw
 from dllm.samplers.fhs import FirstHitting
 from dllm.samplers.noise import gumbel, uniform
 from dllm.samplers.rule import commits
-from tests.samplers.views import alone, committed, hand_made, rows_of, views
+from tests.samplers.views import alone, committed, hand_made, keys, rows_of, views
 
 N = 20_000
 
@@ -39,17 +39,20 @@ def test_probabilities_do_not_matter(view):
     assert committed(FirstHitting(), view) == committed(FirstHitting(), other)
 
 
+ROW_KEYS = keys(5, range(N))
+
+
 def many(masked: int, step: int, valid: torch.Tensor, token: torch.Tensor) -> Candidates:
     """N rows with `masked` positions each, after `step` forwards."""
     view = hand_made([0.5] * masked)
+    names = "pos conf log1m ends start end window_masked prompt length masked fillable"
     grow = {
         name: getattr(view, name).expand(N, *getattr(view, name).shape[1:])
-        for name in "pos conf log1m ends start end window_masked prompt length filled".split()
+        for name in names.split()
     }
     at = torch.full((N,), step)
-    return replace(
-        view, **grow, row=torch.arange(N), step=at, window_step=at, valid=valid, token=token, seed=5
-    )
+    rows = {"row": torch.arange(N), "key": ROW_KEYS}
+    return replace(view, **grow, **rows, step=at, window_step=at, valid=valid, token=token)
 
 
 def test_every_order_is_equally_likely():

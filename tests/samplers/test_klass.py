@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.klass import Klass
 from dllm.samplers.rule import quota
-from tests.samplers.views import Row, alone, committed, hand_made, random_view, ranked, rows_of
+from tests.samplers.views import (
+    Row,
+    alone,
+    committed,
+    fresh,
+    hand_made,
+    random_view,
+    ranked,
+    rows_of,
+)
 
 INF = float("inf")
 
@@ -42,7 +51,7 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, high, still, hi
     rng = np.random.default_rng(seed)
     rule = Klass(high, still, history, steps)
     runs: list[dict[int, int]] = [{} for _ in range(rows)]
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(rule, rows)
     for _ in range(4):
         view = random_view(rng, rows, 6, state=state)
         singles = [alone(view, b) for b in range(rows)]
@@ -57,7 +66,7 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, high, still, hi
 
 def steps(rule: Klass, *kl: list[float], conf: float = 0.9, first: int = 0) -> list[list[int]]:
     """What is committed of the same masked positions, step by step, none of them ever filled."""
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(rule, 1)
     out = []
     for n, values in enumerate(kl, first):
         # the last masked position is the best, so that a fallback is told from an acceptance
@@ -83,7 +92,7 @@ def test_the_first_steps_of_a_window_cannot_be_stable():
 
 def test_a_new_window_forgets():
     rule, still = Klass(), torch.tensor([[0.0, 0.0, INF]])
-    view = hand_made([0.9, 0.9, 0.99], kl=still)
+    view = hand_made([0.9, 0.9, 0.99], kl=still, state=fresh(rule, 1))
     for step, expected in [(0, [2]), (1, [0, 1]), (0, [2])]:
         view = replace(view, window_step=torch.tensor([step]))
         assert committed(rule, view) == [expected]
@@ -91,7 +100,7 @@ def test_a_new_window_forgets():
 
 def test_runs_follow_positions_when_masked_positions_are_filled_and_the_window_grows():
     rule = Klass()
-    view = hand_made([0.9, 0.9, 0.99], kl=torch.tensor([[INF, 0.0, INF]]))
+    view = hand_made([0.9, 0.9, 0.99], kl=torch.tensor([[INF, 0.0, INF]]), state=fresh(rule, 1))
     assert committed(rule, view) == [[2]]
     later = hand_made([0.9, 0.7, 0.95], [1, 7, 9], kl=torch.tensor([[0.0, 0.0, INF]]))
     later = replace(later, state=view.state, window_step=torch.tensor([1]))
@@ -111,6 +120,7 @@ def test_only_the_row_without_a_stable_candidate_falls_back():
     view = random_view(np.random.default_rng(1), 2, 1)
     view = replace(
         view,
+        state=fresh(Klass(), 2),
         pos=torch.tensor([[0, 1], [0, 1]]),
         valid=torch.ones(2, 2, dtype=torch.bool),
         conf=torch.tensor([[0.7, 0.9], [0.7, 0.9]]),
@@ -125,8 +135,9 @@ def test_only_the_row_without_a_stable_candidate_falls_back():
 
 def test_the_fallback_fills_the_quota():
     def fallback(steps: int | None) -> list[int]:
-        view: Candidates = hand_made([0.3, 0.5, 0.4, 0.2], kl=torch.full((1, 4), INF))
-        return committed(Klass(steps=steps), view)[0]
+        rule, kl = Klass(steps=steps), torch.full((1, 4), INF)
+        view: Candidates = hand_made([0.3, 0.5, 0.4, 0.2], kl=kl, state=fresh(rule, 1))
+        return committed(rule, view)[0]
 
     assert fallback(None) == [1]
     assert fallback(2) == [1, 2]

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dllm.decoding.canvas import Canvas
-from dllm.samplers.candidates import Candidates, Decoded
+from dllm.samplers.candidates import Candidates, Decoded, State
 from dllm.samplers.learn2pd import NAMES, EndOfText, Learn2PD, load_filter, save_filter
+from dllm.samplers.protocols import DeviceCanvas
 from dllm.samplers.rule import quota
+from tests.samplers.canvases import committed_at, on_device
 from tests.samplers.views import alone, committed, hand_made, random_view, ranked, rows_of, views
 
 BLOCK = 16  # 32 of them take Adam too long for a test
@@ -37,7 +39,8 @@ def fresh(conf: list[float], pos: list[int] | None = None, **fields: Tensor) -> 
     nothing = torch.zeros(1, 0)
     decoded = Decoded(nothing.long(), nothing.bool(), nothing)
     view = hand_made(conf, pos)
-    return replace(view, **{"best_conf": view.conf, "decoded": decoded} | fields)
+    view = replace(view, **{"best_conf": view.conf, "decoded": decoded} | fields)
+    return replace(view, width=int(view.end - view.start))
 
 
 def constant(path, wanted: list[float]) -> str:
@@ -167,8 +170,10 @@ def view_of(conf: Tensor) -> Candidates:
         conf=conf,
         log1m=(1 - conf).log(),
         length=tensors["end"],
+        masked=tensors["end"],
+        fillable=tensors["end"],
         row=torch.arange(n),
-        filled=torch.zeros(n),
+        key=torch.arange(n),
         best=tensors["token"],
         best_conf=conf,
         decoded=Decoded(
@@ -284,18 +289,18 @@ def test_bad_options_name_their_value(lively, options):
 # --- the end-of-text cut -------------------------------------------------------------------------
 
 END = 2  # the only stop id here; hand_made proposes 3
-STATE: dict[str, Tensor] = {}
+STATE: State = {}
 
 
-def canvas_of(known: dict[int, int], prompt: int = 1, new: int = 6) -> Canvas:
+def canvas_of(known: dict[int, int], prompt: int = 1, new: int = 6) -> DeviceCanvas:
     canvas = Canvas.from_prompts([[END] * prompt], new, mask_id=9)
-    pos, token = torch.tensor([list(known)]), torch.tensor([list(known.values())])
-    canvas.commit(pos.long(), token.long(), torch.ones_like(pos, dtype=torch.bool))
-    return canvas
+    for pos, token in known.items():
+        canvas = committed_at(canvas, 0, [pos], token)
+    return on_device(canvas)
 
 
 def proposals(ends: dict[int, float]) -> Candidates:
-    """Holes 1 to 6; those in `ends` propose an end token with that confidence."""
+    """Masked positions 1 to 6; those in `ends` propose an end token with that confidence."""
     view = hand_made([ends.get(pos, 0.999) for pos in range(1, 7)], list(range(1, 7)))
     return replace(view, ends=torch.tensor([[pos in ends for pos in range(1, 7)]]))
 
@@ -349,7 +354,7 @@ def test_a_batch_is_cut_row_by_row(seed, rows, threshold):
     pos = torch.arange(size)
     inside = (pos >= view.prompt[:, None]) & (pos < view.length[:, None])
     ids = torch.from_numpy(rng.integers(0, 8, (rows, size)))
-    canvas = Canvas(ids, inside, known | ~inside, view.prompt, view.length, view.row)
+    canvas = DeviceCanvas(ids, known | ~inside, inside, view.prompt, view.length)
     lengths = EndOfText(threshold, (1, 2)).check(view, canvas, STATE).length
     for b, row in enumerate(rows_of(view)):
         length = int(view.length[b])

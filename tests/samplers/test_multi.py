@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +14,9 @@ from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.samplers.multi import MultiBlock
 from tests.fakes import FakeModel, scripted
-from tests.samplers.canvases import MASK
+from tests.samplers.canvases import EOS, canvas_of, committed_at
 
-EOS = 1
+PROMPT = [3, 3]
 SIZES = st.sampled_from([None, 1, 2, 3, 5, 40])
 MULTI = st.builds(
     MultiBlock,
@@ -28,19 +27,6 @@ MULTI = st.builds(
     st.just((EOS,)),
 )
 Block = tuple[int, int, bool]  # start, end, forced
-
-
-def canvas_of(*rows: str, prompt: int = 2) -> Canvas:
-    """One row per text: `.` masked, `x` committed, `E` committed end of text, `g` prefilled."""
-    canvas = Canvas.from_prompts([[3] * prompt] * len(rows), max(map(len, rows)), MASK)
-    canvas.shorten(prompt + torch.tensor([len(row) for row in rows]))
-    for b, row in enumerate(rows):
-        for i, mark in enumerate(row, start=prompt):
-            if mark != ".":
-                canvas.ids[b, i] = EOS if mark == "E" else 3
-                canvas.known[b, i] = True
-                canvas.generated[b, i] = mark != "g"
-    return canvas
 
 
 def open_blocks(planner: MultiBlock, canvas: Canvas, row: int = 0) -> list[Block]:
@@ -86,27 +72,27 @@ def test_blocks_are_those_of_the_text(planner, seed, rows):
         text = rng.choice(list(".xEg"), int(rng.integers(1, 20)), p=odds)
         text[int(rng.integers(0, max(1, "".join(text).find("E") + 1)))] = "."
         texts.append("".join(text))
-    canvas = canvas_of(*texts)
+    canvas = canvas_of(PROMPT, *texts)
     for b in range(rows):
         assert open_blocks(planner, canvas, b) == literal(planner, canvas, b)
 
 
 def test_the_next_block_opens_at_the_share_of_the_last_open_one():
     planner = MultiBlock(4, add=0.5, full=1.0)
-    assert open_blocks(planner, canvas_of("x...........")) == [(2, 6, True)]
-    assert open_blocks(planner, canvas_of("x.x.........")) == [(2, 6, True), (6, 10, False)]
-    assert len(open_blocks(planner, canvas_of("x.x.x.x....."))) == 3
-    assert len(open_blocks(planner, canvas_of("x.x.x......."))) == 2
+    assert open_blocks(planner, canvas_of(PROMPT, "x...........")) == [(2, 6, True)]
+    assert open_blocks(planner, canvas_of(PROMPT, "x.x.........")) == [(2, 6, True), (6, 10, False)]
+    assert len(open_blocks(planner, canvas_of(PROMPT, "x.x.x.x....."))) == 3
+    assert len(open_blocks(planner, canvas_of(PROMPT, "x.x.x......."))) == 2
 
 
 def test_a_block_is_forced_where_its_predecessor_is_nearly_full():
     planner = MultiBlock(4, add=0.25, full=0.75)
-    assert open_blocks(planner, canvas_of("xx.x........"))[1] == (6, 10, True)
-    assert open_blocks(planner, canvas_of("xx.........."))[1] == (6, 10, False)
+    assert open_blocks(planner, canvas_of(PROMPT, "xx.x........"))[1] == (6, 10, True)
+    assert open_blocks(planner, canvas_of(PROMPT, "xx.........."))[1] == (6, 10, False)
 
 
 def test_the_first_block_with_a_masked_position_is_forced_and_full_blocks_are_empty_spans():
-    windows = MultiBlock(4).windows(canvas_of("xxxx........"), {})
+    windows = MultiBlock(4).windows(canvas_of(PROMPT, "xxxx........"), {})
     assert windows.start.tolist() == [[2, 6, 10]]
     assert windows.end.tolist() == [[2, 10, 10]]
     assert windows.forced is not None
@@ -114,40 +100,40 @@ def test_the_first_block_with_a_masked_position_is_forced_and_full_blocks_are_em
 
 
 def test_no_more_blocks_than_the_most_are_open_at_once():
-    canvas = canvas_of("x." * 8)
+    canvas = canvas_of(PROMPT, "x." * 8)
     for most in range(1, 5):
         planner = MultiBlock(2, add=0.5, most=most)
         assert [start for start, _, _ in open_blocks(planner, canvas)] == [2, 4, 6, 8][:most]
-    full = canvas_of("xxx.xxx.")  # full blocks do not count
+    full = canvas_of(PROMPT, "xxx.xxx.")  # full blocks do not count
     assert [s for s, _, _ in open_blocks(MultiBlock(2, most=2), full)] == [4, 8]
 
 
 def test_no_block_is_open_behind_a_committed_end_of_text():
     planner = MultiBlock(2, add=0.0, most=4, stop_ids=(EOS,))
-    assert [s for s, _, _ in open_blocks(planner, canvas_of("...E...."))] == [2, 4]
-    assert len(open_blocks(planner, canvas_of("...g...."))) == 4
-    given_end = canvas_of("...g....")
-    given_end.ids[0, 5] = EOS  # put there by the user: no end
+    assert [s for s, _, _ in open_blocks(planner, canvas_of(PROMPT, "...E...."))] == [2, 4]
+    assert len(open_blocks(planner, canvas_of(PROMPT, "...g...."))) == 4
+    given_end = canvas_of(PROMPT, "...g....")
+    given_end = committed_at(given_end, 0, [5], EOS)  # put there by the user: no end
+    assert not given_end.generated[0, 5]
     assert len(open_blocks(planner, given_end)) == 4
 
 
 def test_a_row_whose_text_has_ended_before_its_masked_positions_still_has_a_window():
     """Speculators guess such canvases."""
     planner = MultiBlock(2, add=0.0, stop_ids=(EOS,))
-    assert open_blocks(planner, canvas_of("xE......")) == [(4, 6, True)]
+    assert open_blocks(planner, canvas_of(PROMPT, "xE......")) == [(4, 6, True)]
 
 
 def test_an_end_of_text_in_the_prompt_closes_nothing():
-    canvas = canvas_of("....")
-    canvas.ids[0, 0] = EOS
+    canvas = canvas_of([EOS, 3], "....")
     assert len(open_blocks(MultiBlock(2, add=0.0, stop_ids=(EOS,)), canvas)) == 2
 
 
 def test_slots_keep_their_block_beside_longer_rows():
-    windows = MultiBlock(2, add=0.0).windows(canvas_of("....", "..."), {})
+    windows = MultiBlock(2, add=0.0).windows(canvas_of(PROMPT, "....", "..."), {})
     assert windows.start.tolist() == [[2, 4], [2, 4]]
     assert windows.end.tolist() == [[4, 6], [4, 5]]
-    shorter = MultiBlock(2, add=0.0).windows(canvas_of("......", ".."), {})
+    shorter = MultiBlock(2, add=0.0).windows(canvas_of(PROMPT, "......", ".."), {})
     assert (shorter.start[1].tolist(), shorter.end[1].tolist()) == ([2, 4, 4], [4, 4, 4])
 
 
@@ -161,14 +147,14 @@ def test_bind_learns_the_stop_ids():
 @given(MULTI, st.integers(0, 2**32))
 def test_a_block_with_a_masked_position_closes_only_behind_an_end_of_text(planner, seed):
     rng = np.random.default_rng(seed)
-    canvas, before = canvas_of("." * int(rng.integers(1, 24))), set()
+    canvas, before = canvas_of(PROMPT, "." * int(rng.integers(1, 24))), set()
     while canvas.masked.any():
         now = open_blocks(planner, canvas)
         still = {(s, e) for s, e in before if canvas.masked[0, s:e].any()}
         assert still <= {(s, e) for s, e, _ in now}
         before = {(s, e) for s, e, _ in now}
         inside = planner.windows(canvas, {}).contains(canvas.pos) & canvas.masked
-        canvas.known[0, int(rng.choice(inside[0].nonzero()[:, 0]))] = True
+        canvas = committed_at(canvas, 0, [int(rng.choice(inside[0].nonzero()[0]))])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm.samplers.noise import gumbel, uniform
+from dllm.samplers.noise import gumbel, row_key, uniform
+from tests.samplers.views import keys, views
 
 N = 20_000
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -24,45 +26,71 @@ def grid(n: int = N) -> torch.Tensor:
 @cache
 def streams() -> dict[str, torch.Tensor]:
     """N numbers along each counter, the others at zero; and with a few of them elsewhere."""
-    n, zero, one = grid(), torch.zeros(1), torch.ones(1)
+    n, zero, one = grid(), torch.tensor([0]), torch.tensor([1])
+    first = keys(0, [0])
     return {
-        "rows": uniform(0, n, zero, zero, zero),
-        "steps": uniform(0, zero, n, zero, zero),
-        "positions": uniform(0, zero, zero, n, zero),
-        "other stream": uniform(0, zero, zero, n, one),
-        "next step": uniform(0, zero, one, n, zero),
-        "next row": uniform(0, one, zero, n, zero),
-        "next seed": uniform(1, zero, zero, n, zero),
-        "seeds": torch.cat([uniform(seed, zero, zero, zero, zero) for seed in range(N // 10)]),
-        "far row": uniform(0, one * 2**40, zero, n, zero),
+        "rows": uniform(keys(0, n), zero, zero, zero),
+        "steps": uniform(first, n, zero, zero),
+        "positions": uniform(first, zero, n, zero),
+        "other stream": uniform(first, zero, n, one),
+        "next step": uniform(first, one, n, zero),
+        "next row": uniform(keys(0, [1]), zero, n, zero),
+        "next seed": uniform(keys(1, [0]), zero, n, zero),
+        "seeds": torch.cat([uniform(keys(s, [0]), zero, zero, zero) for s in range(N // 10)]),
+        "far row": uniform(keys(0, [2**40]), zero, n, zero),
     }
 
 
-@given(st.integers(-(2**70), 2**70), st.lists(int64, min_size=1, max_size=4))
-def test_the_same_counters_give_the_same_number(seed, counters):
-    tensors = [torch.tensor(c) for c in counters]
-    u = uniform(seed, *tensors)
+def literal(seed: int, *counters: int) -> float:
+    """The formula in Python's integers; the row is the first counter."""
+
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+        return x ^ (x >> 31)
+
+    x = mixed(seed % 2**64)
+    for counter in counters:
+        x = mixed((x * 31 + 0x9E3779B97F4A7C15 + counter) % 2**64)
+    return ((mixed(x) >> 12) + 0.5) * 2.0**-52
+
+
+@given(st.integers(-(2**70), 2**70), int64, st.lists(int64, max_size=3))
+def test_numbers_are_those_of_the_formula(seed, row, counters):
+    key, tensors = torch.tensor(row_key(seed, row)), [torch.tensor(c) for c in counters]
+    u = uniform(key, *tensors)
     assert u.dtype == torch.float64
-    assert u == uniform(seed, *tensors) == uniform(seed + 2**64, *tensors)
+    assert u == uniform(key, *tensors) == literal(seed, row, *counters)
     assert 0 < u < 1
+    assert row_key(seed, row) == row_key(seed + 2**64, row)
+
+
+@given(views(), int64)
+def test_a_rule_draws_by_seed_row_step_and_position(view, seed):
+    view = replace(view, key=keys(seed, view.row))
+    expected = [
+        [literal(seed, row, step, at, 1) for at in pos]
+        for row, step, pos in zip(view.row.tolist(), view.step.tolist(), view.pos.tolist())
+    ]
+    assert view.uniform().tolist() == expected
 
 
 def test_a_number_does_not_depend_on_its_neighbours():
-    rows, positions = torch.tensor([5, 0, 3])[:, None], torch.tensor([[4, 9], [9, 1], [0, 9]])
-    together = uniform(7, rows, torch.tensor(2), positions)
+    rows, positions = keys(7, [5, 0, 3])[:, None], torch.tensor([[4, 9], [9, 1], [0, 9]])
+    together = uniform(rows, torch.tensor(2), positions)
     assert together.shape == (3, 2)
     for i in range(3):
-        alone = uniform(7, rows[i : i + 1], torch.tensor([[2]]), positions[i : i + 1])
+        alone = uniform(rows[i : i + 1], torch.tensor([[2]]), positions[i : i + 1])
         assert torch.equal(together[i : i + 1], alone)
 
 
 def test_the_global_generator_is_neither_read_nor_moved():
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = uniform(0, grid(10))
+    first = uniform(keys(0, [0]), grid(10))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert torch.equal(uniform(0, grid(10)), first)
+    assert torch.equal(uniform(keys(0, [0]), grid(10)), first)
 
 
 @pytest.mark.parametrize("name", streams())
@@ -98,8 +126,9 @@ def test_neighbours_along_a_counter_are_uncorrelated(lag):
 
 def test_no_two_of_many_counters_coincide():
     """Seeds, rows, steps, positions and streams of a real run: 2 * 64 * 8 * 32 * 2 numbers."""
-    axes = [torch.arange(n).view([-1, *[1] * k]) for n, k in ((64, 3), (8, 2), (32, 1), (2, 0))]
-    found = torch.cat([uniform(seed, *axes).flatten() for seed in (0, 1)])
+    axes = [torch.arange(n).view([-1, *[1] * k]) for n, k in ((8, 2), (32, 1), (2, 0))]
+    rows = (keys(seed, range(64)).view(-1, 1, 1, 1) for seed in (0, 1))
+    found = torch.cat([uniform(key, *axes).flatten() for key in rows])
     assert len(found.unique()) == 2 * 64 * 8 * 32 * 2
 
 
@@ -110,7 +139,7 @@ def test_the_ends_are_open_and_the_gumbels_finite():
     assert g.tolist() == pytest.approx(
         [-math.log(-math.log(lowest)), -math.log(math.log(2)), 36.7368], rel=1e-5
     )
-    u = uniform(0, grid(200_000))
+    u = uniform(keys(0, [0]), grid(200_000))
     assert 0 < u.min() < 1e-4
     assert 1 - 1e-4 < u.max() < 1
     odd = (u * 2.0**53).long() % 2  # every number sits in the middle of its cell
@@ -119,11 +148,11 @@ def test_the_ends_are_open_and_the_gumbels_finite():
 
 def test_zero_is_a_counter_like_any_other():
     """Mixing alone would leave it at zero, the lowest number there is."""
-    for n in range(1, 5):
-        assert 1e-3 < uniform(0, *[torch.tensor(0)] * n) < 1 - 1e-3
+    for n in range(4):
+        assert 1e-3 < uniform(keys(0, [0]), *[torch.tensor(0)] * n) < 1 - 1e-3
 
 
 def test_gumbel_moments():
-    g = gumbel(uniform(5, grid()))
+    g = gumbel(uniform(keys(5, [0]), grid()))
     assert g.mean() == pytest.approx(0.5772157, abs=4 * math.pi / math.sqrt(6 * N))
     assert g.var() == pytest.approx(math.pi**2 / 6, rel=0.06)

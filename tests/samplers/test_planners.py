@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,10 +13,10 @@ from dllm.engine import Engine
 from dllm.samplers.adablock import AdaBlock
 from dllm.samplers.multi import MultiBlock
 from dllm.samplers.planner import FixedBlocks
-from dllm.samplers.protocols import PlannerBase, State
+from dllm.samplers.protocols import PlannerBase
 from dllm.samplers.slowfast import SlowFast
 from tests.fakes import EOS, FakeModel, hashed, leaning
-from tests.samplers.canvases import decode, plan, random_outlook
+from tests.samplers.canvases import committed_at, decode, plan, random_outlook, started
 from tests.samplers.views import hand_made
 
 SIZES = st.sampled_from([None, 1, 2, 3, 5, 30])
@@ -70,11 +70,12 @@ def spans(windows: Windows, row: int) -> list[tuple[int, int]]:
 @given(PLANNERS, st.integers(0, 2**32))
 def test_state_is_replaced_and_never_changed_in_place(planner, seed):
     outlook = random_outlook(seed, 3)
-    state: State = {}
+    state = started(planner, outlook.canvas)
     for _ in range(4):
-        kept, before = dict(state), {key: value.clone() for key, value in state.items()}
+        kept = dict(state.values)
+        before = {key: value.copy() for key, value in kept.items()}
         plan(planner, outlook, state)
-        assert all(torch.equal(kept[key], before[key]) for key in kept)
+        assert all(np.array_equal(kept[key], before[key]) for key in kept)
 
 
 @settings(max_examples=30)
@@ -83,16 +84,16 @@ def test_asking_for_windows_twice_changes_nothing(planner, seed, share):
     outlook = random_outlook(seed, 3)
     once, twice = decode(planner, outlook, share), decode(planner, outlook, share, asks=2)
     for (_, _, a), (_, _, b) in zip(once, twice, strict=True):
-        assert torch.equal(a.start, b.start)
-        assert torch.equal(a.end, b.end)
+        assert np.array_equal(a.start, b.start)
+        assert np.array_equal(a.end, b.end)
 
 
 def test_fixed_blocks_go_from_left_to_right_and_the_last_is_short():
     canvas = Canvas.from_prompts([[3, 3], [3]], 5, mask_id=5)
     windows = FixedBlocks(2).windows(canvas, {})
     assert (windows.start.tolist(), windows.end.tolist()) == ([[2], [1]], [[4], [3]])
-    canvas.known[0, :6] = True
-    canvas.known[1, :3] = True
+    canvas = committed_at(canvas, 0, range(2, 6))
+    canvas = committed_at(canvas, 1, range(1, 3))
     windows = FixedBlocks(2).windows(canvas, {})
     assert (windows.start.tolist(), windows.end.tolist()) == ([[6], [3]], [[7], [5]])
 
@@ -103,9 +104,11 @@ def test_fixed_without_a_length_is_one_block():
 
 
 def test_a_planner_that_says_nothing_keeps_its_windows():
-    windows = Windows(torch.tensor([0]), torch.tensor([4]))
-    assert PlannerBase().narrow(hand_made([0.5]), windows, {}) is windows
-    assert PlannerBase().needs == frozenset()
+    view, planner = hand_made([0.5]), PlannerBase()
+    start, end = planner.narrow(view, {})
+    assert (start is view.start, end is view.end) == (True, True)
+    assert not planner.narrows
+    assert (planner.needs, planner.fields) == (frozenset(), {})
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -16,29 +16,22 @@ from dllm.engine import Engine
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.prophet import Prophet
 from tests.fakes import FakeModel, FakeText, scripted
-from tests.samplers.canvases import MASK
+from tests.samplers.canvases import MASK, canvas_of, on_device
+from tests.samplers.views import keys
 
 MARK = (6, 7)
 
 
-def canvas_of(prompt: list[int], *answers: str) -> Canvas:
-    """One row per answer: `.` is masked, `g` a prefilled token 3, a digit a committed token."""
-    canvas = Canvas.from_prompts([prompt] * len(answers), max(map(len, answers)), MASK)
-    canvas.shorten(len(prompt) + torch.tensor([len(answer) for answer in answers]))
-    for b, answer in enumerate(answers):
-        for i, mark in enumerate(answer, start=len(prompt)):
-            if mark != ".":
-                canvas.ids[b, i] = 3 if mark == "g" else int(mark)
-                canvas.known[b, i] = True
-                canvas.generated[b, i] = mark != "g"
-    return canvas
-
-
 def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> Candidates:
-    """All masked positions of the canvas, `gap` [B, T] by position; padding holds NaN."""
-    pos, valid = positions(canvas.masked)
-    rows, zero = torch.arange(len(pos))[:, None], torch.zeros_like(canvas.prompt)
-    plain = torch.full(pos.shape, 0.5)
+    """All masked positions of the canvas, `gap` [B, T] by position; padding holds NaN.
+
+    filled: hundredths of an answer, whatever the canvas has.
+    """
+    pos, valid = map(torch.from_numpy, positions(canvas.masked))
+    at = torch.arange(len(pos))[:, None], pos.clamp(max=canvas.ids.shape[1] - 1)
+    prompt, length = torch.from_numpy(canvas.prompt), torch.from_numpy(canvas.length)
+    zero, plain = torch.zeros_like(prompt), torch.full(pos.shape, 0.5)
+    known = (torch.tensor(filled, dtype=torch.float64) * 100).round().long()
     return Candidates(
         pos=pos,
         valid=valid,
@@ -46,16 +39,19 @@ def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> C
         conf=plain,
         log1m=plain.log(),
         ends=torch.zeros_like(valid),
-        start=canvas.prompt,
-        end=canvas.length,
+        start=prompt,
+        end=length,
         window_masked=valid.sum(1),
         window_step=zero,
         step=zero,
-        prompt=canvas.prompt,
-        length=canvas.length,
-        row=canvas.row,
-        filled=torch.tensor(filled).expand(len(pos)),
-        gap=gap[rows, pos].masked_fill(~valid, torch.nan),
+        prompt=prompt,
+        length=length,
+        masked=(100 - known).expand(len(pos)),
+        fillable=torch.full_like(zero, 100),
+        row=torch.from_numpy(canvas.row),
+        key=keys(0, canvas.row),
+        width=int((length - prompt).max()),
+        gap=gap[at].masked_fill(~valid, torch.nan),
         best=torch.full_like(pos, 4),
     )
 
@@ -63,8 +59,8 @@ def view_of(canvas: Canvas, gap: torch.Tensor, filled: float | list[float]) -> C
 def fires(rule: Prophet, canvas: Canvas, gap: list[float], filled: float = 0.0) -> bool:
     """One row; `gap` of the answer's positions."""
     size = canvas.ids.shape[1]
-    gaps = torch.tensor([[0.0] * int(canvas.prompt) + gap + [0.0] * size])[:, :size]
-    verdict = rule.check(view_of(canvas, gaps, filled), canvas, {})
+    gaps = torch.tensor([[0.0] * canvas.prompt.item() + gap + [0.0] * size])[:, :size]
+    verdict = rule.check(view_of(canvas, gaps, filled), on_device(canvas), {})
     assert verdict.fill is not None
     assert verdict.length is None
     return bool(verdict.fill)
@@ -108,11 +104,10 @@ def test_rows_fire_as_the_text_says(seed, rows, by_marker):
         return
     # halves and wholes, so that means hit the thresholds exactly
     gap = torch.from_numpy(rng.choice([0.0, 2.5, 5.0, 7.5, 10.0], canvas.ids.shape)).float()
-    filled = rng.choice([0.0, 0.32, 0.33, 0.5, 0.66, 0.67, 1.0], rows).astype(np.float32).tolist()
-    verdict = rule.check(view_of(canvas, gap, filled), canvas, {})
+    filled = rng.choice([0.0, 0.32, 0.33, 0.5, 0.66, 0.67, 1.0], rows).tolist()
+    verdict = rule.check(view_of(canvas, gap, filled), on_device(canvas), {})
     for b in range(rows):
-        progress = round(filled[b], 2)  # an fp32 number, as the thresholds it is compared with
-        assert bool(verdict.fill[b]) == literal(rule, canvas, b, gap[b].tolist(), progress)
+        assert bool(verdict.fill[b]) == literal(rule, canvas, b, gap[b].tolist(), filled[b])
 
 
 def test_the_threshold_falls_with_the_share_that_is_known():

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm.samplers.candidates import Candidates, Decoded
+from dllm.samplers.candidates import Candidates, Decoded, State
 from dllm.samplers.saber import Saber
-from tests.samplers.views import Row, alone, hand_made, random_view, ranked, rows_of
+from tests.samplers.views import Row, alone, fresh, hand_made, random_view, ranked, rows_of
 
 NAN = float("nan")
 
@@ -68,7 +68,7 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, n, most):
     rng = np.random.default_rng(seed)
     rule = Saber(n)
     literals = [Literal(n) for _ in range(rows)]
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(rule, rows)
     for _ in range(4):
         view = random_view(rng, rows, most, state=state)
         singles = [alone(view, b) for b in range(rows)]
@@ -81,7 +81,7 @@ def test_a_batch_decides_as_the_text_says_row_by_row(seed, rows, n, most):
 
 
 def view_of(
-    masked: dict[int, float], decoded: dict[int, float], step: int, state: dict[str, torch.Tensor]
+    masked: dict[int, float], decoded: dict[int, float], step: int, state: State
 ) -> Candidates:
     view = hand_made(list(masked.values()), list(masked), state=state)
     end = torch.tensor([max(*masked, *decoded, 0) + 1])
@@ -100,7 +100,7 @@ def view_of(
 
 
 def run(rule: Saber, *steps: tuple[dict[int, float], dict[int, float]]):
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(rule, 1, 60)
     return [decide(rule, view_of(h, d, n, state))[0] for n, (h, d) in enumerate(steps)]
 
 
@@ -149,7 +149,7 @@ def test_a_token_not_scored_before_counts_as_unchanged():
 
 
 def test_the_fall_is_that_of_the_most_likely_token_not_of_the_drawn_one():
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(Saber(), 1)
     view = view_of({0: 0.5, 1: 0.5, 2: 0.4, 3: 0.4}, {}, 0, state)
     decide(Saber(), replace(view, best_conf=torch.tensor([[0.5, 0.9, 0.4, 0.4]])))
     later = view_of({2: 0.4, 3: 0.4}, {0: 0.3, 1: 0.6}, 1, state)  # fell by .2 and by .3
@@ -184,17 +184,17 @@ def test_how_many_are_taken_back(n, k, again):
 
 
 def test_a_new_window_starts_at_one_again_and_forgets_the_last_step():
-    state: dict[str, torch.Tensor] = {}
+    state = fresh(Saber(), 1)
     decide(Saber(), view_of({0: 0.1, 1: 0.1, 2: 0.9, 3: 0.1}, {}, 0, state))
-    fresh = view_of({4: 0.9, 5: 0.8, 6: 0.7}, {2: 0.5, 3: 0.1}, 0, state)
-    assert decide(Saber(), fresh)[0] == ([4, 5], [2])  # all unchanged: the lower position
+    later = view_of({4: 0.9, 5: 0.8, 6: 0.7}, {2: 0.5, 3: 0.1}, 0, state)
+    assert decide(Saber(), later)[0] == ([4, 5], [2])  # all unchanged: the lower position
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 24))
 def test_every_step_gains_a_token_so_the_window_ends(seed, n, size):
     rng = np.random.default_rng(seed)
-    masked, state, step = set(range(size)), {}, 0
+    masked, state, step = set(range(size)), fresh(Saber(n), 1), 0
     while masked:
         conf = rng.choice([0.1, 0.5, 0.5, 0.9, 1.0], size)
         view = view_of(

@@ -19,7 +19,7 @@ from torch import Tensor
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.rule import commits
 from dllm.samplers.scheduler import Scheduler
-from tests.samplers.views import VOCAB, alone, hand_made, views
+from tests.samplers.views import VOCAB, alone, hand_made, keys, views
 
 MASK = 7
 
@@ -249,8 +249,11 @@ def test_draws_depend_on_seed_row_and_step_only(view):
     first = taken(rule, view)
     assert first == taken(rule, view)
     assert first == [taken(rule, alone(view, b))[0] for b in range(len(view.row))]
-    others = {"seed": view.seed + 1, "step": view.step + 1, "row": view.row + 1}
-    for other in (replace(view, **{name: value}) for name, value in others.items()):
+    view = replace(view, key=keys(3, view.row))
+    first = taken(rule, view)
+    next_seed, next_row = keys(4, view.row), keys(3, view.row + 1)
+    others = [{"key": next_seed}, {"step": view.step + 1}, {"key": next_row}]
+    for other in (replace(view, **change) for change in others):
         assert all(a != b for a, b in zip(first, taken(rule, other)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,24 +15,32 @@ from dllm.decoding.canvas import Canvas
 from dllm.engine import Engine
 from dllm.samplers.slowfast import SlowFast
 from tests.fakes import FakeModel, scripted
-from tests.samplers.canvases import MASK, Outlook, decode, plan, random_outlook
+from tests.samplers.canvases import (
+    MASK,
+    Outlook,
+    committed_at,
+    decode,
+    plan,
+    random_outlook,
+    started,
+)
 
 
 def outlook_of(conf: list[float], prompt: int = 0) -> Outlook:
     canvas = Canvas.from_prompts([[3] * prompt], len(conf), MASK)
     values = torch.tensor([[1.0] * prompt + conf])
-    return Outlook(canvas, torch.full_like(canvas.ids, 3), values)
+    return Outlook(canvas, torch.full_like(values, 3, dtype=torch.long), values)
 
 
 def windows_of(planner: SlowFast, outlook: Outlook, threshold: float = 1.0):
-    return [(int(n.start), int(n.end)) for _, _, n in decode(planner, outlook, threshold)]
+    return [(n.start.item(), n.end.item()) for _, _, n in decode(planner, outlook, threshold)]
 
 
 def literal(planner: SlowFast, outlook: Outlook, threshold: float) -> list[tuple[int, int]]:
     """Section 11a for one row, in plain Python, on predictions that never change."""
     canvas, found = outlook.canvas, []
-    prompt, length = int(canvas.prompt), int(canvas.length)
-    masked = canvas.masked[0].nonzero()[:, 0].tolist()
+    prompt, length = canvas.prompt.item(), canvas.length.item()
+    masked = canvas.masked[0].nonzero()[0].tolist()
     conf = outlook.conf[0].tolist()
     reach = float(torch.tensor(planner.reach))
 
@@ -81,7 +90,7 @@ def test_windows_are_those_of_the_text(planner, seed, rows, threshold):
     together = decode(planner, outlook, threshold)
     for b in range(rows):
         mine = [
-            (int(n.start[i]), int(n.end[i]))
+            (n.start[i].item(), n.end[i].item())
             for c, _, n in together
             for i in range(len(c.row))
             if int(c.row[i]) == b
@@ -129,25 +138,27 @@ def test_the_fast_window_starts_where_no_slow_one_did():
 
 def test_one_span_alone_is_not_stable():
     """Nothing is confident at first, then all is: the second of two slow steps sees it."""
-    planner, state = SlowFast(explore=2), dict[str, torch.Tensor]()
-    plan(planner, outlook_of([0.2, 0.1, 0.1, 0.1, 0.1]), state)
+    planner, first = SlowFast(explore=2), outlook_of([0.2, 0.1, 0.1, 0.1, 0.1])
+    state = started(planner, first.canvas)
+    plan(planner, first, state)
     later = outlook_of([0.2, 0.9, 0.8, 0.8, 0.8])
-    later.canvas.known[0, 0] = True
+    later = replace(later, canvas=committed_at(later.canvas, 0, [0]))
     _, narrow = plan(planner, later, state)
     assert (narrow.start.tolist(), narrow.end.tolist()) == ([[1]], [[2]])
-    later.canvas.known[0, 1] = True
+    later = replace(later, canvas=committed_at(later.canvas, 0, [1]))
     _, narrow = plan(planner, later, state)
     assert (narrow.start.tolist(), narrow.end.tolist()) == ([[2]], [[5]])
 
 
 def test_a_step_without_a_confident_candidate_has_a_span_of_length_zero():
     """Lengths 1 and 0 end a cycle, so that the third slow step is the first of the next one."""
-    planner, state = SlowFast(explore=3), dict[str, torch.Tensor]()
+    planner = SlowFast(explore=3)
+    state = started(planner, outlook_of([0.5] * 5, prompt=3).canvas)
     for known, conf in enumerate([[0.5, 0.1, 0.1, 0.1, 0.1], [0.2] * 5, [0.9] * 5]):
         outlook = outlook_of(conf, prompt=3)
-        outlook.canvas.known[0, : 3 + known] = True
-        plan(planner, outlook, state)
-    assert state["slow"].tolist() == [True]
+        canvas = committed_at(outlook.canvas, 0, range(3, 3 + known))
+        plan(planner, replace(outlook, canvas=canvas), state)
+    assert state.values["slow"].tolist() == [True]
 
 
 def test_at_most_six_slow_steps_are_taken():

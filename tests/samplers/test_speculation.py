@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.config import DecodeConfig
+from dllm.decoding.state import Fields, StateField
 from dllm.engine import Engine
 from dllm.samplers.candidates import Candidates
 from dllm.samplers.dream import Dream
@@ -20,7 +21,7 @@ from dllm.samplers.quota import Quota
 from dllm.samplers.rule import CommitRuleBase, Selection, commits
 from dllm.samplers.speculation import FreeDave, SelfSpeculation
 from tests.fakes import EOS, FakeModel, hashed, leaning, scripted
-from tests.samplers.views import hand_made, random_view, ranked, rows_of, views
+from tests.samplers.views import fresh, hand_made, random_view, ranked, rows_of, views
 
 RULES = st.sampled_from(
     [
@@ -43,17 +44,15 @@ def sets_of(view: Candidates, drafts: list[torch.Tensor]) -> list[list[list[int]
 def test_sets_grow_until_nothing_is_left(view, rule, length, speculator):
     done = commits(view, rule.select(view))
     drafts = speculator(length).drafts(rule, view, done)
-    assert len(drafts) <= length
+    # a number that does not depend on values on the device
+    assert len(drafts) == min(length, view.pos.shape[1])
     before = done
     for now in drafts:
         assert not (before & ~now).any()
         assert not (now & ~view.valid).any()
         stuck = (now == before).all(1)
         assert (now | ~view.valid)[stuck].all(), "only a row that has nothing left may stay"
-        assert not stuck.all()
         before = now
-    if len(drafts) < length:
-        assert torch.equal(before, view.valid)
 
 
 @given(views(), RULES, st.integers(1, 6))
@@ -124,17 +123,19 @@ def test_both_guess_alike_for_one_token_a_step():
 class Waiting(CommitRuleBase):
     """Counts its calls in the state; from the third on it takes everything."""
 
+    fields: ClassVar[Fields] = {"count": StateField(0)}
+
     def select(self, view: Candidates) -> Selection:
-        count = view.state.get("count", torch.zeros_like(view.step)) + 1
+        count = view.state["count"] + 1
         view.state["count"] = count
         return Selection(view.valid & (count >= 3)[:, None])
 
 
 def test_the_rule_keeps_its_state_through_the_guesses_and_not_after():
-    view = hand_made([0.9, 0.8, 0.7, 0.6, 0.5])
+    view = hand_made([0.9, 0.8, 0.7, 0.6, 0.5], state=fresh(Waiting(), 1))
     done = commits(view, Waiting().select(view))
     drafts = FreeDave(4).drafts(Waiting(), view, done)
-    assert sets_of(view, drafts) == [[[0, 1]], [[0, 1, 2, 3, 4]]]
+    assert sets_of(view, drafts) == [[[0, 1]], *[[[0, 1, 2, 3, 4]]] * 3]
     assert view.state["count"].tolist() == [1]
 
 
@@ -150,7 +151,7 @@ class Looking(CommitRuleBase):
 
 
 def test_a_guess_shows_the_rule_a_later_step_with_distributions_that_stayed():
-    half: dict[str, Any] = {"filled": torch.tensor([0.5]), "kl": torch.full((1, 4), torch.inf)}
+    half: dict[str, Any] = {"fillable": torch.tensor([8]), "kl": torch.full((1, 4), torch.inf)}
     view = hand_made([0.9, 0.8, 0.7, 0.6], length=torch.tensor([8]), **half)
     rule = Looking([])
     FreeDave(2).drafts(rule, view, commits(view, Selection(torch.zeros_like(view.valid))))
@@ -166,20 +167,20 @@ def test_a_guess_shows_the_rule_a_later_step_with_distributions_that_stayed():
 @settings(max_examples=30)
 @given(views(rows=4), RULES, st.sampled_from([FreeDave, SelfSpeculation]))
 def test_a_row_is_guessed_as_if_it_were_alone(view, rule, speculator):
-    """But for sets at the end that repeat what is full."""
     done = commits(view, rule.select(view))
     together = sets_of(view, speculator(4).drafts(rule, view, done))
     for b in range(len(view.pos)):
         row = torch.arange(len(view.pos)) == b
         masked = replace(view, valid=view.valid & row[:, None])
         mine = sets_of(view, speculator(4).drafts(rule, masked, done & row[:, None]))
-        assert [found[b] for found in together][: len(mine)] == [found[b] for found in mine]
+        assert [found[b] for found in together] == [found[b] for found in mine]
 
 
 def test_nothing_is_guessed_where_nothing_is_left():
     view = hand_made([0.9, 0.8])
     for speculator in (FreeDave(), SelfSpeculation()):
-        assert speculator.drafts(ThresholdRule(0.5), view, view.valid) == []
+        for draft in speculator.drafts(ThresholdRule(0.5), view, view.valid):
+            assert torch.equal(draft, view.valid)
 
 
 DECODERS = [

@@ -1,4 +1,4 @@
-"""Random ragged views for the tests of the parts, and the same views as plain Python.
+"""Random ragged views for the tests of the rules, and the same views as plain Python.
 
 A view has ties, saturated confidences, confidences exactly at the usual thresholds, padding
 anywhere in a row, and garbage in the padding: NaN, or values that would win if they were looked at.
@@ -6,7 +6,7 @@ anywhere in a row, and garbage in the padding: NaN, or values that would win if 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,10 +15,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dllm.decoding.state import DeviceState
 from dllm.samplers.candidates import Candidates, Decoded
+from dllm.samplers.noise import row_key
 from dllm.samplers.rule import CommitRule, commits
+from dllm.samplers.transforming import State, Transform
 
 VOCAB, STOP = 8, (1, 2)
+SIZE = 48  # positions of the state that `fresh` makes: more than any view here has
 PALETTE = (0.25, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)  # shared values: ties, boundaries
 
 
@@ -58,15 +62,18 @@ def random_view(rng: np.random.Generator, rows: int, most: int, **overrides: Any
 
     done_conf = rng.choice(PALETTE, (rows, deep))
     scores = {name: _tensor(value, valid, rng) for name, value in out.items()}
-    known = rng.integers(size - count, length - prompt - count + 1)
+    fillable = rng.integers(count, length - prompt + 1)
+    row = rng.permutation(rows + 2)[:rows]
     view = Candidates(
         pos=torch.from_numpy(pos),
         valid=torch.from_numpy(valid),
         ends=torch.isin(scores["token"], torch.tensor(STOP)),
         window_masked=torch.from_numpy(rng.integers(count, size + 1)),
-        filled=torch.from_numpy(known / (length - prompt)).float(),
-        row=torch.from_numpy(rng.permutation(rows + 2)[:rows]),
-        seed=int(rng.integers(2**31)),
+        masked=torch.from_numpy(rng.integers(count, fillable + 1)),
+        fillable=torch.from_numpy(fillable),
+        row=torch.from_numpy(row),
+        key=keys(int(rng.integers(2**31)), row),
+        width=int(size.max()),
         decoded=Decoded(
             torch.from_numpy(done),
             torch.from_numpy(done_valid),
@@ -88,8 +95,18 @@ def random_view(rng: np.random.Generator, rows: int, most: int, **overrides: Any
     return replace(view, **overrides)
 
 
+def keys(seed: int, rows: Iterable[int]) -> Tensor:
+    """[B] keys of the draws of these rows."""
+    return torch.tensor([row_key(seed, int(row)) for row in rows])
+
+
+def fresh(component: CommitRule | Transform, rows: int, size: int = SIZE) -> State:
+    """The state that the engine gives a component for new rows of `size` positions."""
+    return DeviceState.fresh(component.fields, rows, size, torch.device("cpu")).values
+
+
 def _scores(rng: np.random.Generator, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Laws over VOCAB tokens and what rules read off them, in float64; log1m exact."""
+    """Distributions over VOCAB tokens and what rules read off them, in float64; log1m exact."""
     # How much of a distribution its best token leaves to the others: shared values, any, saturated.
     kind = rng.choice(3, shape, p=[0.45, 0.35, 0.2])
     left = np.choose(
@@ -153,7 +170,8 @@ def views(rows: int = 4, most: int = 8) -> st.SearchStrategy[Candidates]:
 def hand_made(conf: list[float], pos: list[int] | None = None, **overrides: Any) -> Candidates:
     """One row with these confidences at these positions (0, 1, ...), all other fields plain.
 
-    Without `overrides` for it, the window is [0, last position] and nothing is committed yet.
+    Without `overrides` for it, the window is [0, last position] and nothing is committed yet. The
+    width is that of the window.
     """
     where = torch.tensor([pos if pos is not None else list(range(len(conf)))])
     end, zero = where.amax(1) + 1, torch.zeros(1, dtype=torch.long)
@@ -172,10 +190,14 @@ def hand_made(conf: list[float], pos: list[int] | None = None, **overrides: Any)
         step=zero,
         prompt=zero,
         length=end,
+        masked=torch.full_like(end, len(conf)),
+        fillable=torch.full_like(end, len(conf)),
         row=zero,
-        filled=torch.zeros(1),
+        key=keys(0, [0]),
+        width=0,
     )
-    return replace(view, **overrides)
+    view = replace(view, **overrides)
+    return replace(view, width=int((view.end - view.start).max()))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """The random search itself: a short one finds nothing, and a broken guarantee is found."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
 import pytest
 import torch
 
-from dllm.decoding.step import Decoding
+from dllm.decoding.step import Batch
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog
 from tests.search.__main__ import main
@@ -69,13 +68,13 @@ def test_a_case_is_the_same_whenever_it_is_drawn():
 
 def unsent_lost(monkeypatch):
     """The mutant that an interrupt drops what waits to be told."""
-    interrupt = Decoding.interrupt
+    interrupt = Batch.interrupt
 
     def forgets(self):
         list(self.events)
         interrupt(self)
 
-    monkeypatch.setattr(Decoding, "interrupt", forgets)
+    monkeypatch.setattr(Batch, "interrupt", forgets)
     return "interrupted: Ctrl-C at line"
 
 
@@ -87,14 +86,14 @@ def stop_strings_overlooked(monkeypatch):
 
 def rows_see_each_other(monkeypatch):
     """The mutant whose draws change with the size of the batch."""
-    step = Decoding.step
+    step = Batch.step
 
     def beside(self):
         step(self)
         if len(self.active) > 1:
-            self.proposal = replace(self.proposal, seed=self.proposal.seed + 1)
+            self.decider.methods.key[:] += 1
 
-    monkeypatch.setattr(Decoding, "step", beside)
+    monkeypatch.setattr(Batch, "step", beside)
     return "rows_alone"
 
 

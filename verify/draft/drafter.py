@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,9 +88,11 @@ class ModelSession:
         """Only these rows go on."""
         self.seen = [self.seen[row] for row in rows]
         self.cached = [self.cached[row] for row in rows]
-        index = torch.tensor(rows, dtype=torch.long, device=self.model.device)
-        self.canvas = self.canvas[index]
-        self.kv.keep(index, self.kv.length)
+        self.canvas = self.canvas[list(rows)]
+        for place, row in enumerate(rows):  # they ascend, so none is overwritten before it moves
+            if row != place:
+                self.kv.move(row, place)
+        self.kv.use(len(rows), self.kv.length)
 
     @torch.inference_mode()
     def propose(self, contexts: Sequence[Sequence[int]], depths: Sequence[int]) -> list[Lattice]:
@@ -191,7 +194,7 @@ class ModelSession:
         logits: Tensor = self.model(canvas, plan, self.kv)
         for row, length in zip(asked, lengths, strict=True):
             self.cached[row] = length
-        self.kv.drop(torch.tensor(self.cached, device=device))
+        self.kv.drop(np.array(self.cached))
         return logits
 
     def masked(self, asked: Mapping[int, int]) -> Tensor:
