@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import opened
 from dllm.config import DecodeConfig
-from dllm.decoding.step import Decoding
 from dllm.models.decoder import Attention, Decoder, DecoderLayer
 from dllm.models.spec import ModelSpec
 from dllm.output import Commit
@@ -115,7 +115,7 @@ def look(
         sampler=f"quota:steps={left // PER_STEP},logits_eos_inf=true",
         cache=cache,
     )
-    decoding = Decoding(decoder, None, prompts, config)
+    decoding = opened(decoder, prompts, config)
     moments, forwards = [], 0
     for _ in range(steps):
         work.flops = work.rows = 0
@@ -124,7 +124,7 @@ def look(
         seconds = time.perf_counter() - began
         commits = (event for event in decoding.events if isinstance(event, Commit))
         tokens = sum(len(commit.positions) for commit in commits)  # no row ends within a look
-        total = int(decoding.forward.nfe.sum())
+        total = int(decoding.standing.nfe.sum())
         moments.append(Moment(seconds, work.flops, work.rows, tokens, total - forwards))
         forwards = total
     return moments, sum(kv.nbytes for kv in decoding.forward.kvs)

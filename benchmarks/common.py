@@ -8,10 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dllm.config import DecodeConfig
+from dllm.decoding.rows import Request
+from dllm.decoding.step import Batch
 from dllm.environment import environment
 from dllm.eval.tasks import Sample, scorer_of
 from dllm.eval.tasks.datasets import DATASETS, GeneratedDataset, held_out
 from dllm.files import read_text, write_json, write_text
+from dllm.models.protocol import Model
 
 ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -49,6 +53,14 @@ def arguments(
         fill(page, tables())
         parser.exit()
     return found
+
+
+def opened(model: Model, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> Batch:
+    """A batch of `prompts` before its first step, to be stepped by hand."""
+    longest = max(map(len, prompts)) + config.max_new_tokens
+    batch = Batch(model, None, config, len(prompts), longest)
+    batch.join([Request(prompt, config) for prompt in prompts])
+    return batch
 
 
 def sizes_of(dataset: GeneratedDataset) -> tuple[int, ...]:

@@ -16,10 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import arguments, write_result
+from benchmarks.common import arguments, opened, write_result
 from benchmarks.step_overhead import BLOCK, EOS, POSITIONS, VOCAB, TableModel
 from dllm.config import DecodeConfig
-from dllm.decoding.step import Decoding
 from dllm.samplers.egp import ExtremelyGreedy
 from dllm.samplers.learn2pd import save_filter
 
@@ -46,7 +45,7 @@ def options(filter_file: Path) -> dict[str, dict[str, object]]:
 def seconds_per_step(model: TableModel, batch: int, chosen: dict[str, object]) -> float:
     """Mean seconds per step of the engine, forwards taken out."""
     config = DecodeConfig(max_new_tokens=POSITIONS, block_length=BLOCK).replace(**chosen)
-    decoding = Decoding(model, None, [[] for _ in range(batch)], config)
+    decoding = opened(model, [[] for _ in range(batch)], config)
     began = time.perf_counter()
     steps = 0
     while steps < STEPS and decoding.active:

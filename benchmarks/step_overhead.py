@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.common import arguments, write_result
+from benchmarks.common import arguments, opened, write_result
 from dllm.cache.kv import KVCache
 from dllm.cache.plan import ForwardPlan
 from dllm.config import DecodeConfig
-from dllm.decoding.step import Decoding
 from dllm.models.spec import ModelSpec
 
 VOCAB, POSITIONS, BLOCK = 126_464, 1024, 32
@@ -64,7 +63,7 @@ class TableModel:
 def engine_seconds(model: TableModel, batch: int, steps: int, block_length: int | None) -> float:
     """Mean seconds per step of the engine, forwards taken out."""
     config = DecodeConfig(max_new_tokens=POSITIONS, block_length=block_length, sampler="quota")
-    decoding = Decoding(model, None, [[] for _ in range(batch)], config)
+    decoding = opened(model, [[] for _ in range(batch)], config)
     began = time.perf_counter()
     for _ in range(steps):
         decoding.step()
