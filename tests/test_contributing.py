@@ -1,5 +1,6 @@
 """The worked examples of CONTRIBUTING.md, run as a reader would run them."""
 
+import inspect
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 
 import dllm
 from dllm.config import DecodeConfig
+from dllm.decoding.step import Batch
 from dllm.engine import Engine
 from dllm.eval.models import OracleModel
 from dllm.eval.records import EvalSetting
@@ -217,3 +220,8 @@ def test_the_recipe_trains_in_parts_as_in_one(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)  # products in bf16
     run.export(tmp_path / "made")
     assert dllm.load(tmp_path / "made").model.spec == run.trainer.model.spec
+
+
+def test_the_tour_shows_the_step_as_it_is():
+    code = textwrap.dedent(inspect.getsource(Batch._advance))
+    assert textwrap.indent(code, "    ") in PAGE.read_text()
