@@ -57,7 +57,7 @@ def model_of(layers: int, width: int, vocabulary: int) -> Decoder:
 
 MODELS = {
     "2 layers, width 64, 512 tokens": (2, 64, 512),
-    "8 layers, width 512, 8,192 tokens": (8, 512, 8192),
+    "6 layers, width 192, 1,024 tokens": (6, 192, 1024),  # the shape of the bundled `tiny`
 }
 
 

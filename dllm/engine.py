@@ -231,4 +231,5 @@ class LiveBatch:
         """One forward for all prompts, if there are any; the events since the last call."""
         if self._batch.active:
             self._batch.step()
+        self._batch.failed.clear()  # each stands in its row's output
         return list(self._batch.events)

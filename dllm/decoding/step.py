@@ -62,8 +62,8 @@ class Batch:
         self.ids = torch.full((places, length + 1), model.spec.mask_id, device=model.device)
         self.counters = Counters.fresh(0)
         self.memory = Memory()
-        self.open = np.zeros(0, dtype=np.bool_)  # rows whose rule keeps its window open: which is
-        self.held = Windows(*np.zeros((2, 0, 1), dtype=np.int64))
+        self.open = np.zeros(0, dtype=np.bool_)  # rows whose rule keeps its window open
+        self.held = Windows(*np.zeros((2, 0, 1), dtype=np.int64))  # the windows of the last step
         self.number = 0  # of the next row
         self.seconds = 0.0
         self.whole = True  # no step was cut
@@ -136,6 +136,7 @@ class Batch:
             range(len(self.standing.rows)), "interrupted"
         )
         self.standing, _ = self.standing.finished(reasons, {})
+        self.whole = True  # no row is left that the cut step has touched
 
     def _row(self, number: int, request: Request) -> Row:
         config = request.config
@@ -182,6 +183,8 @@ class Batch:
             np.concatenate([self.held.start[stay], held[0]]),
             np.concatenate([self.held.end[stay], held[1]]),
         )
+        used = {id(row.components) for row in own}
+        self.components = [pair for pair in self.components if id(pair[1]) in used]
         if not own:
             self.memory = Memory()
             return

@@ -242,7 +242,8 @@ def test_what_a_batch_cannot_hold_is_refused_and_the_batch_goes_on():
 
 def test_a_step_that_was_cut_ends_the_batch():
     config = DecodeConfig(4, sampler="quota")
-    batch = Batch(FakeModel(interrupt_at=1), None, config, 1, 8)
+    model = FakeModel(interrupt_at=1)
+    batch = Batch(model, None, config, 1, 8)
     batch.join([Request([3], config)])
     batch.step()
     with pytest.raises(KeyboardInterrupt):
@@ -252,6 +253,26 @@ def test_a_step_that_was_cut_ends_the_batch():
     batch.interrupt()
     *_, last = batch.events
     assert (last.output.finish_reason, last.output.nfe) == ("interrupted", 1)
+    model.interrupt_at = None
+    batch.join([Request([4], config, 7)])  # a new row finds nothing of the old one
+    while batch.active:
+        batch.step()
+    *_, last = batch.events
+    (alone,) = Engine(FakeModel()).generate([[4]], config, row_ids=[7])
+    assert last.output.token_ids == alone.token_ids
+
+
+def test_a_batch_that_runs_for_long_does_not_grow():
+    """Nothing is kept of rows that have left, whatever their options."""
+    batch = Batch(FakeModel(), None, DecodeConfig(2), 2, 6)
+    for seed in range(40):
+        batch.join([Request([3], DecodeConfig(2, seed=seed, sampler="klass"))])
+        while batch.active:
+            batch.step()
+        list(batch.events)
+    assert not batch.components
+    assert batch.memory.methods is None
+    assert len(batch.standing.told) == 0
 
 
 def test_windows_beside_those_that_a_planner_narrows_keep_their_own_counts():
