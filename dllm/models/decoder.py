@@ -192,7 +192,8 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """Projected rows x [B, Q, H * D] by head: [B, H, Q, D]."""
-        return x.view(*x.shape[:2], -1, self.spec.head_dim).transpose(1, 2)
+        size = self.spec.head_dim  # the number of heads is written out: a batch may be empty
+        return x.view(*x.shape[:2], x.shape[2] // size, size).transpose(1, 2)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         grouped = self.spec.num_heads != self.spec.num_kv_heads

@@ -162,7 +162,10 @@ def test_a_row_that_moves_takes_all_it_has_and_nothing_else():
     host = [a.copy() for a in (kept.live, kept.written, kept.clock)]
     kept.move(2, 0)
     for now, was in zip(tensors, before, strict=True):
-        assert torch.equal(now, was[:, [2, 1, 2]])
+        moved = was[:, [2, 1, 2]]
+        slots = 3 if now.ndim == 5 else 2  # but for the spare one, which nobody reads
+        real = now.narrow(slots, 0, LENGTH), moved.narrow(slots, 0, LENGTH)
+        assert torch.equal(*real)
     for array, old in zip((kept.live, kept.written, kept.clock), host, strict=True):
         assert array.tolist() == old[[2, 1, 2]].tolist()
     assert kept.clock.tolist() == [3, 2, 3]
