@@ -115,9 +115,7 @@ class Decider:
         row = dict(zip(ROW, sent["rows"].unbind(), strict=True))
         window = dict(zip(WINDOW, sent["windows"].unbind(), strict=False))
         numbers: dict[str, Tensor] = {}
-        if (
-            self.plain and window["start"].ndim == 1
-        ):  # the usual batch: all that is seen may be chosen
+        if self.plain and window["start"].ndim == 1:  # all that is seen may be chosen
             view = whole = self._scored(sent, logits, row | window, ids, width)
         else:
             span = {"start": row["prompt"], "end": row["length"]}

@@ -122,9 +122,8 @@ class Forward:
         made = plans(query, step, want, pos, stored=bool(self.kvs), buckets=self.config.buckets)
         computed = np.zeros(len(want), dtype=np.int64)
         for plan in made:
-            computed[slice(None) if plan.rows is None else plan.rows] += max(1, len(self.kvs))
-        if self.config.cfg_scale and not self.kvs:
-            computed *= 2
+            rows = slice(None) if plan.rows is None else plan.rows
+            computed[rows] += 2 if self.config.cfg_scale else 1
         return Prepared(want, pos, [opened(plan, self.kvs) for plan in made], computed)
 
     def run(
@@ -235,8 +234,8 @@ class Forward:
     def _end(self, began: float | torch.cuda.Event) -> None:
         if isinstance(began, float):
             self.seconds += time.perf_counter() - began
-            return
-        self.spans.append((began, mark()))
+        else:
+            self.spans.append((began, mark()))
 
     def settle_time(self) -> None:
         """Add up what the marks say, once the device has come past them."""

@@ -100,6 +100,7 @@ class Standing:
 
     def _output(self, i: int, reason: FinishReason, error: str | None) -> Output:
         row, now = self.rows[i], self.timings
+        prompt = row.prompt if self.nfe[i] else 0.0  # that of a step that was cut does not count
         answer = row.answers.ended(self.canvas, i, reason)
         commits = row.commits[: self.told[i]]
         return Output(
@@ -110,13 +111,7 @@ class Standing:
             canvases=int(self.canvases[i]),
             slots=sum(len(c.positions) - len(c.remasked) for c in commits),
             answer_tokens=answer.count,
-            timings=Timings(
-                now.total - row.joined.total,
-                now.forward - row.joined.forward,
-                row.prompt
-                if self.nfe[i]
-                else 0.0,  # the forward may be that of a step that was cut
-            ),
+            timings=Timings(now.total - row.joined.total, now.forward - row.joined.forward, prompt),
             history=commits if row.config.history else None,
             error=error,
         )

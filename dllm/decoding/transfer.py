@@ -13,7 +13,7 @@ from dllm.decoding.canvas import Array
 
 
 def send(arrays: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:
-    """The arrays (int64, float64 or bool) as tensors on the device, in one copy."""
+    """The arrays (int64 or bool) as tensors on the device, in one copy."""
     flat = [_words(array) for array in arrays.values()]
     buffer = torch.from_numpy(np.concatenate(flat))
     if device.type == "cuda":
@@ -43,6 +43,4 @@ def _words(array: Array) -> Array:
 def _shaped(piece: Tensor, like: Array) -> Tensor:
     if like.dtype == np.bool_:
         return piece.view(torch.bool)[: math.prod(like.shape)].view(like.shape)
-    if like.dtype == np.float64:
-        piece = piece.view(torch.float64)
     return piece.view(like.shape)

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dllm.cache.policy import CachePolicy, State, Step
+from dllm.cache.policy import Step
 from dllm.decoding.canvas import Canvas
-from dllm.decoding.state import HostState
 
 
 def step_of(canvas: Canvas, **fields: Any) -> Step:
@@ -27,8 +26,3 @@ def step_of(canvas: Canvas, **fields: Any) -> Step:
         "age": none.astype(np.int64),
     }
     return Step(**(usual | fields))
-
-
-def fresh(policy: CachePolicy, canvas: Canvas) -> State:
-    """What a policy keeps of rows that begin with `canvas`."""
-    return HostState.fresh(policy.fields, *canvas.ids.shape).values
