@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm.config import DecodeConfig
-from dllm.decoding.rows import Request
-from dllm.decoding.step import Batch
+from dllm.decoding.rows import DecodeRequest
+from dllm.decoding.step import RowBatch
 from dllm.environment import environment
 from dllm.eval.tasks import Sample, scorer_of
 from dllm.eval.tasks.datasets import DATASETS, GeneratedDataset, held_out
@@ -55,11 +55,11 @@ def arguments(
     return found
 
 
-def opened(model: Model, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> Batch:
+def opened(model: Model, prompts: Sequence[Sequence[int]], config: DecodeConfig) -> RowBatch:
     """A batch of `prompts` before its first step, to be stepped by hand."""
     longest = max(map(len, prompts)) + config.max_new_tokens
-    batch = Batch(model, None, config, len(prompts), longest)
-    batch.join([Request(prompt, config) for prompt in prompts])
+    batch = RowBatch(model, None, config, len(prompts), longest)
+    batch.join([DecodeRequest(prompt, config) for prompt in prompts])
     return batch
 
 

@@ -12,7 +12,7 @@ from dllm.checks import check_whole
 from dllm.config import AUTO, ConfigError, DecodeConfig
 from dllm.decoding.canvas import Prefilled
 from dllm.decoding.driving import drive
-from dllm.decoding.rows import Request
+from dllm.decoding.rows import DecodeRequest
 from dllm.decoding.speculation import SpeculatingBatch
 from dllm.decoding.step import DecodeError
 from dllm.models.protocol import Model
@@ -81,7 +81,7 @@ class Engine:
         stands = prefilled or [()] * len(prompts)
         ids = row_ids or range(len(prompts))
         own = zip(prompts, ids, stands, strict=True)
-        batch.join([Request(prompt, config, row_id, stand) for prompt, row_id, stand in own])
+        batch.join([DecodeRequest(prompt, config, row_id, stand) for prompt, row_id, stand in own])
         try:
             yield from batch.events
             while batch.active:
@@ -221,7 +221,7 @@ class LiveBatch:
         config = self.engine.config(self.config, **options)
         ids = self.engine.encode(prompt, chat)
         self.engine.check([ids], config, [prefilled])
-        return self._batch.join([Request(ids, config, row_id, prefilled)])[0]
+        return self._batch.join([DecodeRequest(ids, config, row_id, prefilled)])[0]
 
     def cancel(self, number: int) -> None:
         """End a prompt with what is committed so far; nothing if it has ended."""

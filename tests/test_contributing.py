@@ -17,7 +17,7 @@ import torch
 
 import dllm
 from dllm.config import DecodeConfig
-from dllm.decoding.step import Batch
+from dllm.decoding.step import RowBatch
 from dllm.engine import Engine
 from dllm.eval.models import OracleModel
 from dllm.eval.records import EvalSetting
@@ -223,5 +223,5 @@ def test_the_recipe_trains_in_parts_as_in_one(tmp_path):
 
 
 def test_the_tour_shows_the_step_as_it_is():
-    code = textwrap.dedent(inspect.getsource(Batch._advance))
+    code = textwrap.dedent(inspect.getsource(RowBatch._advance))
     assert textwrap.indent(code, "    ") in PAGE.read_text()

@@ -14,7 +14,7 @@ from dllm.output import Commit, FinishReason
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CanvasChange:
     """One step's writes, and what stands behind them.
 
     row, place, pos, token [m]: row and index among the candidates of every write, row by row, its
@@ -33,7 +33,7 @@ class Change:
     gained: Array
 
     @classmethod
-    def of(cls, canvas: Canvas, pos: Array, result: Result, mask_id: int) -> Change:
+    def of(cls, canvas: Canvas, pos: Array, result: Result, mask_id: int) -> CanvasChange:
         """Of the positions pos [B, K] that the device looked at."""
         row, place = (result.code != NOTHING).nonzero()
         where, token = pos[row, place], result.code[row, place]

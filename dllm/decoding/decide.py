@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm.decoding.canvas import Array, Canvas, Windows
-from dllm.decoding.memory import Memory
+from dllm.decoding.memory import ComponentStates
 from dllm.decoding.result import NOTHING, REOPENED, Made
 from dllm.decoding.rows import Counters
 from dllm.samplers.candidates import (
@@ -39,7 +39,7 @@ class Decider:
     plain: no component looks at more than the windows.
     """
 
-    def __init__(self, memory: Memory, mask_id: int) -> None:
+    def __init__(self, memory: ComponentStates, mask_id: int) -> None:
         assert memory.methods is not None
         self.methods, self.states, self.mask_id = memory.methods, memory, mask_id
         names: list[str] = []

@@ -18,7 +18,7 @@ Kept = TypeVar("Kept", HostState, DeviceState)
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ComponentStates:
     """One state for each group of `methods`, in their order. kl: of `candidates.divergence`."""
 
     methods: Methods | None = None
@@ -30,7 +30,7 @@ class Memory:
 
     def take(
         self, methods: Methods, rows: Array, size: int, windows: int, device: torch.device
-    ) -> Memory:
+    ) -> ComponentStates:
         """Of the batch that goes on with `rows` [n] (indices of before, -1 for a new one).
 
         size: positions; windows: of a row. What no row needs any more is forgotten.
@@ -63,7 +63,7 @@ class Memory:
             fresh = torch.from_numpy(rows < 0).to(device)
             kl = {name: t[index] for name, t in kl.items()}
             kl["valid"] = kl["valid"] & ~fresh[:, None]
-        return Memory(
+        return ComponentStates(
             methods,
             states(
                 "planners",

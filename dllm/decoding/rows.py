@@ -15,7 +15,7 @@ from dllm.output import Commit, Timings
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DecodeRequest:
     """A prompt and how it is decoded.
 
     row_id: its identity in random draws (None: its number in the batch). prefilled: (offset behind

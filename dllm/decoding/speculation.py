@@ -19,7 +19,7 @@ from dllm.decoding.forward import Prepared
 from dllm.decoding.planning import Planned
 from dllm.decoding.result import Result
 from dllm.decoding.rows import Row
-from dllm.decoding.step import Batch
+from dllm.decoding.step import RowBatch
 from dllm.decoding.transfer import send
 
 
@@ -32,8 +32,8 @@ class Guess:
     known: Array
 
 
-class SpeculatingBatch(Batch):
-    """A batch in which rows may guess ahead; without such rows it is a `Batch`."""
+class SpeculatingBatch(RowBatch):
+    """A batch in which rows may guess ahead; without such rows it is a `RowBatch`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -15,15 +15,15 @@ import torch
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.answers import Answers, first_end
 from dllm.decoding.canvas import Array, Canvas, Windows
-from dllm.decoding.change import Change, Moved, prefilled_commit
+from dllm.decoding.change import CanvasChange, Moved, prefilled_commit
 from dllm.decoding.components import DecodingComponents, check_prefilled, encode_prefilled
 from dllm.decoding.decide import Decider
 from dllm.decoding.forward import Forward
-from dllm.decoding.memory import Memory
+from dllm.decoding.memory import ComponentStates
 from dllm.decoding.methods import Methods
 from dllm.decoding.planning import Planned, narrowed, planner_windows, together
 from dllm.decoding.result import Result
-from dllm.decoding.rows import Counters, Request, Row
+from dllm.decoding.rows import Counters, DecodeRequest, Row
 from dllm.decoding.standing import Standing
 from dllm.decoding.transfer import receive, send
 from dllm.errors import DllmError
@@ -39,7 +39,7 @@ class DecodeError(DllmError):
     """A request that cannot be decoded, or a model that answers with NaN."""
 
 
-class Batch:
+class RowBatch:
     """Rows in the places of a pool. Nothing of a row depends on the others.
 
     places, length: how many rows, and how many positions each, it can hold. The options in SHARED
@@ -61,7 +61,7 @@ class Batch:
         self.forward = Forward.of(model, policy, config, places, length)
         self.ids = torch.full((places, length + 1), model.spec.mask_id, device=model.device)
         self.counters = Counters.fresh(0)
-        self.memory = Memory()
+        self.memory = ComponentStates()
         self.open = np.zeros(0, dtype=np.bool_)  # rows whose rule keeps its window open
         self.held = Windows(*np.zeros((2, 0, 1), dtype=np.int64))  # the windows of the last step
         self.number = 0  # of the next row
@@ -82,7 +82,7 @@ class Batch:
 
     # --- rows that come and go -------------------------------------------------------------------
 
-    def join(self, requests: Sequence[Request]) -> list[int]:
+    def join(self, requests: Sequence[DecodeRequest]) -> list[int]:
         """Take the requests in, from the next step on; the numbers of their rows.
 
         ConfigError, DecodeError: one of them cannot be decoded here; then none is taken in.
@@ -138,7 +138,7 @@ class Batch:
         self.standing, _ = self.standing.finished(reasons, {})
         self.whole = True  # no row is left that the cut step has touched
 
-    def _row(self, number: int, request: Request) -> Row:
+    def _row(self, number: int, request: DecodeRequest) -> Row:
         config = request.config
         for name in SHARED:
             if (own := getattr(config, name)) != (all_ := getattr(self.config, name)):
@@ -186,7 +186,7 @@ class Batch:
         used = {id(row.components) for row in own}
         self.components = [pair for pair in self.components if id(pair[1]) in used]
         if not own:
-            self.memory = Memory()
+            self.memory = ComponentStates()
             return
         methods = Methods.of(own, self.model.spec, device)
         size, windows = canvas.ids.shape[1], self.counters.window_start.shape[1]
@@ -310,7 +310,7 @@ class Batch:
         errors = planned.errors | self._unreal(canvas, pos, result)
         if errors:
             result = result.without(list(errors))
-        change = Change.of(canvas, pos, result, self.model.spec.mask_id)
+        change = CanvasChange.of(canvas, pos, result, self.model.spec.mask_id)
         after = canvas.stepped(change.ids, change.known, result.numbers.get("length"))
         self.counters = self.counters.entered(windows, canvas).stepped(change.gained > 0)
         if methods.remasks.any():

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm.config import ConfigError, DecodeConfig
-from dllm.decoding.rows import Request
-from dllm.decoding.speculation import SpeculatingBatch as Batch
+from dllm.decoding.rows import DecodeRequest
+from dllm.decoding.speculation import SpeculatingBatch
 from dllm.decoding.step import DecodeError
 from dllm.engine import Engine
 from dllm.output import Commit, Finished
@@ -59,8 +59,8 @@ def methods(speculators: bool, narrows: bool) -> st.SearchStrategy[DecodeConfig]
 class Traffic:
     """Requests that arrive at a batch of a few places, some of which are cancelled."""
 
-    batch: Batch
-    requests: list[Request]
+    batch: SpeculatingBatch
+    requests: list[DecodeRequest]
     pick: random.Random
     told: Told = field(default_factory=Told)
     number: dict[int, int] = field(default_factory=dict)  # of a row: of its request
@@ -124,7 +124,7 @@ def requests_of(
         st.lists(st.tuples(prompt, configs, st.integers(0, 9)), min_size=1, max_size=7)
     )
     return [
-        Request(prompt, config.replace(**shared), row_id, [(0, [3])] if row_id == 5 else ())
+        DecodeRequest(prompt, config.replace(**shared), row_id, [(0, [3])] if row_id == 5 else ())
         for prompt, config, row_id in made
         if row_id != 5 or config.max_new_tokens > 1
     ]
@@ -137,7 +137,9 @@ def test_rows_that_come_and_go_are_what_they_are_alone(data, shift, seed, scale)
     model = FakeModel(leaning(EOS, 1.0, drifting(seed, 0.5)), shift)
     requests = requests_of(data, methods(True, False), cfg_scale=scale)
     shared = DecodeConfig(cfg_scale=scale)
-    traffic = Traffic(Batch(model, FakeText(), shared, 3, 15), requests, random.Random(seed))
+    traffic = Traffic(
+        SpeculatingBatch(model, FakeText(), shared, 3, 15), requests, random.Random(seed)
+    )
     done = traffic.run(check=mirror_is_the_device)
     compare(model, traffic, done)
 
@@ -159,7 +161,9 @@ def check_cached(data, model, seed, cache):
     configs = methods(False, narrows)
     requests = requests_of(data, configs, cache=cache)
     shared = DecodeConfig(cache=cache)
-    traffic = Traffic(Batch(model, FakeText(), shared, 3, 15), requests, random.Random(seed))
+    traffic = Traffic(
+        SpeculatingBatch(model, FakeText(), shared, 3, 15), requests, random.Random(seed)
+    )
     kvs = traffic.batch.forward.kvs
     where = [(kv.k.data_ptr(), kv.v.data_ptr()) for kv in kvs]
     done = traffic.run(check=mirror_is_the_device)
@@ -167,7 +171,7 @@ def check_cached(data, model, seed, cache):
     compare(model, traffic, done)
 
 
-def mirror_is_the_device(batch: Batch) -> None:
+def mirror_is_the_device(batch: SpeculatingBatch) -> None:
     canvas = batch.standing.canvas
     shown = batch.ids[: len(canvas.row), : canvas.ids.shape[1]].numpy()
     inside = canvas.inside
@@ -178,10 +182,10 @@ def mirror_is_the_device(batch: Batch) -> None:
 def test_what_a_place_held_before_never_matters(cache):
     """Not even if it is no number."""
     config = DecodeConfig(8, 4, sampler="quota", cache=cache)
-    first, second = Request([3, 4, 6, 7], config, 0), Request([8, 9], config, 1)
+    first, second = DecodeRequest([3, 4, 6, 7], config, 0), DecodeRequest([8, 9], config, 1)
     outputs = []
     for spoil in (False, True):
-        batch = Batch(decoder(), None, config, 1, 12)
+        batch = SpeculatingBatch(decoder(), None, config, 1, 12)
         batch.join([first])
         while batch.active:
             batch.step()
@@ -201,11 +205,11 @@ def test_what_a_place_held_before_never_matters(cache):
 def test_a_row_that_fails_ends_alone_and_its_place_is_clean():
     model = FakeModel(hashed(3), poison=(1, 0, float("nan")))
     config = DecodeConfig(6, 2, sampler="quota")
-    batch = Batch(model, None, config, 2, 8)
-    batch.join([Request([3], config), Request([4], config)])
+    batch = SpeculatingBatch(model, None, config, 2, 8)
+    batch.join([DecodeRequest([3], config), DecodeRequest([4], config)])
     while batch.active:
         batch.step()
-    batch.join([Request([6], config, 9)])
+    batch.join([DecodeRequest([6], config, 9)])
     while batch.active:
         batch.step()
     done = {e.row: e.output for e in batch.events if isinstance(e, Finished)}
@@ -217,23 +221,35 @@ def test_a_row_that_fails_ends_alone_and_its_place_is_clean():
 
 def test_what_a_batch_cannot_hold_is_refused_and_the_batch_goes_on():
     config = DecodeConfig(4, sampler="quota")
-    batch = Batch(FakeModel(), None, config, 2, 8)
+    batch = SpeculatingBatch(FakeModel(), None, config, 2, 8)
     for requests, error, what in [
-        ([Request([3], config)] * 3, DecodeError, "3 rows more than 0: this batch has 2 places"),
-        ([Request([3] * 5, config)], DecodeError, "9 positions: this batch has 8 a row"),
         (
-            [Request([3], config.replace(cache="dual"))],
+            [DecodeRequest([3], config)] * 3,
+            DecodeError,
+            "3 rows more than 0: this batch has 2 places",
+        ),
+        ([DecodeRequest([3] * 5, config)], DecodeError, "9 positions: this batch has 8 a row"),
+        (
+            [DecodeRequest([3], config.replace(cache="dual"))],
             ConfigError,
             "cache='dual': expected 'none'",
         ),
-        ([Request([3], config.replace(cfg_scale=0.5))], ConfigError, "cfg_scale=0.5: expected 0.0"),
-        ([Request([3], config.replace(buckets=True))], ConfigError, "buckets=True: expected False"),
-        ([Request([3], config, prefilled=[(3, [4, 6])])], ConfigError, "prefilled at 3"),
+        (
+            [DecodeRequest([3], config.replace(cfg_scale=0.5))],
+            ConfigError,
+            "cfg_scale=0.5: expected 0.0",
+        ),
+        (
+            [DecodeRequest([3], config.replace(buckets=True))],
+            ConfigError,
+            "buckets=True: expected False",
+        ),
+        ([DecodeRequest([3], config, prefilled=[(3, [4, 6])])], ConfigError, "prefilled at 3"),
     ]:
         with pytest.raises(error, match=what):
-            batch.join([Request([4], config), *requests][-len(requests) :])
+            batch.join([DecodeRequest([4], config), *requests][-len(requests) :])
         assert not batch.active
-    batch.join([Request([3], config)])
+    batch.join([DecodeRequest([3], config)])
     batch.cancel(99)  # nobody
     while batch.active:
         batch.step()
@@ -243,8 +259,8 @@ def test_what_a_batch_cannot_hold_is_refused_and_the_batch_goes_on():
 def test_a_step_that_was_cut_ends_the_batch():
     config = DecodeConfig(4, sampler="quota")
     model = FakeModel(interrupt_at=1)
-    batch = Batch(model, None, config, 1, 8)
-    batch.join([Request([3], config)])
+    batch = SpeculatingBatch(model, None, config, 1, 8)
+    batch.join([DecodeRequest([3], config)])
     batch.step()
     with pytest.raises(KeyboardInterrupt):
         batch.step()
@@ -254,7 +270,7 @@ def test_a_step_that_was_cut_ends_the_batch():
     *_, last = batch.events
     assert (last.output.finish_reason, last.output.nfe) == ("interrupted", 1)
     model.interrupt_at = None
-    batch.join([Request([4], config, 7)])  # a new row finds nothing of the old one
+    batch.join([DecodeRequest([4], config, 7)])  # a new row finds nothing of the old one
     while batch.active:
         batch.step()
     *_, last = batch.events
@@ -264,9 +280,9 @@ def test_a_step_that_was_cut_ends_the_batch():
 
 def test_a_batch_that_runs_for_long_does_not_grow():
     """Nothing is kept of rows that have left, whatever their options."""
-    batch = Batch(FakeModel(), None, DecodeConfig(2), 2, 6)
+    batch = SpeculatingBatch(FakeModel(), None, DecodeConfig(2), 2, 6)
     for seed in range(40):
-        batch.join([Request([3], DecodeConfig(2, seed=seed, sampler="klass"))])
+        batch.join([DecodeRequest([3], DecodeConfig(2, seed=seed, sampler="klass"))])
         while batch.active:
             batch.step()
         list(batch.events)
@@ -279,8 +295,8 @@ def test_windows_beside_those_that_a_planner_narrows_keep_their_own_counts():
     """Quotas go by the masked positions that a window began with."""
     narrow = DecodeConfig(9, 3, sampler="quota:steps=3", planner="slowfast", history=True)
     several = narrow.replace(planner="multi:add=0.4,full=0.8")
-    batch = Batch(FakeModel(hashed(5)), None, narrow, 2, 12)
-    batch.join([Request([3, 3], several), Request([6, 7, 3], narrow)])
+    batch = SpeculatingBatch(FakeModel(hashed(5)), None, narrow, 2, 12)
+    batch.join([DecodeRequest([3, 3], several), DecodeRequest([6, 7, 3], narrow)])
     while batch.active:
         batch.step()
     done = {e.row: e.output for e in batch.events if isinstance(e, Finished)}

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from dllm.cache.none import NoCache
 from dllm.config import ConfigError, DecodeConfig
 from dllm.decoding.canvas import Canvas, Windows
-from dllm.decoding.rows import Request as Asked
-from dllm.decoding.speculation import Guess
-from dllm.decoding.speculation import SpeculatingBatch as Batch
+from dllm.decoding.rows import DecodeRequest
+from dllm.decoding.speculation import Guess, SpeculatingBatch
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Output, Started
 from dllm.samplers.candidates import Candidates
@@ -213,8 +212,8 @@ def commits(output: Output) -> list[Commit]:
 
 def test_guesses_from_before_a_row_was_shortened_still_fit():
     config = DecodeConfig(6, speculator="ssd")
-    batch = Batch(FakeModel(), None, config, 3, 10)
-    batch.join([Asked(prompt, config) for prompt in ([3], [3] * 4, [3])])
+    batch = SpeculatingBatch(FakeModel(), None, config, 3, 10)
+    batch.join([DecodeRequest(prompt, config) for prompt in ([3], [3] * 4, [3])])
     canvas = batch.standing.canvas
     for row in range(3):
         ids, known = canvas.ids[row].copy(), canvas.known[row].copy()

@@ -10,8 +10,8 @@ import pytest
 
 from dllm.config import DecodeConfig
 from dllm.decoding.driving import drive
-from dllm.decoding.rows import Request as Asked
-from dllm.decoding.step import Batch
+from dllm.decoding.rows import DecodeRequest
+from dllm.decoding.step import RowBatch
 from dllm.engine import Engine
 from dllm.output import Commit, Finished, Started
 from tests.cache.models import decoder
@@ -21,7 +21,7 @@ from tests.interrupting import Lines, every_line
 
 PROMPTS, PREFILLED = [[3], [4, 4], []], [[], [(2, [6, 7])], []]
 ANSWERING = ("dllm/engine.py", "dllm/decoding/driving.py", "dllm/decoding/standing.py")
-BETWEEN = ("Engine.stream_steps", "Batch.events", "Batch._settle")
+BETWEEN = ("Engine.stream_steps", "RowBatch.events", "RowBatch._settle")
 ANY = "threshold:threshold=0.5"
 CONFIGS = {
     "several windows": DecodeConfig(6, 3, sampler=ANY, planner="multi:add=0", temperature=0.7),
@@ -52,7 +52,7 @@ def test_what_was_told_stands_whatever_the_line(name):
     assert len({output.nfe for output in whole.outputs}) > 1, "rows leave at different times"
     # from where the first event waits to be told to where the last one was told
     ran = whole.lines.ran()
-    places = every_line(ran, "Batch.events", "drive")[:-1]
+    places = every_line(ran, "RowBatch.events", "drive")[:-1]
     between = [at for at in places if ran[at].function in BETWEEN]
     pick = random.Random(name)
     for at in [*pick.sample(between, 8), *pick.sample(places, 8)]:
@@ -68,7 +68,7 @@ def test_generate_gives_an_output_for_every_row():
     one = Engine(model_of(config), FakeText())
     with Lines() as lines:
         whole = one.generate(PROMPTS, config)
-    for at in every_line(lines.ran(), "Batch.events", "drive", ANSWERING):
+    for at in every_line(lines.ran(), "RowBatch.events", "drive", ANSWERING):
         history = at % 2 == 0
         with Lines(at):
             outputs = one.generate(PROMPTS, config, history=history)
@@ -150,6 +150,6 @@ def test_what_stands_is_never_changed():
 
 
 def batch_of(prompts, config):
-    batch = Batch(FakeModel(leaning(7)), None, config, len(prompts), 8)
-    batch.join([Asked(prompt, config) for prompt in prompts])
+    batch = RowBatch(FakeModel(leaning(7)), None, config, len(prompts), 8)
+    batch.join([DecodeRequest(prompt, config) for prompt in prompts])
     return batch

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dllm.config import DecodeConfig
 from dllm.decoding import forward, speculation, step
-from dllm.decoding.rows import Request
+from dllm.decoding.rows import DecodeRequest
 from dllm.decoding.speculation import SpeculatingBatch
 from dllm.decoding.transfer import receive
 from tests.cache.models import decoder
@@ -59,7 +59,7 @@ def one_step(
 ) -> tuple[int, int, Counter[str]]:
     """Operations outside the forward of a step within a window, transfers, looks at values."""
     batch = SpeculatingBatch(decoder(0, block), FakeText(), configs[0], len(configs), 40)
-    batch.join([Request([3, 4, 6, 7], config) for config in configs])
+    batch.join([DecodeRequest([3, 4, 6, 7], config) for config in configs])
     batch.step()
     batch.step()
     operations, transfers = Operations(), 0

@@ -176,7 +176,7 @@ def interrupted(case: Case, whole: Run) -> None:
     traced = decode(model, case.request, Lines())
     same(case, whole, traced, "the same request gives the same")
     ran = traced.lines.ran()
-    begun = next(i for i, line in enumerate(ran) if line.function == "Batch.events")
+    begun = next(i for i, line in enumerate(ran) if line.function == "RowBatch.events")
     for at in sorted({begun + int(share * (len(ran) - begun)) for share in case.cuts}):
         try:
             check_cut(case.request, traced, decode(model, case.request, Lines(at)), ran[at])

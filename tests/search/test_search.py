@@ -7,7 +7,7 @@ from subprocess import run
 import pytest
 import torch
 
-from dllm.decoding.step import Batch
+from dllm.decoding.step import RowBatch
 from dllm.files import FileError
 from dllm.jsonlog import JsonLog
 from tests.search.__main__ import main
@@ -68,13 +68,13 @@ def test_a_case_is_the_same_whenever_it_is_drawn():
 
 def unsent_lost(monkeypatch):
     """The mutant that an interrupt drops what waits to be told."""
-    interrupt = Batch.interrupt
+    interrupt = RowBatch.interrupt
 
     def forgets(self):
         list(self.events)
         interrupt(self)
 
-    monkeypatch.setattr(Batch, "interrupt", forgets)
+    monkeypatch.setattr(RowBatch, "interrupt", forgets)
     return "interrupted: Ctrl-C at line"
 
 
@@ -86,14 +86,14 @@ def stop_strings_overlooked(monkeypatch):
 
 def rows_see_each_other(monkeypatch):
     """The mutant whose draws change with the size of the batch."""
-    step = Batch.step
+    step = RowBatch.step
 
     def beside(self):
         step(self)
         if len(self.active) > 1:
             self.decider.methods.key[:] += 1
 
-    monkeypatch.setattr(Batch, "step", beside)
+    monkeypatch.setattr(RowBatch, "step", beside)
     return "rows_alone"
 
 
